@@ -1,0 +1,537 @@
+"""The public face of a session: `open_connection`, `run_connection`, and the `Connection` they give."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, NoReturn
+
+import attrs
+import trio
+
+from trio_nova._events import Listener, ListenerOverflow
+from trio_nova._mailbox import Receiver
+from trio_nova._session import Session
+from trio_nova._supervisor import Supervisor
+from trio_nova.codecs import encode_json
+from trio_nova.config import RECONFIGURABLE, Config, configure, target_url
+from trio_nova.core.session import State
+from trio_nova.errors import BadMessage, ConfigError, NotSent, SessionOver
+from trio_nova.messages import (
+    CloseInfo,
+    OwnershipTransferred,
+    Ping,
+    Pong,
+    check_close,
+)
+
+__all__ = ["Connection", "ConnectionBlock", "Health", "Statistics", "open_connection", "run_connection"]
+
+
+@attrs.frozen(kw_only=True)
+class Statistics:
+    """What a session has done so far: a snapshot."""
+
+    dials: int
+    links: int
+    """How many of the dials led to a link."""
+    messages_sent: int
+    messages_received: int
+    bytes_sent: int
+    """Of payload; a character of text counts as one."""
+    bytes_received: int
+    messages_dropped: int
+    """By the overflow policy of the inbox."""
+    inbox_messages: int
+    """Waiting to be received."""
+    inbox_bytes: int
+    outbox_messages: int
+    """Waiting to be sent."""
+    outbox_bytes: int
+    pings_sent: int
+    pongs_received: int
+    errors: int
+    ready_time: float
+    """Seconds that the session has been ready, in all."""
+
+
+@attrs.frozen(kw_only=True)
+class Health:
+    """How a session is: a snapshot."""
+
+    status: str
+    """"ok" where application messages flow, "down" where they wait for a link, "over"."""
+    state: State
+    epoch: int
+    latency: float | None
+    failures_in_a_row: int
+    last_error: Exception | None
+    reading: bool
+    """False while reading stands still: paused, or because the inbox is full."""
+    details: Mapping[str, object] = attrs.field(factory=dict)
+    """What `ConnectionHandler.status` adds."""
+
+
+class Connection:
+    """A session with a WebSocket service, stable across reconnects. Made by `open_connection`.
+
+    Any task of the same `trio.run` may use it. No call takes a time-out: the caller's cancel scope is
+    the time-out.
+    """
+
+    def __init__(self, session: Session, supervisor: Supervisor) -> None:
+        self._session = session
+        self._supervisor = supervisor
+        self._receiver: Receiver[Any] = session.inbound.receiver
+
+    def __repr__(self) -> str:
+        session = self._session
+        return f"<Connection {session.id} to {session.url}: {session.state.value}, epoch {session.epoch}>"
+
+    # ----------------------------------------------------------------- what it is
+
+    @property
+    def id(self) -> str:
+        """The stable id: given by `Registry.open_connection`, else drawn at random."""
+        return self._session.id
+
+    @property
+    def url(self) -> str:
+        """Where it connects to, without secrets."""
+        return str(self._session.url)
+
+    @property
+    def state(self) -> State:
+        """Where in its life the session is."""
+        return self._session.state
+
+    @property
+    def epoch(self) -> int:
+        """The number of the present link, or of the last one; the first is 1."""
+        return self._session.epoch
+
+    @property
+    def latency(self) -> float | None:
+        """Seconds of the last round trip measured; None before the first."""
+        return self._session.latency
+
+    @property
+    def close_info(self) -> CloseInfo | None:
+        """How the last link that ended did end."""
+        return self._session.close_info
+
+    @property
+    def config(self) -> Config:
+        """The options now in force."""
+        return self._session.config
+
+    def statistics(self) -> Statistics:
+        """Return what the session has done so far."""
+        session, counts = self._session, self._session.counts
+        ready = 0.0 if session.ready_since is None else trio.current_time() - session.ready_since
+        inbox, outbox = session.inbound.inbox.queue, session.outbound.outbox
+        return Statistics(
+            dials=counts.dials,
+            links=counts.links,
+            messages_sent=counts.messages_sent,
+            messages_received=counts.messages_received,
+            bytes_sent=counts.bytes_sent,
+            bytes_received=counts.bytes_received,
+            messages_dropped=session.inbound.announced,
+            inbox_messages=len(inbox),
+            inbox_bytes=inbox.size,
+            outbox_messages=outbox.waiting,
+            outbox_bytes=outbox.waiting_bytes,
+            pings_sent=counts.pings_sent,
+            pongs_received=counts.pongs_received,
+            errors=counts.errors,
+            ready_time=counts.ready_time + ready,
+        )
+
+    def health(self) -> Health:
+        """Return how the session is."""
+        session = self._session
+        return Health(
+            status="ok" if session.ready else "over" if session.is_over else "down",
+            state=session.state,
+            epoch=session.epoch,
+            latency=session.latency,
+            failures_in_a_row=session.attempts.made,
+            last_error=session.last_error,
+            reading=not (session.inbound.pauses or session.inbound.clogged),
+            details=session.handlers.connection.status(),
+        )
+
+    # ----------------------------------------------------------------- sending
+
+    async def send(self, message: Any, *, priority: int = 0) -> None:
+        """Send a message, through the message handler's `encode_message` and the codec.
+
+        Returns when the operating system has all of it. While there is no ready link, `when_down`
+        decides. Cancelling withdraws the message, unless it is being written: then it leaves whole.
+
+        A lower `priority` overtakes a higher one; equals leave in the order of the calls.
+
+        Raises:
+            NotSent: nothing left this machine; it is safe to send it again.
+            Expired: it waited longer than `Buffer.ttl`, and was not sent.
+            OutcomeUnknown: the link was lost while it was being written.
+            BadMessage: it cannot be encoded.
+            SessionOver: the session has ended.
+        """
+        outbound = self._session.outbound
+        if isinstance(message, Ping | Pong):
+            await outbound.send(message)
+            return
+        kind = outbound.kind_of(message)
+        await outbound.send(outbound.encode(message), kind, priority)
+
+    async def send_text(self, text: str) -> None:
+        """Send a text frame with exactly this text; otherwise like `send`."""
+        if not isinstance(text, str):
+            raise BadMessage(f"send_text takes a str, not a {type(text).__name__}")
+        await self._session.outbound.send(text)
+
+    async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        """Send a binary frame with exactly these bytes; otherwise like `send`."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise BadMessage(f"send_bytes takes bytes, not a {type(data).__name__}")
+        await self._session.outbound.send(bytes(data))
+
+    async def send_json(self, message: Any) -> None:
+        """Send a message as JSON in a text frame, whatever the codec; otherwise like `send`."""
+        outbound = self._session.outbound
+        await outbound.send(encode_json(message), outbound.kind_of(message))
+
+    async def ping(self) -> float:
+        """Send a ping and return the seconds until its pong. Cancelling stops waiting for it.
+
+        Raises:
+            NotSent: there is no link.
+            LinkLost: the link ended before the pong came.
+            SessionOver: the session has ended.
+        """
+        self._session.check_open()
+        if self._supervisor.link is None:
+            await trio.lowlevel.checkpoint()
+            raise NotSent("there is no link to ping on") from self._session.last_error
+        return await self._supervisor.link.ping()
+
+    # ----------------------------------------------------------------- receiving
+
+    async def receive(self) -> Any:
+        """Return the next message, waiting for it if need be. Cancelling loses nothing.
+
+        What has been received can still be taken after the session has ended. A call that does not wait
+        lets other tasks run at least once in 64 times.
+
+        Raises:
+            SessionOver: nothing will come any more.
+            ReceiverMoved: `hand_over` gave the receive side to somebody else.
+        """
+        return await self._receiver.receive()
+
+    def receive_nowait(self) -> Any:
+        """Return the next message; raises trio.WouldBlock where there is none, else like `receive`."""
+        return self._receiver.receive_nowait()
+
+    async def receive_batch(self) -> list[Any]:
+        """Return all messages there are, at least one, waiting for it if need be; raises like `receive`."""
+        return await self._receiver.receive_batch()
+
+    def __aiter__(self) -> Receiver[Any]:
+        """Iterate over messages until the session is over."""
+        return self._receiver
+
+    def hand_over(self, to: str = "") -> Receiver[Any]:
+        """Give the receive side away: return a `Receiver` for another task, and let nobody else receive.
+
+        Calls that wait here, and later ones, raise ReceiverMoved. No message is lost or seen twice.
+
+        Args:
+            to: who gets it, for the event OwnershipTransferred.
+        """
+        inbound = self._session.inbound
+        inbound.receiver = inbound.receiver.move()
+        self._session.emit(OwnershipTransferred, to=to)
+        return inbound.receiver
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Stop reading while in the block: the peer feels it, and its silence is not held against it."""
+        self._session.inbound.pause()
+        try:
+            yield
+        finally:
+            self._session.inbound.resume()
+
+    @asynccontextmanager
+    async def listen(
+        self, *, size: int = 1024, overflow: ListenerOverflow = "drop_oldest", messages: bool = False
+    ) -> AsyncIterator[Listener]:
+        """Listen to the events of this session, in order, in a bounded queue of one's own.
+
+        Iteration ends with the session, or with the block. A listener that is too slow loses events, by
+        its own overflow policy, and is told how many by a `Dropped` in their place; it slows nobody.
+
+        Args:
+            size: how many events may wait.
+            overflow: "drop_oldest", "drop_newest", or "fail": then receiving raises Lagged.
+            messages: whether to be told of every message too, as `MessageEvent`.
+        """
+        listener = Listener.of_size(size, overflow, messages)
+        self._session.hub.add(listener)
+        if self._session.is_over:
+            listener.end()
+        try:
+            yield listener
+        finally:
+            self._session.hub.remove(listener)
+
+    # ----------------------------------------------------------------- the life of the session
+
+    async def wait_ready(self) -> None:
+        """Wait until application messages flow.
+
+        Raises:
+            SessionOver: they will not any more.
+        """
+        await self.wait_state(State.READY)
+
+    async def wait_state(self, state: State) -> None:
+        """Wait until the session is in `state`, or passes through it.
+
+        Raises:
+            SessionOver: the session has ended in another.
+        """
+        await self._session.wait_state(State(state))
+
+    async def wait_closed(self) -> None:
+        """Wait until the session is over."""
+        await self._session.over.wait()
+
+    async def reconnect(self, reason: str = "") -> None:
+        """Close the present link, open another at once, and wait until it is ready.
+
+        Where there is none, the wait for the next attempt is cut short. Cancelling stops waiting; the
+        reconnect goes on.
+
+        Raises:
+            SessionOver: the session ended before.
+        """
+        check_close(1000, reason)
+        session = self._session
+        session.check_open()
+        epoch = session.epoch
+        session.redial(0.0, reason)
+        await trio.lowlevel.checkpoint()
+        while session.epoch == epoch or not session.ready:
+            await session.wait_state(State.READY if not session.ready else State.DISCONNECTED)
+
+    def reconfigure(self, **changes: Any) -> None:
+        """Change options of the living session; those about the dial count from the next one.
+
+        Raises:
+            ConfigError: naming an option that does not exist, has a wrong value, or cannot be changed now.
+        """
+        for name in changes:
+            if name in attrs.fields_dict(Config) and name not in RECONFIGURABLE:
+                raise ConfigError(name, "cannot be changed while the session lives")
+        self._session.reconfigure(configure(self._session.config, changes), tuple(changes))
+        if self._supervisor.link is not None:
+            self._supervisor.link.reconfigure()
+
+    async def drain(self) -> None:
+        """Take no new work, finish what is under way, then close.
+
+        New sends raise NotSent from now on; those that wait are sent first, also if that needs a new
+        link. Cancelling stops waiting, and leaves the connection draining.
+        """
+        outbound = self._session.outbound
+        outbound.draining = True
+        await outbound.wait_idle()
+        await self.aclose()
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Close the session: say goodbye, wait for the answer for at most `close_timeout`, and let go.
+
+        What still waits to be sent is not: its senders get NotSent. May be called more than once, by any
+        task. Cancelling stops waiting; the session closes all the same.
+
+        Raises:
+            ConfigError: a close frame may not carry this code, or this reason.
+        """
+        check_close(code, reason)
+        self._session.close(code, reason)
+        await self._session.over.wait()
+
+
+def open_connection(target: str, *, config: Config | None = None, **overrides: Any) -> ConnectionBlock:
+    """Open a session that stays up while the block lasts.
+
+    Use it as `async with open_connection("wss://host/path") as conn`.
+
+    The block is entered once the connection is ready. By default the first connect is tried once, and
+    its error raised. A link that is lost later is replaced, until the block is left. Leaving says
+    goodbye, and takes no longer than `close_timeout`, whatever the peer does and however it is left.
+
+    What the block raises leaves it unwrapped. Where the session fails (it gives up, or a handler raises)
+    the block is cancelled, and that error leaves in its place. Only where both raised is it a group.
+
+    Args:
+        target: a ws:// or wss:// URL.
+        config: the options to start from; `trio_nova.profiles` has some.
+        overrides: options by name, see `Config`; they win over everything else.
+
+    Raises:
+        ConfigError: an option is wrong; raised at once, by the call itself.
+        ConnectFailed: the first connect failed, if `retry_first_connect` is off.
+        SessionOver: the session gave up after `max_attempts`.
+    """
+    session = Session(target_url(target), configure(config or Config(), overrides))
+    return ConnectionBlock(session)
+
+
+async def run_connection(
+    target: str,
+    *,
+    config: Config | None = None,
+    task_status: trio.TaskStatus[Connection] = trio.TASK_STATUS_IGNORED,
+    **overrides: Any,
+) -> None:
+    """Run a session as a task: `conn = await nursery.start(run_connection, target)`.
+
+    Reports the connection through `task_status` once it is ready, and returns when the session is over;
+    arguments and errors are those of `open_connection`. Cancelling closes the session.
+    """
+    async with open_connection(target, config=config, **overrides) as conn:
+        task_status.started(conn)
+        await conn.wait_closed()
+
+
+class ConnectionBlock:
+    """The block of `open_connection`: `async with` enters and leaves it, once.
+
+    The tasks of the session are shielded, so that on leaving the user's code unwinds before them, and
+    its last words can still be sent. So nothing is cancelled here but by the session's own verdict; what
+    bounds the leaving is that every wait of the session for its peer is bounded.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._supervisor = Supervisor(session)
+        self._manager = trio.open_nursery()
+        self._nursery: trio.Nursery | None = None
+        self._tasks = trio.CancelScope(shield=True)
+
+    # Left in the middle by a KeyboardInterrupt, either of these would leave Trio's scopes misnested.
+    @trio.lowlevel.enable_ki_protection
+    async def __aenter__(self) -> Connection:
+        session = self._session
+        if self._nursery is not None:
+            raise ConfigError("target", "a connection block can be entered once; call open_connection again")
+        self._nursery = await self._manager.__aenter__()
+        self._nursery.start_soon(self._serve, name="nova:session")
+        try:
+            await session.opened.wait()
+        except BaseException:
+            await self._leave(self._nursery)
+            raise
+        if session.failure is not None:
+            await self._leave(self._nursery)
+            _raise_with_own_context(session.failure)
+        session.block.__enter__()
+        return Connection(session, self._supervisor)
+
+    @trio.lowlevel.enable_ki_protection
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        raised: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        assert self._nursery is not None
+        rest = raised
+        try:
+            if self._session.block.__exit__(kind, raised, trace):
+                rest = None
+        except BaseException as left:  # a group, without the cancellation that was ours
+            rest = left
+        interrupt = await self._leave(self._nursery)
+        failure = self._session.failure or interrupt
+        if failure is not None and _is_mere_consequence(rest):
+            _raise_with_own_context(failure)
+        if failure is not None and rest is not None and failure is not rest:
+            raise BaseExceptionGroup("both the session and the block that used it failed", [rest, failure]) from None
+        if rest is not raised and rest is not None:
+            _raise_with_own_context(rest)
+        return rest is None
+
+    async def _leave(self, nursery: trio.Nursery) -> BaseException | None:
+        """End the session and wait until nothing of it is left; return what interrupted that, if anything."""
+        nursery.cancel_scope.shield = True
+        interrupt: BaseException | None = None
+        self._session.close()
+        try:
+            await self._session.over.wait()
+        except BaseException as exc:  # KeyboardInterrupt: nothing else passes the shield
+            interrupt = exc
+            self._tasks.cancel(reason="interrupted while closing")
+        await self._manager.__aexit__(None, None, None)
+        return interrupt
+
+    async def _serve(self) -> None:
+        """Run the tasks of the session until the supervisor says that it is over."""
+        session = self._session
+        try:
+            with self._tasks:
+                try:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(session.inbound.dispatch, name="nova:dispatcher")
+                        nursery.start_soon(session.outbound.expire, name="nova:expiry")
+                        nursery.start_soon(self._supervise, nursery.cancel_scope, name="nova:supervisor")
+                except BaseException as exc:
+                    cancelled, defect = _split_cancelled(exc)
+                    if defect is not None:
+                        session.give_up(defect)
+                    if cancelled is not None:
+                        raise cancelled from None
+        finally:
+            if not session.is_over:
+                session.close()
+            session.finish()
+            session.over.set()
+
+    async def _supervise(self, scope: trio.CancelScope) -> None:
+        await self._supervisor.supervise()
+        scope.cancel(reason="the session is over")
+
+
+def _split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:
+    """Return the cancellations in `exc`, and the rest; a rest of one exception without the group around it."""
+    if isinstance(exc, trio.Cancelled):
+        return exc, None
+    if not isinstance(exc, BaseExceptionGroup):
+        return None, exc
+    cancelled, rest = exc.split(trio.Cancelled)
+    while isinstance(rest, BaseExceptionGroup) and len(rest.exceptions) == 1:
+        rest = rest.exceptions[0]
+    return cancelled, rest
+
+
+def _is_mere_consequence(exc: BaseException | None) -> bool:
+    """Whether what left the user's block only says that the session was over, or that it was cancelled."""
+    if exc is None or isinstance(exc, SessionOver | NotSent | trio.Cancelled):
+        return True
+    return isinstance(exc, BaseExceptionGroup) and all(map(_is_mere_consequence, exc.exceptions))
+
+
+def _raise_with_own_context(error: BaseException) -> NoReturn:
+    """Raise `error` as it is: without the exception now being handled as its context."""
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context
+        del error, context  # no reference cycle through this frame

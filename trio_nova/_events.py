@@ -1,0 +1,137 @@
+"""Events on their way to those who want them: logging, metrics, and any number of listeners."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import attrs
+import trio
+
+from trio_nova._mailbox import Mailbox, Receiver
+from trio_nova.core.bounded import BoundedQueue
+from trio_nova.errors import ConfigError, Lagged
+from trio_nova.handlers import LoggingHandler, MetricsCollector
+from trio_nova.messages import ConnectionEvent, Dropped, ErrorEvent, Event, MessageEvent
+
+__all__ = ["Hub", "Listener", "ListenerOverflow"]
+
+E = TypeVar("E", bound=Event)
+
+_logger = logging.getLogger("trio_nova")
+
+ListenerOverflow: TypeAlias = Literal["drop_oldest", "drop_newest", "fail"]
+
+
+@attrs.define(eq=False)
+class Listener(Receiver[Event]):
+    """One listener's own bounded queue of events. A slow listener loses events, is told so, and slows nobody.
+
+    A `Dropped` stands where events were dropped. With overflow "fail" the queue ends where it
+    overflowed: receiving then raises Lagged.
+    """
+
+    _overflow: ListenerOverflow = "drop_oldest"
+    messages: bool = False
+    """Whether it is told of every message too."""
+
+    @classmethod
+    def of_size(cls, size: int, overflow: ListenerOverflow, messages: bool) -> Listener:
+        if overflow not in ("drop_oldest", "drop_newest", "fail"):
+            raise ConfigError("overflow", f"must be 'drop_oldest', 'drop_newest' or 'fail', not {overflow!r}")
+        if size < 1:
+            raise ConfigError("size", f"must be at least 1, not {size!r}")
+        queue: BoundedQueue[Event] = BoundedQueue(max_items=size, overflow="block" if overflow == "fail" else overflow)
+        return cls(Mailbox(queue, notice=_dropped), overflow, messages)
+
+    def hear(self, event: Event) -> None:
+        """Take an event in, or drop one."""
+        if not self._mailbox.put_nowait([(event, 0)]):
+            self._mailbox.close(Lagged("a listener did not keep up with the events"))
+
+    def end(self) -> None:
+        """Let what is there be received; after that iteration ends."""
+        self._mailbox.close()
+
+
+def _dropped(count: int) -> Dropped:
+    return Dropped(at=trio.current_time(), epoch=0, count=count, where="listener")
+
+
+@attrs.define(eq=False)
+class Hub:
+    """Tells each event to all who want it. A failure of logging or metrics is reported once and costs nothing else."""
+
+    logging_handler: LoggingHandler
+    metrics: MetricsCollector
+    families: Collection[str]
+    """The families of events that logging and metrics are told."""
+    _listeners: list[Listener] = attrs.field(factory=list, init=False)
+    _failed: set[str] = attrs.field(factory=set, init=False)
+    _metrics_look_at_messages: bool = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        overridden = type(self.metrics).handle_message_event
+        self._metrics_look_at_messages = overridden is not MetricsCollector.handle_message_event
+
+    @property
+    def wants_messages(self) -> bool:
+        """Whether anybody wants an event for every message."""
+        return any(listener.messages for listener in self._listeners) or (
+            "message" in self.families and (self._metrics_look_at_messages or self.logging_handler.wants_messages())
+        )
+
+    @property
+    def messages_are_heard(self) -> bool:
+        """Whether a listener is given every message."""
+        return any(listener.messages for listener in self._listeners)
+
+    def add(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+
+    def remove(self, listener: Listener) -> None:
+        self._listeners.remove(listener)
+        listener.end()
+
+    def emit(self, event: Event) -> None:
+        """Tell `event` to all who want it, in the order in which things happened."""
+        match event:
+            case ConnectionEvent():
+                self._tell("connection", self.logging_handler.log_connection_event, event)
+                self._tell("connection", self.metrics.handle_connection_event, event)
+            case MessageEvent():
+                self._tell("message", self.logging_handler.log_message_event, event)
+                self._tell("message", self.metrics.handle_message_event, event)
+            case ErrorEvent():
+                self._tell("error", self.logging_handler.log_error_event, event)
+                self._tell("error", self.metrics.handle_error_event, event)
+        is_message = isinstance(event, MessageEvent)
+        for listener in self._listeners:
+            if listener.messages or not is_message:
+                listener.hear(event)
+
+    def count(self, direction: str, messages: int, size: int) -> None:
+        """Tell metrics of a batch of messages."""
+        try:
+            self.metrics.handle_message_batch(direction, messages, size)
+        except Exception as exc:
+            self._report("handle_message_batch", exc)
+
+    def close(self) -> None:
+        """End all listeners."""
+        for listener in self._listeners:
+            listener.end()
+
+    def _tell(self, family: str, hook: Callable[[E], Any], event: E) -> None:
+        if family in self.families:
+            try:
+                hook(event)
+            except Exception as exc:
+                # Whoever only watches must not be able to bring the session down.
+                self._report(hook.__name__, exc)
+
+    def _report(self, hook: str, exc: Exception) -> None:
+        if hook not in self._failed:
+            self._failed.add(hook)
+            _logger.warning("%s() failed, and is not reported again: %s", hook, type(exc).__name__, exc_info=exc)

@@ -1,0 +1,220 @@
+"""The receive side of a session: from the reader to the inbox, by way of the message handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import attrs
+
+from trio_nova._mailbox import Mailbox, Receiver
+from trio_nova._signal import Signal
+from trio_nova.core.bounded import BoundedQueue
+from trio_nova.errors import BadMessage
+from trio_nova.handlers import ConnectionHandler, Heartbeat, MessageHandler
+from trio_nova.messages import (
+    Dropped,
+    Frame,
+    HighWater,
+    LowWater,
+    MessageEvent,
+    Ping,
+    Pong,
+    ReadingPaused,
+    ReadingResumed,
+    frame_kind,
+)
+
+if TYPE_CHECKING:
+    from trio_nova._session import Session
+
+__all__ = ["Inbound"]
+
+MAX_STAGED = 256
+"""Frames that may wait for hooks; beyond them reading stops."""
+
+
+@attrs.frozen
+class _Staged:
+    frame: Frame
+    message: Any
+    epoch: int
+
+
+@attrs.define(eq=False)
+class Inbound:
+    """Decodes what the reader got, shows it to the hooks in a task of their own, and keeps it for `receive`."""
+
+    _session: Session
+    inbox: Mailbox[Any] = attrs.field(init=False)
+    receiver: Receiver[Any] = attrs.field(init=False)
+    """The receive side, as the connection holds it."""
+    pauses: int = attrs.field(default=0, init=False)
+    """How many `Connection.paused` blocks are open."""
+    on_pause: Callable[[], object] | None = attrs.field(default=None, init=False)
+    """Interrupts the reader."""
+    resumed: Signal = attrs.field(factory=Signal, init=False)
+    """Wakes the reader after a pause."""
+    _staged: Mailbox[_Staged] = attrs.field(init=False)
+    _hears_messages: bool = attrs.field(init=False)
+    _hears_frames: bool = attrs.field(init=False)
+    _validates: bool = attrs.field(init=False)
+    _probed: bool = attrs.field(init=False)
+    announced: int = attrs.field(default=0, init=False)
+    """Messages that the overflow policy has dropped."""
+    ended: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        config, handlers = self._session.config, self._session.handlers
+        queue: BoundedQueue[Any] = BoundedQueue(config.inbox_size, config.inbox_bytes, config.overflow)
+        self.inbox = Mailbox(queue, self._high_water, self._low_water)
+        self.receiver = Receiver(self.inbox)
+        self._staged = Mailbox(BoundedQueue(max_items=MAX_STAGED))
+        # A hook that is not overridden costs nothing: it is not called.
+        self._hears_messages = type(handlers.message).handle_message is not MessageHandler.handle_message
+        self._hears_frames = type(handlers.connection).handle_frame is not ConnectionHandler.handle_frame
+        self._validates = type(handlers.message).validate_message is not MessageHandler.validate_message
+        heartbeat = type(config.heartbeat)
+        self._probed = heartbeat.answer is not Heartbeat.answer or heartbeat.is_answer is not Heartbeat.is_answer
+
+    # ----------------------------------------------------------------- the reader's side
+
+    @property
+    def clogged(self) -> bool:
+        """Whether reading must stop: something received has found no room yet."""
+        return self.inbox.clogged or self._staged.clogged
+
+    def take_in(self, frames: Sequence[Frame], on_probe_answer: Any) -> None:
+        """Take in what a link returned. If `clogged` then, `wait_for_room` before you read on."""
+        session = self._session
+        wants_events = session.hub.wants_messages
+        decode = session.config.codec.decode
+        taken: list[tuple[Any, int]] = []
+        staged: list[tuple[_Staged, int]] = []
+        size = messages = 0
+        for frame in frames:
+            if isinstance(frame, Ping | Pong):
+                if self._hears_frames:
+                    staged.append((_Staged(frame, None, session.epoch), len(frame.payload)))
+                continue
+            length = len(frame)
+            messages += 1
+            size += length
+            try:
+                message = decode(frame)
+                if self._validates:
+                    message = session.handlers.message.validate_message(message)
+            except Exception as exc:
+                self._refuse(exc)
+                continue
+            if self._probed and self._is_heartbeat(message, on_probe_answer):
+                continue
+            if wants_events:
+                session.emit(MessageEvent, direction="received", kind=frame_kind(frame), size=length, message=message)
+            if self._hears_messages or self._hears_frames:
+                staged.append((_Staged(frame, message, session.epoch), length))
+            else:
+                taken.append((message, length))
+        session.counts.messages_received += messages
+        session.counts.bytes_received += size
+        if messages:
+            session.hub.count("received", messages, size)
+        if staged:
+            self._staged.put_nowait(staged)
+        if taken:
+            self._keep(taken)
+
+    async def wait_for_room(self) -> None:
+        """Wait until all that was taken in has found its place. Cancelling loses nothing."""
+        await self._staged.wait_for_room()
+        await self.inbox.wait_for_room()
+
+    def pause(self) -> None:
+        """Stop reading, now, until `resume` has been called as often."""
+        self.pauses += 1
+        self._session.emit(ReadingPaused)
+        if self.on_pause is not None:
+            self.on_pause()
+
+    def resume(self) -> None:
+        """Take back one `pause`."""
+        self.pauses -= 1
+        self._session.emit(ReadingResumed)
+        self.resumed.set()
+
+    def _refuse(self, exc: Exception) -> None:
+        if isinstance(exc, BadMessage):
+            error = exc
+        else:
+            error = BadMessage(f"the message could not be read: {type(exc).__name__}")
+            error.__cause__ = exc
+        self._session.perform(self._session.report(error, "message"), self._session.epoch)
+
+    def _is_heartbeat(self, message: Any, on_probe_answer: Any) -> bool:
+        session = self._session
+        heartbeat = session.config.heartbeat
+        try:
+            if heartbeat.is_answer(message):
+                on_probe_answer()
+                return True
+            answer = heartbeat.answer(message)
+            if answer is None:
+                return False
+            session.outbound.control(session.outbound.encode(answer))
+        except Exception as exc:
+            session.handler_failed(exc)
+        return True
+
+    def _keep(self, taken: list[tuple[Any, int]]) -> None:
+        """Put messages into the inbox; until somebody receives, what others have seen may make room for the new."""
+        queue = self.inbox.queue
+        seen_elsewhere = self._hears_messages or self._session.hub.messages_are_heard
+        forgetful = seen_elsewhere and not self.inbox.claimed
+        queue.overflow = "drop_oldest" if forgetful else self._session.config.overflow
+        self.inbox.put_nowait(taken)
+        if forgetful:
+            self.announced = queue.dropped
+        elif queue.dropped > self.announced:
+            count, self.announced = queue.dropped - self.announced, queue.dropped
+            self._session.emit(Dropped, count=count, where="inbox")
+
+    # ----------------------------------------------------------------- the dispatcher's side
+
+    async def dispatch(self) -> NoReturn:
+        """Show frames and messages to the hooks, in order, and pass the messages on."""
+        receiver = Receiver(self._staged)
+        while True:
+            self._show(await receiver.receive())
+            await self.inbox.wait_for_room()
+            await self._session.outbound.wait_replies_written()
+
+    def _show(self, staged: _Staged) -> None:
+        session = self._session
+        frame, kind = staged.frame, frame_kind(staged.frame)
+        if self._hears_frames:
+            data = frame.payload if isinstance(frame, Ping | Pong) else frame
+            session.perform(session.ask(session.handlers.connection.handle_frame, kind, data), staged.epoch)
+        if isinstance(frame, Ping | Pong):
+            return
+        if self._hears_messages:
+            session.perform(session.ask(session.handlers.message.handle_message, kind, staged.message), staged.epoch)
+        self._keep([(staged.message, len(frame))])
+
+    # ----------------------------------------------------------------- ends
+
+    def end(self) -> None:
+        """Let what is there be received; after that receiving raises SessionOver."""
+        self.ended = True
+        left = self._staged.drain()
+        if self._session.goodbye is None:
+            for staged in left:
+                self._show(staged)
+        self.inbox.close(self._session.session_over() if self._session.failure is not None else None)
+
+    def _high_water(self) -> None:
+        queue = self.inbox.queue
+        self._session.emit(HighWater, messages=len(queue), size=queue.size)
+
+    def _low_water(self) -> None:
+        queue = self.inbox.queue
+        self._session.emit(LowWater, messages=len(queue), size=queue.size)

@@ -1,0 +1,302 @@
+"""The tasks that serve one link: reader, writer, heartbeat, limiter, and the setup before them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from trio_nova._signal import Signal
+from trio_nova.core.outbox import Idle, Lane, Outgoing, WaitUntil, Write
+from trio_nova.core.pulse import Dead, Probe, Pulse, Wait
+from trio_nova.core.session import SessionEvent
+from trio_nova.errors import LinkLost, NovaError
+from trio_nova.handlers import ConnectionHandler, ConnectionInfo, RateLimitHandler
+from trio_nova.links import Link
+from trio_nova.messages import (
+    ClockJumped,
+    ConsumerCaughtUp,
+    ConsumerLagged,
+    Frame,
+    PeerSilent,
+    Ping,
+    PingSent,
+    Pong,
+    PongReceived,
+)
+
+if TYPE_CHECKING:
+    from trio_nova._session import Session
+
+__all__ = ["LinkTasks"]
+
+MAX_PINGS = 64
+"""Pings whose pongs are awaited; the oldest is given up for a new one."""
+CLOCK_JUMP = 5.0
+"""Seconds by which the wall clock must outrun ours before we believe that the machine slept."""
+
+
+@attrs.define(eq=False)
+class _AwaitedPong:
+    sent_at: float = math.inf
+    """When the ping was handed to the operating system."""
+    task: trio.lowlevel.Task | None = None
+    """Who waits for it, in `LinkTasks.ping`."""
+    rtt: float | None = None
+
+
+@attrs.define(eq=False)
+class LinkTasks:
+    """One link while it is up. All that is true of this link only lives here, and goes with it."""
+
+    _session: Session
+    _link: Link
+    _info: ConnectionInfo
+    pulse: Pulse = attrs.field(init=False)
+    pulse_changed: Signal = attrs.field(factory=Signal, init=False)
+    """Wakes the heartbeat."""
+    _lost: LinkLost | None = attrs.field(default=None, init=False)
+    _ending: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _pongs: dict[bytes, _AwaitedPong] = attrs.field(factory=dict, init=False)
+    _probe_sent_at: float = attrs.field(default=math.inf, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        config = self._session.config
+        self.pulse = Pulse(trio.current_time(), config.ping_interval, config.pong_timeout, config.idle_timeout)
+
+    async def run(self) -> LinkLost:
+        """Serve the link until it is lost, or a goodbye is wanted and has been said; return how it ended."""
+        session, number = self._session, self._session.epoch
+        session.on_leave = self._ending.set
+        async with trio.open_nursery() as nursery:
+            self._set_up()
+            nursery.start_soon(self._read, name=f"nova:reader#{number}")
+            nursery.start_soon(self._write_paced, name=f"nova:writer#{number}")
+            nursery.start_soon(self._watch, name=f"nova:heartbeat#{number}")
+            limiter = session.handlers.rate_limit
+            if type(limiter).handle_tick is not RateLimitHandler.handle_tick:
+                nursery.start_soon(self._tick, limiter, name=f"nova:limiter#{number}")
+            await self._ending.wait()
+            if session.goodbye is None or session.goodbye.then is not None:
+                session.apply(SessionEvent.LOSE)
+            if self._lost is None and session.goodbye is not None:
+                await self._say_goodbye(session.goodbye.code, session.goodbye.reason)
+            self._link.abort()
+            nursery.cancel_scope.cancel(reason="the link has ended")
+        lost = self._lost or LinkLost(1006, "", number)
+        self._settle_pongs()
+        return lost
+
+    def lose(self, lost: LinkLost) -> None:
+        """End this link: it is gone, or as good as gone. The first reason counts."""
+        if self._lost is None:
+            self._lost = lost
+            self._ending.set()
+
+    def reconfigure(self) -> None:
+        """Take over changed durations."""
+        config = self._session.config
+        self.pulse.reconfigure(
+            trio.current_time(),
+            ping_interval=config.ping_interval,
+            pong_timeout=config.pong_timeout,
+            idle_timeout=config.idle_timeout,
+        )
+        self.pulse_changed.set()
+
+    async def _say_goodbye(self, code: int, reason: str) -> None:
+        await self._link.aclose(code, reason)
+        if self._lost is None:
+            self._lost = LinkLost(code, reason, self._session.epoch, remote=False)
+
+    # ----------------------------------------------------------------- setup
+
+    def _set_up(self) -> None:
+        session = self._session
+        action = session.ask(session.handlers.connection.handle_connect, self._info)
+        session.perform(action, session.epoch, Lane.SETUP)
+        if session.goodbye is None:
+            session.apply(SessionEvent.COMPLETE)
+
+    # ----------------------------------------------------------------- reader
+
+    async def _read(self) -> None:
+        session, link, pulse = self._session, self._link, self.pulse
+        inbound = session.inbound
+        while not self._ending.is_set():
+            if inbound.pauses or inbound.clogged:
+                await self._stand_still()
+                continue
+            frames: Sequence[Frame] = ()
+            try:
+                with trio.CancelScope() as receiving:
+                    inbound.on_pause = receiving.cancel
+                    frames = await link.receive_some()
+            except LinkLost as lost:
+                self.lose(lost)
+                return
+            if receiving.cancelled_caught:
+                continue
+            pulse.heard(trio.current_time())
+            if frames and not self._ending.is_set():
+                for frame in frames:
+                    if isinstance(frame, Pong):
+                        self._pong(frame.payload)
+                inbound.take_in(frames, self._probe_answered)
+
+    async def _stand_still(self) -> None:
+        """Do not read for as long as the user's side wants, or has no room; nobody's silence counts meanwhile."""
+        session, since = self._session, trio.current_time()
+        self.pulse.hold()
+        lagged = session.inbound.clogged
+        if lagged:
+            session.emit(ConsumerLagged)
+        try:
+            while session.inbound.pauses:
+                await session.inbound.resumed.wait()
+            await session.inbound.wait_for_room()
+        finally:
+            self.pulse.release(trio.current_time())
+            self.pulse_changed.set()
+        if lagged:
+            session.emit(ConsumerCaughtUp, stalled=trio.current_time() - since)
+
+    # ----------------------------------------------------------------- writer
+
+    async def _write_paced(self) -> None:
+        session, outbound = self._session, self._session.outbound
+        limiter = outbound.limiter
+        while not self._ending.is_set():
+            match outbound.outbox.next_step(trio.current_time(), session.ready, limiter):
+                case Write(batch):
+                    try:
+                        await self._link.send_all([outgoing.frame for outgoing in batch])
+                    except LinkLost as lost:
+                        self.lose(lost)
+                        return
+                    outbound.written(batch)
+                case WaitUntil(until):
+                    await outbound.changed.wait(until)
+                case Idle():
+                    await outbound.changed.wait()
+
+    async def _tick(self, limiter: RateLimitHandler) -> None:
+        session = self._session
+        while True:
+            await trio.sleep(limiter.tick_interval)
+            session.perform(session.ask(limiter.handle_tick), session.epoch)
+
+    # ----------------------------------------------------------------- heartbeat
+
+    async def _watch(self) -> None:
+        session = self._session
+        wall, monotonic = session.config.wall_clock(), trio.current_time()
+        while True:
+            match self.pulse.next_step(trio.current_time(), self._link.stalled_since):
+                case Wait(until):
+                    await self.pulse_changed.wait(until)
+                    jump = (session.config.wall_clock() - wall) - (trio.current_time() - monotonic)
+                    wall, monotonic = session.config.wall_clock(), trio.current_time()
+                    if jump > CLOCK_JUMP:
+                        session.emit(ClockJumped, seconds=jump)
+                        self.pulse.probe_now(trio.current_time())
+                case Probe():
+                    self._probe()
+                case Dead(clock, silence):
+                    session.emit(PeerSilent, clock=clock, silence=silence)
+                    session.perform(session.ask(session.handlers.connection.handle_timeout, clock), session.epoch)
+                    detail = f"the peer was silent for {silence:g} s, by the {clock} clock"
+                    self.lose(LinkLost(1006, "", session.epoch, detail=detail))
+                    return
+
+    def _probe(self) -> None:
+        session = self._session
+        now = trio.current_time()
+        self.pulse.probe_queued(now)
+        handler = session.handlers.connection
+        action = session.ask(handler.ping) if type(handler).ping is not ConnectionHandler.ping else None
+        if action is not None:
+            session.perform(action, session.epoch, Lane.SETUP)
+            self.pulse.probe_written(now)
+            return
+        payload = session.config.entropy(8)
+        try:
+            message = session.config.heartbeat.probe(payload)
+            frame = message if message is None or isinstance(message, Ping) else session.outbound.encode(message)
+        except Exception as exc:
+            session.handler_failed(exc)
+            return
+        if frame is None:
+            self.pulse.probe_skipped()
+        else:
+            self._await_pong(payload, _AwaitedPong())
+            session.outbound.control(frame, self._probe_written)
+            session.emit(PingSent)
+
+    def _probe_written(self, outgoing: Outgoing, error: NovaError | None) -> None:
+        if error is None:
+            self._probe_sent_at = trio.current_time()
+            self.pulse.probe_written(self._probe_sent_at)
+            self._pong_due(outgoing.frame)
+
+    def _pong_due(self, frame: Frame) -> None:
+        if isinstance(frame, Ping) and (awaited := self._pongs.get(frame.payload)) is not None:
+            awaited.sent_at = trio.current_time()
+
+    def _await_pong(self, payload: bytes, awaited: _AwaitedPong) -> None:
+        if len(self._pongs) >= MAX_PINGS:
+            oldest = next(iter(self._pongs))
+            if self._pongs[oldest].task is None:
+                del self._pongs[oldest]
+        self._pongs[payload] = awaited
+
+    def _pong(self, payload: bytes) -> None:
+        awaited = self._pongs.pop(payload, None)
+        if awaited is not None and awaited.sent_at < math.inf:
+            awaited.rtt = trio.current_time() - awaited.sent_at
+            self._measured(awaited.rtt)
+            if awaited.task is not None:
+                trio.lowlevel.reschedule(awaited.task)
+
+    def _probe_answered(self) -> None:
+        """An application message answered the probe."""
+        if self._probe_sent_at < math.inf:
+            self._measured(trio.current_time() - self._probe_sent_at)
+            self._probe_sent_at = math.inf
+
+    def _measured(self, rtt: float) -> None:
+        self._session.latency = rtt
+        self._session.counts.pongs_received += 1
+        self._session.emit(PongReceived, rtt=rtt)
+
+    async def ping(self) -> float:
+        """Send a ping and return the seconds until its pong. Cancelling stops waiting; the ping may have left.
+
+        Raises:
+            LinkLost: the link ended first.
+        """
+        payload = self._session.config.entropy(8)
+        awaited = _AwaitedPong(task=trio.lowlevel.current_task())
+
+        def abort(raise_cancel: object) -> trio.lowlevel.Abort:
+            self._pongs.pop(payload, None)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._await_pong(payload, awaited)
+        self._session.outbound.control(Ping(payload), lambda outgoing, error: self._pong_due(outgoing.frame))
+        self._session.emit(PingSent)
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        if awaited.rtt is None:
+            lost = self._lost or LinkLost(1006, "", self._session.epoch)
+            raise LinkLost(lost.code, lost.reason, lost.epoch, remote=lost.remote) from lost
+        return awaited.rtt
+
+    def _settle_pongs(self) -> None:
+        pongs, self._pongs = self._pongs, {}
+        for awaited in pongs.values():
+            if awaited.task is not None:
+                trio.lowlevel.reschedule(awaited.task)

@@ -1,0 +1,214 @@
+"""A bounded queue that one side waits to fill and the other to empty."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+import attrs
+import trio
+
+from trio_nova.core.bounded import BoundedQueue
+from trio_nova.errors import NovaError, ReceiverMoved, SessionOver
+
+__all__ = ["Mailbox", "Receiver"]
+
+T = TypeVar("T")
+
+_HIGH_WATER = 0.8
+_LOW_WATER = 0.5
+_FULL_CHECKPOINT_EVERY = 64
+
+
+@attrs.define(eq=False)
+class Mailbox(Generic[T]):
+    """What the session puts and a consumer takes, in order."""
+
+    queue: BoundedQueue[T]
+    on_high_water: Callable[[], None] | None = None
+    on_low_water: Callable[[], None] | None = None
+    notice: Callable[[int], T] | None = None
+    """Makes the item that stands where so many were dropped; None: nothing stands there."""
+    claimed: bool = attrs.field(default=False, init=False)
+    """Whether anybody has ever received from it."""
+    _backlog: deque[tuple[T, int]] = attrs.field(factory=deque, init=False)
+    """The rest of a batch that did not fit: it has been received, so it must not be lost."""
+    _takers: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
+    _putters: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
+    _is_high: bool = attrs.field(default=False, init=False)
+    _is_closed: bool = attrs.field(default=False, init=False)
+    _error: NovaError | None = attrs.field(default=None, init=False)
+    _taken_in_a_row: int = attrs.field(default=0, init=False)
+
+    @property
+    def clogged(self) -> bool:
+        """Whether something already received waits for room."""
+        return bool(self._backlog)
+
+    def put_nowait(self, items: Iterable[tuple[T, int]]) -> bool:
+        """Take (item, size) pairs in; False where some of them wait for room now: then `wait_for_room`."""
+        if self._is_closed:
+            return True
+        self._backlog.extend(items)
+        self._admit()
+        if self._takers and self.ready:
+            self._takers.unpark(count=max(1, len(self.queue)))
+        if not self._is_high and self.queue.fill >= _HIGH_WATER:
+            self._is_high = True
+            if self.on_high_water is not None:
+                self.on_high_water()
+        return not self._backlog
+
+    async def wait_for_room(self) -> None:
+        """Wait until all that was put has been taken in. Cancelling loses nothing: it stays put."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self._backlog and not self._is_closed:
+            await self._putters.park()
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to take."""
+        return len(self.queue) > 0 or (self.notice is not None and self.queue.has_losses)
+
+    def take_nowait(self) -> T:
+        """Return the next item.
+
+        Raises:
+            trio.WouldBlock: there is none.
+            SessionOver: there will be none any more.
+        """
+        if not self.ready:
+            self._check_open()
+            raise trio.WouldBlock
+        if self.notice is not None and (lost := self.queue.take_lost()):
+            return self.notice(lost)
+        item = self.queue.pop()
+        self._taken()
+        return item
+
+    def take_all_nowait(self) -> list[T]:
+        """Return all items there are, oldest first; raises like `take_nowait`."""
+        items = [self.take_nowait()]
+        if self.notice is None or not self.queue.has_losses:
+            items += self.queue.pop_all()
+            self._taken()
+        while self.ready:
+            items.append(self.take_nowait())
+        return items
+
+    async def wait_for_item(self, receiver: Receiver[T]) -> None:
+        """Wait until there is something to take. Cancelling takes nothing."""
+        if self.ready:
+            # A full checkpoint costs more than the rest of a receive: one now and then is enough to let others run.
+            self._taken_in_a_row += 1
+            if self._taken_in_a_row < _FULL_CHECKPOINT_EVERY:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            else:
+                self._taken_in_a_row = 0
+                await trio.lowlevel.checkpoint()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        while not self.ready:
+            receiver.check()
+            self._check_open()
+            self._taken_in_a_row = 0
+            await self._takers.park()
+        receiver.check()
+
+    def drain(self) -> list[T]:
+        """Remove and return all that was put, whether or not there was room for it."""
+        items = [*self.queue.pop_all(), *(item for item, _ in self._backlog)]
+        self._backlog.clear()
+        return items
+
+    def wake_takers(self) -> None:
+        """Make all who wait look again."""
+        self._takers.unpark_all()
+
+    def close(self, error: NovaError | None = None) -> None:
+        """Let what is there be taken; after that raise `error`, or SessionOver."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._error = error
+            self._takers.unpark_all()
+            self._putters.unpark_all()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise self._error or SessionOver("the session is over: nothing will be received any more")
+
+    def _admit(self) -> None:
+        backlog = self._backlog
+        while backlog and self.queue.offer(*backlog[0]):
+            backlog.popleft()
+
+    def _taken(self) -> None:
+        if self._backlog:
+            self._admit()
+            if not self._backlog:
+                self._putters.unpark_all()
+        if self._is_high and self.queue.fill <= _LOW_WATER:
+            self._is_high = False
+            if self.on_low_water is not None:
+                self.on_low_water()
+
+
+@attrs.define(eq=False)
+class Receiver(Generic[T]):
+    """The receive side of a mailbox: any task may use it; cancelling any of its calls loses nothing."""
+
+    _mailbox: Mailbox[T]
+    _moved: bool = attrs.field(default=False, init=False)
+
+    async def receive(self) -> T:
+        """Return the next item, waiting for it if need be.
+
+        Raises:
+            SessionOver: nothing will come any more.
+            ReceiverMoved: the receive side was handed to somebody else.
+        """
+        self._mailbox.claimed = True
+        while True:
+            await self._mailbox.wait_for_item(self)
+            try:
+                return self._mailbox.take_nowait()
+            except trio.WouldBlock:  # another task was faster
+                continue
+
+    def receive_nowait(self) -> T:
+        """Return the next item; raises trio.WouldBlock where there is none, else like `receive`."""
+        self.check()
+        self._mailbox.claimed = True
+        return self._mailbox.take_nowait()
+
+    async def receive_batch(self) -> list[T]:
+        """Return all items there are, at least one, waiting for it if need be; raises like `receive`."""
+        self._mailbox.claimed = True
+        while True:
+            await self._mailbox.wait_for_item(self)
+            try:
+                return self._mailbox.take_all_nowait()
+            except trio.WouldBlock:
+                continue
+
+    def __aiter__(self) -> Receiver[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        try:
+            return await self.receive()
+        except SessionOver:
+            raise StopAsyncIteration from None
+
+    def check(self) -> None:
+        """Raise ReceiverMoved if this is no longer the receive side."""
+        if self._moved:
+            raise ReceiverMoved("the receive side of this connection was handed to another task")
+
+    def move(self) -> Receiver[T]:
+        """Return a new receiver in place of this one, whose waiting calls then raise ReceiverMoved."""
+        self.check()
+        self._moved = True
+        self._mailbox.wake_takers()
+        return Receiver(self._mailbox)

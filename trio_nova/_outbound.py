@@ -1,0 +1,252 @@
+"""The send side of a session: from a call or a hook's reply to the writer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import attrs
+import outcome
+import trio
+
+from trio_nova._signal import Signal
+from trio_nova.core.outbox import Buffer, Lane, Outbox, Outgoing
+from trio_nova.errors import BadMessage, LinkLost, NotSent, NovaError
+from trio_nova.handlers import MessageHandler, RateLimitHandler, RateRequest
+from trio_nova.messages import (
+    Allow,
+    Decision,
+    Frame,
+    MessageEvent,
+    Ping,
+    Pong,
+    Queue,
+    RateLimited,
+    RateRejected,
+    Reject,
+    frame_kind,
+    frame_size,
+)
+
+if TYPE_CHECKING:
+    from trio_nova._session import Session
+
+__all__ = ["Outbound"]
+
+MAX_REPLIES = 1024
+"""Replies of hooks that may wait to be written; what exceeds them is refused, and reported."""
+REPLIES_IN_HAND = 64
+"""Unwritten replies with which the dispatcher stops handling messages, so that the peer feels it."""
+
+
+@attrs.define(eq=False)
+class Outbound:
+    """Accepts messages, and knows what became of each."""
+
+    _session: Session
+    outbox: Outbox = attrs.field(factory=Outbox, init=False)
+    changed: Signal = attrs.field(factory=Signal, init=False)
+    """Wakes the writer."""
+    expiry_changed: Signal = attrs.field(factory=Signal, init=False)
+    draining: bool = attrs.field(default=False, init=False)
+    _replies: int = attrs.field(default=0, init=False)
+    _settled: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
+    """Where those wait who want fewer messages to be on their way."""
+    _encode_hook: bool = attrs.field(init=False)
+    _type_matters: bool = attrs.field(init=False)
+    _limited: bool = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        handlers = self._session.handlers
+        self._encode_hook = type(handlers.message).encode_message is not MessageHandler.encode_message
+        limiter = handlers.rate_limit
+        own_check = type(limiter).check_rate_limit is not RateLimitHandler.check_rate_limit
+        self._limited = own_check or bool(limiter.limits) or limiter.mode != "normal"
+        self._type_matters = own_check or bool(limiter.costs)
+
+    # ----------------------------------------------------------------- in
+
+    def encode(self, message: Any) -> str | bytes:
+        """Return the payload of `message`; BadMessage where there is none."""
+        try:
+            if self._encode_hook:
+                message = self._session.handlers.message.encode_message(message)
+            return self._session.config.codec.encode(message)
+        except NovaError:
+            raise
+        except Exception as exc:
+            raise BadMessage(f"the message could not be encoded: {exc}") from exc
+
+    def kind_of(self, message: Any) -> str:
+        """Return the message's type, where a rate limit depends on it."""
+        return self._session.handlers.message.message_type(message) if self._type_matters else ""
+
+    async def send(self, frame: Frame, kind: str = "", priority: int = 0, lane: Lane = Lane.APPLICATION) -> None:
+        """Hand `frame` over and wait until the operating system has it. Cancelling withdraws it, unless it is being written.
+
+        Raises:
+            NotSent, Expired, OutcomeUnknown: as their names say.
+            SessionOver: the session has ended.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        outgoing = self._outgoing(frame, lane, kind, priority)
+        task = trio.lowlevel.current_task()
+
+        def settled(outgoing: Outgoing, error: NovaError | None) -> None:
+            trio.lowlevel.reschedule(task, outcome.Value(None) if error is None else outcome.Error(error))
+
+        def abort(raise_cancel: object) -> trio.lowlevel.Abort:
+            outgoing.when_settled = None
+            self.outbox.withdraw(outgoing)
+            self._settled.unpark_all()
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        try:
+            self._put(outgoing)
+        except NovaError:
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            raise
+        outgoing.when_settled = settled
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def reply(self, messages: Sequence[Any], lane: Lane) -> None:
+        """Send what a hook answered. Nobody waits for it: what becomes of it is reported as an error if it is not written."""
+        for message in messages:
+            try:
+                if self._replies >= MAX_REPLIES:
+                    raise NotSent(f"{MAX_REPLIES} replies of hooks are waiting already")
+                frame = message if isinstance(message, Ping | Pong) else self.encode(message)
+                outgoing = self._outgoing(frame, lane, self.kind_of(message), 0)
+                self._put(outgoing)
+            except NovaError as error:
+                self._session.perform(self._session.report(error, "reply"), self._session.epoch)
+            else:
+                self._replies += 1
+                outgoing.when_settled = self._reply_settled
+
+    def control(self, frame: Frame, when_settled: Any = None) -> None:
+        """Send ahead of any queue: heartbeats and what answers them."""
+        outgoing = self._outgoing(frame, Lane.CONTROL, "", 0)
+        outgoing.when_settled = when_settled
+        self.outbox.put(outgoing)
+        self.changed.set()
+
+    def _outgoing(self, frame: Frame, lane: Lane, kind: str, priority: int) -> Outgoing:
+        now = trio.current_time()
+        return Outgoing(frame=frame, lane=lane, size=frame_size(frame), queued_at=now, kind=kind, priority=priority)
+
+    def _put(self, outgoing: Outgoing) -> None:
+        session = self._session
+        session.check_open()
+        if outgoing.lane is Lane.APPLICATION:
+            if self.draining:
+                raise NotSent("the connection is being drained")
+            if not session.ready:
+                match session.config.when_down:
+                    case "fail":
+                        raise NotSent("there is no ready link") from session.last_error
+                    case Buffer() as bounds:
+                        outgoing.expires_at = outgoing.queued_at + bounds.ttl
+                        self.outbox.put(outgoing, bounds)
+                        self.changed.set()
+                        self.expiry_changed.set()
+                        return
+                    case _:
+                        pass
+        self.outbox.put(outgoing)
+        self.changed.set()
+
+    def _reply_settled(self, outgoing: Outgoing, error: NovaError | None) -> None:
+        self._replies -= 1
+        self._settled.unpark_all()
+        if error is not None and not self._session.is_over:
+            self._session.perform(self._session.report(error, "reply"), self._session.epoch)
+
+    # ----------------------------------------------------------------- out
+
+    def admit(self, outgoing: Outgoing) -> Decision:
+        """Ask the rate limiter about a frame that would be written now."""
+        session = self._session
+        now = trio.current_time()
+        control = outgoing.lane is Lane.CONTROL
+        request = RateRequest(kind=outgoing.kind, size=outgoing.size, now=now, control=control)
+        try:
+            decision: Decision = session.handlers.rate_limit.check_rate_limit(request)
+            if not isinstance(decision, Allow | Queue | Reject):
+                raise BadMessage(f"check_rate_limit answered {decision!r}, not Allow, Queue or Reject")
+        except Exception as exc:
+            session.handler_failed(exc)
+            return Reject("the rate limiter failed")
+        match decision:
+            case Queue(until) if until <= now:
+                # Asked again at once we would spin: the clock must move between two questions.
+                decision = Queue(math.nextafter(now, math.inf))
+            case Reject(reason):
+                session.emit(RateRejected, reason=reason)
+            case Allow() if outgoing.delayed:
+                session.emit(RateLimited, wait=now - outgoing.queued_at)
+            case _:
+                pass
+        return decision
+
+    @property
+    def limiter(self) -> Any:
+        """What the outbox is to ask before it lets a frame go; None where there is no limit."""
+        return self.admit if self._limited else None
+
+    def written(self, batch: Sequence[Outgoing]) -> None:
+        """Settle a batch that the operating system has taken, and count it."""
+        session = self._session
+        messages = size = 0
+        now = trio.current_time()
+        wants_events = session.hub.wants_messages
+        for outgoing in batch:
+            if isinstance(outgoing.frame, Ping):
+                session.counts.pings_sent += 1
+            elif not isinstance(outgoing.frame, Pong):
+                messages += 1
+                size += outgoing.size
+                if wants_events:
+                    kind, latency = frame_kind(outgoing.frame), now - outgoing.queued_at
+                    session.emit(MessageEvent, direction="sent", kind=kind, size=outgoing.size, latency=latency)
+        self.outbox.written()
+        self._settled.unpark_all()
+        if messages:
+            session.counts.messages_sent += messages
+            session.counts.bytes_sent += size
+            session.hub.count("sent", messages, size)
+
+    def link_lost(self, lost: LinkLost) -> None:
+        """Settle what was under way on the link that is gone."""
+        self.outbox.link_lost(lost)
+        if self._session.config.when_down == "fail":
+            self.outbox.refuse_waiting("the link was lost before it was written", lost)
+        elif isinstance(bounds := self._session.config.when_down, Buffer):
+            self.outbox.expire_waiting(trio.current_time() + bounds.ttl)
+            self.expiry_changed.set()
+        self._settled.unpark_all()
+
+    def end(self) -> None:
+        """Settle all that is left: nothing of it was sent."""
+        self.outbox.link_lost(None)
+        self.outbox.refuse_waiting("the session ended before it was written", self._session.last_error)
+        self._settled.unpark_all()
+
+    async def expire(self) -> NoReturn:
+        """Settle what waits too long, whether or not there is a link."""
+        while True:
+            await self.expiry_changed.wait(self.outbox.next_expiry())
+            self.outbox.expire(trio.current_time())
+            self._settled.unpark_all()
+
+    async def wait_replies_written(self) -> None:
+        """Wait until hooks have few unwritten replies: the dispatcher's backpressure."""
+        while self._replies >= REPLIES_IN_HAND and not self._session.is_over:
+            await self._settled.park()
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing waits to be written."""
+        await trio.lowlevel.checkpoint()
+        while not self.outbox.idle and not self._session.is_over:
+            await self._settled.park()

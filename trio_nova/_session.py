@@ -1,0 +1,361 @@
+"""What a session is and knows from its first link to its end, and the verbs by which hooks and calls change it.
+
+Nothing here decides what `core` can decide, and nothing waits but for a state. The two directions of
+traffic are in `_inbound` and `_outbound`, the tasks in `_supervisor` and `_link_tasks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import trio
+
+from trio_nova._events import Hub
+from trio_nova._inbound import Inbound
+from trio_nova._outbound import Outbound
+from trio_nova.config import Config, made
+from trio_nova.core.outbox import Lane
+from trio_nova.core.session import TERMINAL, SessionEvent, State, StateMachine
+from trio_nova.core.verdict import Attempts
+from trio_nova.errors import ConfigError, LinkLost, SessionOver
+from trio_nova.handlers import (
+    AuthHandler,
+    ConnectionHandler,
+    ErrorHandler,
+    LoggingHandler,
+    MessageHandler,
+    MetricsCollector,
+    RateLimitHandler,
+    SubscriptionHandler,
+)
+from trio_nova.messages import (
+    ACTIONS,
+    Action,
+    BecameReady,
+    Close,
+    CloseInfo,
+    ErrorEvent,
+    Event,
+    Reconfigured,
+    Reconnect,
+    Reconnected,
+    Reply,
+    ReplyMany,
+    Retry,
+    SessionEnded,
+    StateChanged,
+    Stop,
+)
+from trio_nova.urls import Url
+
+__all__ = ["Counts", "Goodbye", "Handlers", "Session"]
+
+
+@attrs.frozen(kw_only=True)
+class Handlers:
+    """The eight strategies of one session."""
+
+    connection: ConnectionHandler
+    message: MessageHandler
+    subscription: SubscriptionHandler
+    auth: AuthHandler
+    error: ErrorHandler
+    rate_limit: RateLimitHandler
+    logging: LoggingHandler
+    metrics: MetricsCollector
+
+    @classmethod
+    def of(cls, config: Config) -> Handlers:
+        return cls(
+            connection=made(config.connection_handler, ConnectionHandler, "connection_handler"),
+            message=made(config.message_handler, MessageHandler, "message_handler"),
+            subscription=made(config.subscription_handler, SubscriptionHandler, "subscription_handler"),
+            auth=made(config.auth_handler, AuthHandler, "auth_handler"),
+            error=made(config.error_handler, ErrorHandler, "error_handler"),
+            rate_limit=made(config.rate_limit_handler, RateLimitHandler, "rate_limit_handler"),
+            logging=made(config.logging_handler, LoggingHandler, "logging_handler"),
+            metrics=made(config.metrics_collector, MetricsCollector, "metrics_collector"),
+        )
+
+
+@attrs.define
+class Counts:
+    """What a session has done so far."""
+
+    dials: int = 0
+    links: int = 0
+    messages_sent: int = 0
+    messages_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    pings_sent: int = 0
+    pongs_received: int = 0
+    errors: int = 0
+    ready_time: float = 0.0
+    """Seconds that the session has been ready, the present link not counted."""
+
+
+@attrs.frozen
+class Goodbye:
+    """That a link is to be closed on purpose, how, and what then."""
+
+    code: int
+    reason: str
+    then: Retry | None = None
+    """When to dial again; None: the session is over."""
+
+
+@attrs.define(eq=False)
+class _StateWaiter:
+    wanted: State
+    event: trio.Event = attrs.field(factory=trio.Event)
+    reached: bool = False
+
+
+@attrs.define(eq=False)
+class Session:
+    """The state that outlives a link."""
+
+    url: Url
+    config: Config
+    id: str = attrs.field(default=attrs.Factory(lambda self: self.config.entropy(8).hex(), takes_self=True))
+    handlers: Handlers = attrs.field(init=False)
+    hub: Hub = attrs.field(init=False)
+    inbound: Inbound = attrs.field(init=False)
+    outbound: Outbound = attrs.field(init=False)
+    attempts: Attempts = attrs.field(init=False)
+    counts: Counts = attrs.field(factory=Counts, init=False)
+
+    epoch: int = attrs.field(default=0, init=False)
+    """The number of the present link, or of the last one."""
+    latency: float | None = attrs.field(default=None, init=False)
+    """Seconds of the last round trip that was measured."""
+    close_info: CloseInfo | None = attrs.field(default=None, init=False)
+    last_error: Exception | None = attrs.field(default=None, init=False)
+    failure: BaseException | None = attrs.field(default=None, init=False)
+    """What ends the session: it leaves the user's block."""
+    goodbye: Goodbye | None = attrs.field(default=None, init=False)
+    """Set while somebody wants the link, or the whole session, to end."""
+    on_leave: Callable[[], object] | None = attrs.field(default=None, init=False)
+    """Interrupts what the supervisor waits for: told when `goodbye` is set."""
+    ready_since: float | None = attrs.field(default=None, init=False)
+    down_since: float | None = attrs.field(default=None, init=False)
+    opened: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set at the first READY, or at the end where that never comes."""
+    over: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when the session has come to its end."""
+    block: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    """Around the user's block."""
+    _machine: StateMachine = attrs.field(factory=StateMachine, init=False)
+    _waiters: list[_StateWaiter] = attrs.field(factory=list, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.handlers = Handlers.of(self.config)
+        self.hub = Hub(self.handlers.logging, self.handlers.metrics, self.config.events)
+        self.attempts = Attempts(self.config.max_attempts, self.config.min_uptime)
+        self.inbound = Inbound(self)
+        self.outbound = Outbound(self)
+
+    # ----------------------------------------------------------------- states
+
+    @property
+    def state(self) -> State:
+        return self._machine.state
+
+    @property
+    def is_over(self) -> bool:
+        return self._machine.state in TERMINAL
+
+    @property
+    def ready(self) -> bool:
+        return self._machine.state is State.READY
+
+    def apply(self, event: SessionEvent) -> None:
+        """Move to the state that follows, and tell those who wait for it."""
+        old = self._machine.state
+        new = self._machine.apply(event)
+        now = trio.current_time()
+        if new is State.READY:
+            self._became_ready(now)
+        elif old is State.READY and self.ready_since is not None:
+            self.counts.ready_time += now - self.ready_since
+            self.ready_since = None
+            self.down_since = now
+        self.emit(StateChanged, old=old.value, new=new.value)
+        if new is State.READY:
+            self.emit(BecameReady)
+        for waiter in self._waiters:
+            waiter.reached = waiter.reached or waiter.wanted is new
+            if waiter.reached or new in TERMINAL:
+                waiter.event.set()
+
+    def _became_ready(self, now: float) -> None:
+        self.ready_since = now
+        self.opened.set()
+        if self.down_since is not None:
+            self.emit(Reconnected, attempts=self.attempts.made, outage=now - self.down_since)
+            self.down_since = None
+        self.attempts.ready(now)
+
+    async def wait_state(self, wanted: State) -> None:
+        """Wait until the session is, or passes through, `wanted`; SessionOver where that cannot be any more."""
+        await trio.lowlevel.checkpoint()
+        if self.state is wanted:
+            return
+        self.check_open()
+        waiter = _StateWaiter(wanted)
+        self._waiters.append(waiter)
+        try:
+            await waiter.event.wait()
+        finally:
+            self._waiters.remove(waiter)
+        if not waiter.reached:
+            self.check_open()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the session is over, or on its way there."""
+        return self.is_over or (self.goodbye is not None and self.goodbye.then is None)
+
+    def check_open(self) -> None:
+        """Raise SessionOver if the session is over, or will be in a moment."""
+        if self.is_closing:
+            raise self.session_over()
+
+    def session_over(self) -> SessionOver:
+        """Return the error for calls that come too late."""
+        over = SessionOver(
+            f"the session is over ({self.state.value})", attempts=self.attempts.made, last=self.last_error
+        )
+        over.__cause__ = self.failure
+        return over
+
+    # ----------------------------------------------------------------- ends
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Want the session to end, with a goodbye if there is a link."""
+        if self.is_closing:
+            return
+        self.goodbye = Goodbye(code, reason)
+        self.apply(SessionEvent.CLOSE)
+        self._leave()
+
+    def fail(self, error: BaseException, code: int = 1011) -> None:
+        """End the session with `error`, which leaves the user's block. The first error counts."""
+        if self.failure is None and not self.is_over:
+            self.failure = error
+            self.close(code)
+            self.block.cancel(reason="the session has failed")
+
+    def give_up(self, error: BaseException) -> None:
+        """End the session with `error` where there is no link to say goodbye on."""
+        self.failure = error
+        self.apply(SessionEvent.GIVE_UP)
+        self.block.cancel(reason="the session has failed")
+
+    def redial(self, delay: float, reason: str = "") -> None:
+        """Want another link in `delay` seconds, in place of the present one if there is one."""
+        if self.goodbye is None and not self.is_over:
+            self.goodbye = Goodbye(1000, reason, Retry(delay))
+            self._leave()
+
+    def _leave(self) -> None:
+        if self.on_leave is not None:
+            self.on_leave()
+
+    def finish(self) -> None:
+        """Reach the terminal state, and let go of all who wait for this session. May be called again."""
+        if self.opened.is_set() and self.is_over and self.inbound.ended:
+            return
+        if not self.is_over:
+            self.apply(SessionEvent.END if self.failure is None else SessionEvent.GIVE_UP)
+        self.outbound.end()
+        self.inbound.end()
+        self.emit(SessionEnded, error=self.failure)
+        self.hub.close()
+        self.opened.set()
+
+    def reconfigure(self, config: Config, changed: tuple[str, ...]) -> None:
+        """Use other options from now on."""
+        self.config = config
+        self.hub.families = config.events
+        self.attempts.max_attempts, self.attempts.min_uptime = config.max_attempts, config.min_uptime
+        self.emit(Reconfigured, fields=changed)
+
+    # ----------------------------------------------------------------- events and hooks
+
+    def emit(self, event: type[Event], /, **fields: Any) -> None:
+        """Make an event of this kind and tell it to all who want it."""
+        self.hub.emit(event(at=trio.current_time(), epoch=self.epoch, **fields))
+
+    def ask(self, hook: Callable[..., Any], *args: Any) -> Action:
+        """Call a hook and return the action it answers; what it raises follows `on_handler_error`."""
+        try:
+            answer = hook(*args)
+            if answer is not None and not isinstance(answer, ACTIONS):
+                raise ConfigError(hook.__name__, f"answered {answer!r}, which is not an action")
+        except Exception as exc:
+            self.handler_failed(exc)
+            return None
+        return answer
+
+    def handler_failed(self, error: Exception) -> None:
+        """Treat what user code raised in a hook as `on_handler_error` says."""
+        match self.config.on_handler_error:
+            case "raise":
+                self.note(error, "handler")
+                self.fail(error)
+            case "close":
+                self.note(error, "handler")
+                self.close(1011, "internal error")
+            case _:
+                self.note(error, "handler")
+
+    def note(self, error: Exception, context: str) -> None:
+        """Count an error, tell it to logging and metrics, and to the error handler's own log."""
+        self.counts.errors += 1
+        self.last_error = error
+        try:
+            category = self.handlers.error.classify_error(error)
+            self.handlers.error.log_error(error, context)
+        except Exception as exc:
+            category = "unknown"
+            if context != "handler":
+                self.handler_failed(exc)
+        self.emit(ErrorEvent, error=error, category=category, context=context)
+
+    def report(self, error: Exception, context: str) -> Action:
+        """Note an error and return what the error handler answers."""
+        self.note(error, context)
+        return self.ask(self.handlers.error.handle_error, error, context)
+
+    def perform(self, action: Action, epoch: int, lane: Lane = Lane.APPLICATION) -> None:
+        """Do what a hook asked for; what belongs to a link that is gone is not done to another."""
+        match action:
+            case None:
+                pass
+            case Reply(message):
+                self.outbound.reply([message], lane)
+            case ReplyMany(messages):
+                self.outbound.reply(messages, lane)
+            case Close(code, reason):
+                self.close(code, reason)
+            case Stop(error):
+                self.fail(error, 1000)
+            case Reconnect(reason) if epoch == self.epoch:
+                delay = self.config.backoff.delay(1, self.config.spread(), 0.0)
+                self.redial(delay or 0.0, reason)
+            case Retry(delay) if epoch == self.epoch:
+                self.redial(delay)
+            case _:
+                pass
+
+    # ----------------------------------------------------------------- links
+
+    def link_lost(self, lost: LinkLost) -> None:
+        """Record how the present link ended, and settle what belonged to it."""
+        self.close_info = CloseInfo.of(lost)
+        self.last_error = lost
+        self.outbound.link_lost(lost)

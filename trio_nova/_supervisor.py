@@ -1,0 +1,222 @@
+"""The one owner of reconnection: dial, hold the link, ask what follows, wait, dial again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import attrs
+import trio
+
+from trio_nova._link_tasks import LinkTasks
+from trio_nova.config import check_headers
+from trio_nova.core.recovery import advise
+from trio_nova.core.session import SessionEvent, State
+from trio_nova.errors import ConfigError, ConnectFailed, ConnectTimeout, LinkLost, Phase
+from trio_nova.handlers import ConnectionInfo
+from trio_nova.links import Dial, Link, shared_governor
+from trio_nova.messages import (
+    Action,
+    Close,
+    DialStarted,
+    LinkClosed,
+    LinkOpened,
+    Reconnect,
+    Reply,
+    ReplyMany,
+    Retry,
+    RetryScheduled,
+    Stop,
+)
+from trio_nova.urls import Url
+
+if TYPE_CHECKING:
+    from trio_nova._session import Session
+
+__all__ = ["Supervisor"]
+
+
+@attrs.define(eq=False)
+class Supervisor:
+    """Keeps a session supplied with links, one after the other, until it is over."""
+
+    _session: Session
+    link: LinkTasks | None = attrs.field(default=None, init=False)
+    """The tasks of the present link."""
+    _phase: Phase = attrs.field(default="dns", init=False)
+
+    async def supervise(self) -> None:
+        """Hold links until the session ends. Every wait is bounded, so this ends by its own verdict, never by force."""
+        session = self._session
+        while not session.is_closing:
+            session.apply(SessionEvent.DIAL)
+            ended = await self._dial_and_hold()
+            if session.is_closing:
+                break
+            wish, session.goodbye = session.goodbye, None
+            if session.state is not State.DISCONNECTED:
+                session.apply(SessionEvent.LOSE)
+            step = wish.then if wish is not None else self._follow(ended)
+            if session.is_closing:
+                break
+            match step:
+                case Retry(delay):
+                    session.apply(SessionEvent.RETRY)
+                    session.emit(RetryScheduled, delay=delay, attempt=session.attempts.made, error=ended)
+                    await self._wait(delay)
+                case Stop(error):
+                    session.give_up(error)
+                case _:
+                    session.close()
+        session.finish()
+
+    # ----------------------------------------------------------------- one link
+
+    async def _dial_and_hold(self) -> Exception:
+        """Dial, and serve the link if one comes up; return how it ended, or why none came up."""
+        session, config = self._session, self._session.config
+        session.counts.dials += 1
+        governor = config.governor or shared_governor()
+        with self._interruptible() as scope:
+            async with governor.turn(session.url.authority) as turn:
+                started = trio.current_time()
+                scope.deadline = started + config.connect_timeout
+                try:
+                    info = await self._prepare()
+                    dial = self._dial(info)
+                    session.emit(DialStarted, url=str(dial.url), attempt=session.attempts.made + 1)
+                    async with config.transport.open(dial) as link:
+                        scope.deadline = math.inf
+                        turn.release()
+                        return await self._hold(link, info, trio.current_time() - started)
+                except (ConnectFailed, ConfigError) as error:
+                    return error
+        if session.goodbye is not None:
+            return ConnectFailed("the attempt was given up", phase=self._phase)
+        return ConnectTimeout(
+            f"no link to {session.url} within {config.connect_timeout:g} s, only as far as {self._phase!r}",
+            phase=self._phase,
+        )
+
+    async def _prepare(self) -> ConnectionInfo:
+        """Ask afresh, for every dial, what may have changed since the last one."""
+        session, config = self._session, self._session.config
+        self._phase = "connect"
+        headers = config.headers
+        if not isinstance(headers, Mapping):
+            try:
+                headers = await headers()
+            except Exception as exc:
+                raise ConnectFailed("the provider of headers failed", phase="connect") from exc
+        info = ConnectionInfo(
+            url=session.url.full,
+            headers=headers,
+            subprotocols=config.subprotocols,
+            attempt=session.attempts.made,
+            epoch=session.epoch + 1,
+        )
+        try:
+            answer = session.handlers.connection.connection_info(info)
+        except Exception as exc:
+            session.handler_failed(exc)
+            return info
+        return answer
+
+    def _dial(self, info: ConnectionInfo) -> Dial:
+        config = self._session.config
+        return Dial(
+            url=Url.parse(info.url, "connection_info"),
+            epoch=info.epoch,
+            headers=check_headers(info.headers),
+            subprotocols=tuple(info.subprotocols),
+            ssl_context=config.ssl_context,
+            proxy=config.proxy,
+            stream_factory=config.stream_factory,
+            resolver=config.resolver,
+            max_message_size=config.max_message_size,
+            close_timeout=config.close_timeout,
+            on_phase=self._enter_phase,
+        )
+
+    def _enter_phase(self, phase: Phase) -> None:
+        self._phase = phase
+
+    async def _hold(self, link: Link, info: ConnectionInfo, connect_time: float) -> LinkLost:
+        session = self._session
+        opened = trio.current_time()
+        session.epoch += 1
+        session.counts.links += 1
+        if not session.is_closing:
+            session.apply(SessionEvent.UPGRADE)
+        session.emit(LinkOpened, connect_time=connect_time, subprotocol=link.subprotocol)
+        info = attrs.evolve(info, subprotocol=link.subprotocol, response_headers=tuple(link.response_headers))
+        self.link = LinkTasks(session, link, info)
+        try:
+            lost = await self.link.run()
+        finally:
+            self.link = None
+        session.link_lost(lost)
+        session.emit(
+            LinkClosed,
+            code=lost.code,
+            reason=lost.reason,
+            remote=lost.remote,
+            duration=trio.current_time() - opened,
+            detail=lost.detail,
+        )
+        return lost
+
+    # ----------------------------------------------------------------- between links
+
+    def _follow(self, ended: Exception) -> Retry | Stop | Close:
+        """Ask the hooks, then the tables and the back-off, what follows from a failure nobody wished for."""
+        session, config = self._session, self._session.config
+        attempt = session.attempts.failed(trio.current_time())
+        spread = config.spread()
+        may_retry = session.opened.is_set() or config.retry_first_connect
+        advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry)
+        answers: list[Action] = []
+        if isinstance(ended, LinkLost):
+            answers.append(session.ask(session.handlers.connection.handle_disconnect, ended))
+        answers.append(session.report(ended, "link" if isinstance(ended, LinkLost) else "connect"))
+        for answer in answers:
+            match answer:
+                case Reply() | ReplyMany():
+                    session.perform(answer, session.epoch)
+                case Retry() | Stop() | Close():
+                    return answer
+                case Reconnect():
+                    return advice if isinstance(advice, Retry) else Retry(config.backoff.delay(1, spread) or 0.0)
+                case None:
+                    pass
+        if isinstance(advice, Close):
+            return advice
+        try:
+            decision = session.handlers.error.should_reconnect(ended, attempt, advice)
+            if not isinstance(decision, Retry | Stop):
+                raise ConfigError("should_reconnect", f"answered {decision!r}, not Retry or Stop")
+        except Exception as exc:
+            session.handler_failed(exc)
+            return advice
+        return decision
+
+    async def _wait(self, delay: float) -> None:
+        with self._interruptible():
+            await trio.sleep(delay)
+        session = self._session
+        if session.goodbye is not None and session.goodbye.then is not None:
+            session.goodbye = None  # the wish was to dial again: we are about to
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[trio.CancelScope]:
+        """Let a wish to leave end the wait at once."""
+        session = self._session
+        with trio.CancelScope() as scope:
+            session.on_leave = partial(scope.cancel, reason="the session is to go elsewhere")
+            try:
+                yield scope
+            finally:
+                session.on_leave = None

@@ -1,0 +1,83 @@
+"""Codecs: between a message, as the program knows it, and the payload of a frame."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import attrs
+import msgspec
+
+from trio_nova.errors import BadMessage
+
+__all__ = ["Codec", "JsonCodec", "RawCodec"]
+
+
+class Codec(Protocol):
+    """Turns messages into payloads and back. A strategy: `Config.codec`."""
+
+    def encode(self, message: Any) -> str | bytes:
+        """Return the payload: `str` makes a text frame, `bytes` a binary one.
+
+        Raises:
+            BadMessage: the message cannot be encoded.
+        """
+
+    def decode(self, payload: str | bytes) -> Any:
+        """Return the message.
+
+        Raises:
+            BadMessage: the payload is not a message.
+        """
+
+
+@attrs.frozen
+class RawCodec:
+    """The default: text stays `str`, binary stays `bytes`; what else is sent goes as JSON text."""
+
+    def encode(self, message: Any) -> str | bytes:
+        match message:
+            case str() | bytes():
+                return message
+            case bytearray() | memoryview():
+                return bytes(message)
+            case _:
+                return encode_json(message)
+
+    def decode(self, payload: str | bytes) -> str | bytes:
+        return payload
+
+
+@attrs.frozen
+class JsonCodec:
+    """JSON in text frames (RFC 8259), both ways.
+
+    `type` makes decoding typed: any type that msgspec knows, a Struct say. Decoding is strict: no
+    NaN, no trailing bytes, bounded nesting. A binary payload is decoded too: some services send JSON so.
+    """
+
+    type: Any = Any
+    _decoder: msgspec.json.Decoder[Any] = attrs.field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_decoder", msgspec.json.Decoder(self.type))
+
+    def encode(self, message: Any) -> str:
+        return encode_json(message)
+
+    def decode(self, payload: str | bytes) -> Any:
+        try:
+            return self._decoder.decode(payload)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+            raise BadMessage(f"not the JSON that was expected: {type(exc).__name__}") from exc
+
+
+def encode_json(message: Any) -> str:
+    """Return `message` as JSON text.
+
+    Raises:
+        BadMessage: JSON has no form for it.
+    """
+    try:
+        return msgspec.json.encode(message).decode()
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
+        raise BadMessage(f"a {type(message).__name__} cannot be sent as JSON: {exc}") from exc

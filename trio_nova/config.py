@@ -1,0 +1,359 @@
+"""All that can be set, in one frozen value."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import os
+import random
+import re
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import attrs
+
+from trio_nova.codecs import Codec, RawCodec
+from trio_nova.core.backoff import Backoff, ExponentialBackoff
+from trio_nova.core.bounded import OVERFLOWS, Overflow
+from trio_nova.core.outbox import Buffer
+from trio_nova.errors import ConfigError
+from trio_nova.handlers import (
+    AuthHandler,
+    ConnectionHandler,
+    ErrorHandler,
+    Heartbeat,
+    LoggingHandler,
+    MessageHandler,
+    MetricsCollector,
+    NoHeartbeat,
+    PingHeartbeat,
+    RateLimitHandler,
+    SubscriptionHandler,
+)
+from trio_nova.links import ConnectGovernor, Resolver, StreamFactory, SystemResolver, Transport, TrioWebsocketTransport
+from trio_nova.urls import Url
+
+__all__ = ["RECONFIGURABLE", "Config", "HeadersProvider", "Made", "WhenDown", "check_headers", "configure", "made"]
+
+H = TypeVar("H")
+
+HeadersProvider: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
+WhenDown: TypeAlias = Literal["wait", "fail"] | Buffer
+Made: TypeAlias = H | Callable[[], H]
+"""A strategy, or what makes one: called once per session, so that sessions do not share its state."""
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_ILLEGAL_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_OWN_HEADERS = {"upgrade", "connection", "content-length", "transfer-encoding"}
+
+
+def _fail(attribute: attrs.Attribute[Any], problem: str) -> None:
+    raise ConfigError(attribute.name, problem)
+
+
+def _seconds(*, zero: bool = False, finite: bool = False) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            _fail(attribute, f"must be a number of seconds, not {value!r}")
+        if value < 0 or (value == 0 and not zero):
+            _fail(attribute, f"must be {'at least' if zero else 'more than'} 0 seconds, not {value!r}")
+        if finite and math.isinf(value):
+            _fail(attribute, "must be finite: everything that waits for a peer has a deadline")
+
+    return validate
+
+
+def _count(*, least: int, endless: bool = False) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if endless and value == math.inf:
+            return
+        if isinstance(value, bool) or not isinstance(value, int):
+            _fail(attribute, f"must be a whole number{' or math.inf' if endless else ''}, not {value!r}")
+        if value < least:
+            _fail(attribute, f"must be at least {least}, not {value!r}")
+
+    return validate
+
+
+def _one_of(*choices: Any) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if value not in choices:
+            _fail(attribute, f"must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+    return validate
+
+
+def _bool(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, bool):
+        _fail(attribute, f"must be True or False, not {value!r}")
+
+
+def _has(*methods: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        for method in methods:
+            if not callable(getattr(value, method, None)):
+                _fail(attribute, f"{value!r} has no method {method}()")
+
+    return validate
+
+
+def _strategy(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    """Check a handler or a factory of one: that it is one, and that its hooks have the colour they must have."""
+    hooks = [name for name, member in vars(role).items() if inspect.isfunction(member) and not name.startswith("_")]
+
+    def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not isinstance(value, role) and not callable(value):
+            _fail(attribute, f"must be a {role.__name__}, a subclass, or a function that returns one, not {value!r}")
+        if isinstance(value, type) and not issubclass(value, role):
+            _fail(attribute, f"{value.__name__} is not a subclass of {role.__name__}")
+        for hook in hooks:
+            if inspect.iscoroutinefunction(getattr(value, hook, None)) and not inspect.iscoroutinefunction(
+                getattr(role, hook)
+            ):
+                _fail(attribute, f"{hook}() decides and cannot wait: it must be a plain def, not async")
+
+    return validate
+
+
+def made(value: Made[H], role: type[H], field: str) -> H:
+    """Return the strategy that a field holds, or what its factory makes."""
+    if isinstance(value, role):
+        return value
+    result = value()  # type: ignore[operator]
+    if not isinstance(result, role):
+        raise ConfigError(field, f"its factory returned {result!r}, not a {role.__name__}")
+    return result
+
+
+def check_headers(headers: Mapping[str, str], field: str = "headers") -> tuple[tuple[str, str], ...]:
+    """Return the headers as pairs, fit for the wire (RFC 9110 section 5).
+
+    Raises:
+        ConfigError: a name or value has a character that it must not have, or the name is the handshake's own.
+    """
+    pairs: list[tuple[str, str]] = []
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise ConfigError(field, f"{name!r} is not a header name")
+        if not isinstance(value, str):
+            raise ConfigError(field, f"the value of {name} must be a str, not a {type(value).__name__}")
+        if _ILLEGAL_VALUE.search(value) or not _is_latin1(value):
+            raise ConfigError(field, f"the value of {name} has a character that a header must not have")
+        if name.lower() in _OWN_HEADERS or name.lower().startswith("sec-websocket-"):
+            raise ConfigError(field, f"{name} belongs to the handshake")
+        pairs.append((name, value))
+    return tuple(pairs)
+
+
+def _is_latin1(text: str) -> bool:
+    return all(ord(c) < 256 for c in text)
+
+
+def _headers(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if isinstance(value, Mapping):
+        check_headers(value, attribute.name)
+    elif not callable(value):
+        _fail(attribute, f"must be a mapping, or an async function that returns one, not {value!r}")
+
+
+def _subprotocols(config: Any, attribute: attrs.Attribute[Any], value: tuple[Any, ...]) -> None:
+    for name in value:
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            _fail(attribute, f"{name!r} is not the name of a subprotocol")
+    if len(set(value)) != len(value):
+        _fail(attribute, "a name occurs twice (RFC 6455 section 4.1)")
+
+
+def _subprotocol_tuple(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ConfigError("subprotocols", f"must be a sequence of names: write [{value!r}]")
+    try:
+        return tuple(value)
+    except TypeError:
+        raise ConfigError("subprotocols", f"must be a sequence of names, not {value!r}") from None
+
+
+def _proxy(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and (
+        not isinstance(value, str) or not re.match(r"(http|socks4|socks5|socks5h)://[^/]", value)
+    ):
+        _fail(attribute, "must be a URL: http://, socks4:// or socks5://[user:password@]host:port")
+
+
+def _ssl_context(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not isinstance(value, ssl.SSLContext):
+        _fail(attribute, f"must be an ssl.SSLContext, not {value!r}")
+
+
+def _when_down(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value not in ("wait", "fail") and not isinstance(value, Buffer):
+        _fail(attribute, f"must be 'wait', 'fail' or a Buffer, not {value!r}")
+
+
+def _events(config: Any, attribute: attrs.Attribute[Any], value: frozenset[str]) -> None:
+    if unknown := value - {"connection", "message", "error"}:
+        _fail(attribute, f"unknown: {', '.join(sorted(unknown))}; there are connection, message and error")
+
+
+def _callable(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value is not None and not callable(value):
+        _fail(attribute, f"must be callable, not {value!r}")
+
+
+def _names(value: Iterable[str]) -> frozenset[str]:
+    return frozenset(value)
+
+
+def _heartbeat(value: Any) -> Any:
+    if value is None or value == "off":
+        return NoHeartbeat()
+    return PingHeartbeat() if value == "ping" else value
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """Every option of a session. Durations are seconds; `math.inf` is off."""
+
+    # ----------------------------------------------------------------- the dial
+    headers: Mapping[str, str] | HeadersProvider = attrs.field(factory=dict, validator=_headers, repr=False)
+    """Sent with every upgrade; or an async function that returns them, asked before every dial."""
+    subprotocols: tuple[str, ...] = attrs.field(default=(), converter=_subprotocol_tuple, validator=_subprotocols)
+    """Offered, most wanted first."""
+    ssl_context: ssl.SSLContext | None = attrs.field(default=None, validator=_ssl_context)
+    """None: the default, which verifies, and offers ALPN http/1.1 only."""
+    proxy: str | None = attrs.field(default=None, validator=_proxy, repr=False)
+    """`http://user:password@host:port` (CONNECT), `socks4://` or `socks5://`; needs the extra `proxy`."""
+    stream_factory: StreamFactory | None = attrs.field(default=None, validator=_callable)
+    """An async function `(host, port)` that returns the byte stream to speak over, any `trio.abc.Stream`."""
+    transport: Transport = attrs.field(factory=TrioWebsocketTransport, validator=_has("open"))
+    """What opens links."""
+    max_message_size: int = attrs.field(default=16 * 1024 * 1024, validator=_count(least=1))
+    """Bytes of one received message. A larger one ends the link with code 1009."""
+    connect_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
+    """For one whole attempt: name look-up, TCP, proxy, TLS and upgrade."""
+    close_timeout: float = attrs.field(default=2.0, validator=_seconds(zero=True, finite=True))
+    """For saying goodbye."""
+
+    # ----------------------------------------------------------------- liveness
+    ping_interval: float = attrs.field(default=20.0, validator=_seconds())
+    """Between probes."""
+    pong_timeout: float = attrs.field(default=20.0, validator=_seconds())
+    """Patience with a peer that owes a sign of life, or that takes no byte of a write."""
+    idle_timeout: float = attrs.field(default=math.inf, validator=_seconds())
+    """Patience with a peer that sends nothing at all, not even a pong."""
+    heartbeat: Heartbeat = attrs.field(
+        factory=PingHeartbeat, converter=_heartbeat, validator=_has("probe", "is_answer", "answer")
+    )
+    """How to probe. "ping" and "off" are short for PingHeartbeat() and NoHeartbeat()."""
+
+    # ----------------------------------------------------------------- reconnection
+    backoff: Backoff = attrs.field(factory=ExponentialBackoff, validator=_has("delay"))
+    """How long to wait before the next attempt."""
+    max_attempts: float = attrs.field(default=math.inf, validator=_count(least=0, endless=True))
+    """Failures in a row after which the session gives up; 0: never dial again."""
+    min_uptime: float = attrs.field(default=30.0, validator=_seconds(zero=True))
+    """How long a link must have been ready for its loss to count as the first failure again."""
+    retry_first_connect: bool = attrs.field(default=False, validator=_bool)
+    """Whether the first connect is retried too; by default it fails at once."""
+
+    # ----------------------------------------------------------------- traffic
+    when_down: WhenDown = attrs.field(default="wait", validator=_when_down)
+    """What a send does while there is no ready link: "wait", "fail" with NotSent, or wait within the bounds of a `Buffer`."""
+    inbox_size: int = attrs.field(default=1024, validator=_count(least=1))
+    """Messages that wait to be received."""
+    inbox_bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_count(least=1))
+    """Bytes that wait to be received."""
+    overflow: Overflow = attrs.field(default="block", validator=_one_of(*OVERFLOWS))
+    """What a full inbox does: "block" stops reading, so that the peer feels it; "drop_oldest"; "drop_newest"."""
+    codec: Codec = attrs.field(factory=RawCodec, validator=_has("encode", "decode"))
+    """Between messages and payloads."""
+    credentials: Any = attrs.field(default=None, repr=False)
+    """Handed to the auth handler on every link."""
+
+    # ----------------------------------------------------------------- strategies
+    on_handler_error: Literal["raise", "log", "close"] = attrs.field(
+        default="raise", validator=_one_of("raise", "log", "close")
+    )
+    """After an exception in a handler: "raise" ends the session with it, "log" goes on, "close" closes with 1011."""
+    connection_handler: Made[ConnectionHandler] = attrs.field(
+        default=ConnectionHandler, validator=_strategy(ConnectionHandler)
+    )
+    message_handler: Made[MessageHandler] = attrs.field(default=MessageHandler, validator=_strategy(MessageHandler))
+    subscription_handler: Made[SubscriptionHandler] = attrs.field(
+        default=SubscriptionHandler, validator=_strategy(SubscriptionHandler)
+    )
+    auth_handler: Made[AuthHandler] = attrs.field(default=AuthHandler, validator=_strategy(AuthHandler))
+    error_handler: Made[ErrorHandler] = attrs.field(default=ErrorHandler, validator=_strategy(ErrorHandler))
+    rate_limit_handler: Made[RateLimitHandler] = attrs.field(
+        default=RateLimitHandler, validator=_strategy(RateLimitHandler)
+    )
+    logging_handler: Made[LoggingHandler] = attrs.field(default=LoggingHandler, validator=_strategy(LoggingHandler))
+    metrics_collector: Made[MetricsCollector] = attrs.field(
+        default=MetricsCollector, validator=_strategy(MetricsCollector)
+    )
+    events: frozenset[str] = attrs.field(
+        default=frozenset({"connection", "message", "error"}), converter=_names, validator=_events
+    )
+    """The families of events that logging and metrics are told: "connection", "message", "error"."""
+
+    # ----------------------------------------------------------------- the world
+    governor: ConnectGovernor | None = attrs.field(default=None, validator=attrs.validators.optional(_has("turn")))
+    """Paces the dials of the sessions that share it. None: the one that all sessions of this `trio.run` share."""
+    resolver: Resolver = attrs.field(factory=SystemResolver, validator=_has("resolve"))
+    """Looks names up."""
+    spread: Callable[[], float] = attrs.field(default=random.random, validator=_callable)
+    """Uniform draws from [0, 1), for jitter. No secret depends on them."""
+    entropy: Callable[[int], bytes] = attrs.field(default=os.urandom, validator=_callable)
+    """Unpredictable bytes, for the payloads of pings and the ids of connections."""
+    wall_clock: Callable[[], float] = attrs.field(default=time.time, validator=_callable)
+    """Unix time: only to notice that the machine slept."""
+
+
+RECONFIGURABLE = frozenset(
+    {
+        "headers",
+        "subprotocols",
+        "ssl_context",
+        "proxy",
+        "connect_timeout",
+        "close_timeout",
+        "ping_interval",
+        "pong_timeout",
+        "idle_timeout",
+        "backoff",
+        "max_attempts",
+        "min_uptime",
+        "when_down",
+        "credentials",
+        "on_handler_error",
+        "events",
+    }
+)
+"""The fields that `Connection.reconfigure` can change; those about the dial count from the next one."""
+
+_FIELDS = attrs.fields_dict(Config)
+
+
+def configure(base: Config, changes: Mapping[str, Any]) -> Config:
+    """Return `base` with `changes`, by field name.
+
+    Raises:
+        ConfigError: naming a field that does not exist, or whose value is wrong.
+    """
+    for name in changes:
+        if name not in _FIELDS:
+            near = difflib.get_close_matches(name, _FIELDS, n=1)
+            raise ConfigError(name, "there is no such option" + (f"; did you mean {near[0]}?" if near else ""))
+    return attrs.evolve(base, **changes)
+
+
+def target_url(target: object) -> Url:
+    """Return the URL that a target stands for."""
+    if isinstance(target, str):
+        return Url.parse(target)
+    if isinstance(target, Url):
+        return target
+    raise ConfigError("target", f"must be a ws:// or wss:// URL, not {target!r}")

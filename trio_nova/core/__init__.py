@@ -1,0 +1,1 @@
+"""What decides and never waits: no Trio, no clock and no randomness; `now` and `spread` are arguments."""

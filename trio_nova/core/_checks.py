@@ -1,0 +1,54 @@
+"""Check numbers that users set; what is refused is a ConfigError that names the field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import attrs
+
+from trio_nova.errors import ConfigError
+
+
+def check_number(
+    field: str,
+    value: object,
+    *,
+    at_least: float = 0.0,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    finite: bool = True,
+) -> None:
+    """Raise ConfigError unless `value` is a number within these bounds; with `finite=False` inf is one too."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(field, f"must be a number, not {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ConfigError(field, "is too large") from None
+    if math.isnan(number) or (finite and math.isinf(number)):
+        raise ConfigError(field, f"must be a finite number, not {number}")
+    if number < at_least:
+        raise ConfigError(field, f"must be at least {at_least:g}, not {number:g}")
+    if number <= above:
+        raise ConfigError(field, f"must be above {above:g}, not {number:g}")
+    if number > at_most:
+        raise ConfigError(field, f"must be at most {at_most:g}, not {number:g}")
+
+
+def number(
+    *, at_least: float = 0.0, above: float = -math.inf, at_most: float = math.inf, finite: bool = True
+) -> Callable[[object, attrs.Attribute[float], float], None]:
+    """Return an attrs validator that applies `check_number`."""
+
+    def validate(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+        check_number(attribute.name, value, at_least=at_least, above=above, at_most=at_most, finite=finite)
+
+    return validate
+
+
+def check_count(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
+    """Validate an attrs field that holds a whole number from 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(attribute.name, f"must be a whole number, not {type(value).__name__}")
+    check_number(attribute.name, value, at_least=1)

@@ -1,0 +1,101 @@
+"""A bounded queue, and what happens when it is full.
+
+The inbox, every listener and every feed hold one of these. The bound counts messages and bytes; one
+message always fits into an empty queue, so the bytes can exceed their bound by at most one message.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Generic, Literal, TypeAlias, TypeVar
+
+import attrs
+
+__all__ = ["OVERFLOWS", "BoundedQueue", "Overflow"]
+
+T = TypeVar("T")
+
+Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest"]
+"""What a full queue does: make the one who puts wait, or drop and count."""
+OVERFLOWS: tuple[Overflow, ...] = ("block", "drop_oldest", "drop_newest")
+
+
+@attrs.define
+class BoundedQueue(Generic[T]):
+    """Items in order, with their sizes."""
+
+    max_items: float = math.inf
+    max_bytes: float = math.inf
+    overflow: Overflow = "block"
+    size: int = attrs.field(default=0, init=False)
+    """Bytes held."""
+    dropped: int = attrs.field(default=0, init=False)
+    """Items dropped since the queue was made."""
+    _items: deque[T] = attrs.field(factory=deque, init=False)
+    _sizes: deque[int] = attrs.field(factory=deque, init=False)
+    _first: int = attrs.field(default=0, init=False)
+    """The serial number of the oldest item held."""
+    _lost: dict[int, int] = attrs.field(factory=dict, init=False)
+    """How many were dropped just before the item of this serial number."""
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for one more."""
+        return len(self._items) >= self.max_items or self.size >= self.max_bytes
+
+    @property
+    def fill(self) -> float:
+        """How full it is: 0.0 is empty, 1.0 is at a bound."""
+        return max(len(self._items) / self.max_items, self.size / self.max_bytes)
+
+    def offer(self, item: T, size: int) -> bool:
+        """Take `item` in, as the overflow policy says; False where it is full and the policy is to block."""
+        if self.full:
+            if self.overflow == "block":
+                return False
+            self.dropped += 1
+            if self.overflow == "drop_newest":
+                self._lose(self._first + len(self._items), 1)
+                return True
+            self._drop_oldest()
+        self._items.append(item)
+        self._sizes.append(size)
+        self.size += size
+        return True
+
+    def take_lost(self) -> int:
+        """Return, once, how many items were dropped just before the one that comes next."""
+        return self._lost.pop(self._first, 0) if self._lost else 0
+
+    def pop(self) -> T:
+        """Remove and return the oldest item; raises IndexError where there is none."""
+        item = self._items.popleft()
+        self.size -= self._sizes.popleft()
+        self._first += 1
+        return item
+
+    def pop_all(self) -> list[T]:
+        """Remove and return all items, oldest first."""
+        items = list(self._items)
+        self._first += len(items)
+        self._items.clear()
+        self._sizes.clear()
+        self.size = 0
+        return items
+
+    @property
+    def has_losses(self) -> bool:
+        """Whether `take_lost` has something to tell, now or after some items."""
+        return bool(self._lost)
+
+    def _drop_oldest(self) -> None:
+        lost = self.take_lost() + 1
+        self.pop()
+        self._lose(self._first, lost)
+
+    def _lose(self, before: int, count: int) -> None:
+        self._lost[before] = self._lost.get(before, 0) + count

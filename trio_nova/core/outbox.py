@@ -1,0 +1,265 @@
+"""What waits to be written, in which order, and what became of it.
+
+Three lanes: *control* always goes first, *setup* belongs to one link and goes before it is ready,
+*application* goes only when it is ready: by priority, then first in, first out. Nothing is written
+twice: what was being written when a link was lost has an unknown outcome, and is not repeated.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from itertools import count
+
+import attrs
+
+from trio_nova.errors import Expired, NotSent, NovaError, OutcomeUnknown
+from trio_nova.messages import Decision, Frame, Queue, Reject
+
+__all__ = ["Admit", "Buffer", "Idle", "Lane", "Outbox", "Outgoing", "Status", "WaitUntil", "Write"]
+
+MAX_BATCH_BYTES = 65536
+"""Bytes handed to a link in one write; what is in a batch when its link is lost has an unknown outcome."""
+MAX_BATCH_FRAMES = 256
+
+
+class Lane(enum.IntEnum):
+    """Classes of traffic, the most urgent first."""
+
+    CONTROL = 0
+    SETUP = 1
+    APPLICATION = 2
+
+
+class Status(enum.Enum):
+    """How far a message has got."""
+
+    QUEUED = "queued"
+    WRITING = "writing"
+    SETTLED = "settled"
+
+
+@attrs.frozen(kw_only=True)
+class Buffer:
+    """A policy for `when_down`: sends may wait for the next ready link, within these bounds.
+
+    Beyond `max_items` or `max_bytes` a send raises NotSent at once; after `ttl` it raises Expired.
+    """
+
+    max_items: float = attrs.field(default=1000, validator=attrs.validators.gt(0))
+    max_bytes: float = attrs.field(default=16 * 1024 * 1024, validator=attrs.validators.gt(0))
+    ttl: float = attrs.field(default=math.inf, validator=attrs.validators.gt(0))
+    """Seconds."""
+
+
+@attrs.define(eq=False, kw_only=True)
+class Outgoing:
+    """One frame on its way out."""
+
+    frame: Frame
+    lane: Lane
+    size: int
+    queued_at: float
+    expires_at: float = math.inf
+    priority: int = 0
+    """Lower goes first, within its lane."""
+    kind: str = ""
+    """What a rate limiter prices it by: the message's type."""
+    when_settled: Callable[[Outgoing, NovaError | None], None] | None = attrs.field(default=None, repr=False)
+    """Told once what became of it: None for written, else why it was not, or is not known to be."""
+    status: Status = attrs.field(default=Status.QUEUED, init=False)
+    delayed: bool = attrs.field(default=False, init=False)
+    """Whether the rate limiter has made it wait."""
+
+    def settle(self, error: NovaError | None = None) -> None:
+        """Record the outcome, once, and tell whoever waits for it."""
+        if self.status is not Status.SETTLED:
+            self.status = Status.SETTLED
+            if self.when_settled is not None:
+                self.when_settled(self, error)
+
+
+Admit = Callable[[Outgoing], Decision]
+"""Asks the rate limiter; an `Allow` has spent the tokens."""
+
+
+@attrs.frozen
+class Write:
+    """Hand these to the link, then call `Outbox.written`."""
+
+    batch: list[Outgoing]
+
+
+@attrs.frozen
+class WaitUntil:
+    """Nothing may be written before `until`: the rate limiter says so, or a message expires then."""
+
+    until: float
+
+
+@attrs.frozen
+class Idle:
+    """There is nothing to write."""
+
+
+@attrs.define
+class _Queue:
+    """One lane: by priority, then in the order of arrival. Removing from the middle is cheap."""
+
+    by_priority: dict[int, OrderedDict[Outgoing, None]] = attrs.field(factory=dict)
+    length: int = 0
+    size: int = 0
+
+    def add(self, outgoing: Outgoing) -> None:
+        queue = self.by_priority.get(outgoing.priority)
+        if queue is None:
+            queue = self.by_priority[outgoing.priority] = OrderedDict()
+            self.by_priority = dict(sorted(self.by_priority.items()))
+        queue[outgoing] = None
+        self.length += 1
+        self.size += outgoing.size
+
+    def first(self) -> Outgoing | None:
+        for queue in self.by_priority.values():
+            if queue:
+                return next(iter(queue))
+        return None
+
+    def remove(self, outgoing: Outgoing) -> None:
+        del self.by_priority[outgoing.priority][outgoing]
+        self.length -= 1
+        self.size -= outgoing.size
+
+    def __iter__(self) -> Iterator[Outgoing]:
+        return iter([outgoing for queue in self.by_priority.values() for outgoing in queue])
+
+
+@attrs.define
+class Outbox:
+    """All that a session has accepted and not yet written."""
+
+    _lanes: dict[Lane, _Queue] = attrs.field(factory=lambda: {lane: _Queue() for lane in Lane}, init=False)
+    _writing: list[Outgoing] = attrs.field(factory=list, init=False)
+    _expiries: list[tuple[float, int, Outgoing]] = attrs.field(factory=list, init=False)
+    _serial: Iterator[int] = attrs.field(factory=count, init=False)
+
+    @property
+    def waiting(self) -> int:
+        """Application messages that wait."""
+        return self._lanes[Lane.APPLICATION].length
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Their size."""
+        return self._lanes[Lane.APPLICATION].size
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing is being written."""
+        return not self._writing and not any(lane.length for lane in self._lanes.values())
+
+    def put(self, outgoing: Outgoing, within: Buffer | None = None) -> None:
+        """Take a message in.
+
+        Raises:
+            NotSent: it would exceed the bounds of `within`.
+        """
+        lane = self._lanes[outgoing.lane]
+        if within is not None and (
+            lane.length >= within.max_items or (lane.length and lane.size + outgoing.size > within.max_bytes)
+        ):
+            raise NotSent(f"{lane.length} messages of {lane.size} bytes are waiting for a link already")
+        lane.add(outgoing)
+        if outgoing.expires_at < math.inf:
+            heapq.heappush(self._expiries, (outgoing.expires_at, next(self._serial), outgoing))
+
+    def withdraw(self, outgoing: Outgoing) -> bool:
+        """Take a message back; False where it is too late: it is being written, or settled."""
+        if outgoing.status is not Status.QUEUED:
+            return False
+        self._lanes[outgoing.lane].remove(outgoing)
+        outgoing.status = Status.SETTLED
+        return True
+
+    def next_step(self, now: float, ready: bool, admit: Admit | None = None) -> Write | WaitUntil | Idle:
+        """Say what to do at `now`, on a link that is up; settle what has expired or is rejected."""
+        self.expire(now)
+        wake = self.next_expiry()
+        batch: list[Outgoing] = []
+        size = 0
+        for lane in Lane if ready else (Lane.CONTROL, Lane.SETUP):
+            queue = self._lanes[lane]
+            while (outgoing := queue.first()) is not None:
+                if batch and (len(batch) >= MAX_BATCH_FRAMES or size + outgoing.size > MAX_BATCH_BYTES):
+                    return self._begin(batch)
+                match admit(outgoing) if admit is not None else None:
+                    case Queue(until):
+                        outgoing.delayed = True
+                        wake = min(wake, until)
+                        break
+                    case Reject(reason):
+                        queue.remove(outgoing)
+                        outgoing.settle(NotSent(f"refused by the rate limit: {reason}" if reason else "refused"))
+                    case _:
+                        queue.remove(outgoing)
+                        batch.append(outgoing)
+                        size += outgoing.size
+        if batch:
+            return self._begin(batch)
+        return WaitUntil(wake) if wake < math.inf else Idle()
+
+    def written(self) -> None:
+        """Settle what was being written: the operating system has it."""
+        batch, self._writing = self._writing, []
+        for outgoing in batch:
+            outgoing.settle()
+
+    def link_lost(self, cause: Exception | None) -> None:
+        """Settle what belonged to the link that is gone; application messages wait on."""
+        batch, self._writing = self._writing, []
+        for outgoing in batch:
+            outgoing.settle(_because(OutcomeUnknown("the link was lost while it was being written"), cause))
+        for lane in (Lane.CONTROL, Lane.SETUP):
+            self._reject(lane, "the link was lost before it was written", cause)
+
+    def refuse_waiting(self, why: str, cause: Exception | None = None) -> None:
+        """Settle every application message that waits as NotSent."""
+        self._reject(Lane.APPLICATION, why, cause)
+
+    def expire_waiting(self, at: float) -> None:
+        """Let every application message that waits, and has no earlier end, expire at `at`."""
+        for outgoing in self._lanes[Lane.APPLICATION]:
+            if outgoing.expires_at > at:
+                outgoing.expires_at = at
+                heapq.heappush(self._expiries, (at, next(self._serial), outgoing))
+
+    def next_expiry(self) -> float:
+        """Return when the next message expires; inf where none does."""
+        return self._expiries[0][0] if self._expiries else math.inf
+
+    def expire(self, now: float) -> None:
+        """Settle what has waited too long."""
+        while self._expiries and (self._expiries[0][0] <= now or self._expiries[0][2].status is not Status.QUEUED):
+            outgoing = heapq.heappop(self._expiries)[2]
+            if outgoing.status is Status.QUEUED:
+                self._lanes[outgoing.lane].remove(outgoing)
+                outgoing.settle(Expired(f"waited {now - outgoing.queued_at:g} s for a ready link"))
+
+    def _begin(self, batch: list[Outgoing]) -> Write:
+        for outgoing in batch:
+            outgoing.status = Status.WRITING
+        self._writing = batch
+        return Write(batch)
+
+    def _reject(self, lane: Lane, why: str, cause: Exception | None) -> None:
+        for outgoing in self._lanes[lane]:
+            self._lanes[lane].remove(outgoing)
+            outgoing.settle(_because(NotSent(why), cause))
+
+
+def _because(error: NovaError, cause: Exception | None) -> NovaError:
+    error.__cause__ = cause
+    return error

@@ -1,0 +1,117 @@
+"""Is the peer alive? Decided from three clocks.
+
+* *pong*: a ping that was handed to the operating system must be followed by a sign of life within
+  `pong_timeout`. Any byte counts: a peer that sends data but never pongs is alive.
+* *write*: a write under way must make progress within `pong_timeout`. Without this clock a blocked
+  writer would keep the ping from leaving, and a dead peer from being noticed.
+* *idle*: nothing at all for `idle_timeout`, for services that ping by themselves.
+
+So a dead peer is noticed within `ping_interval + pong_timeout`, whether or not somebody is sending.
+While the user's own code holds up reading, no pong can be seen: silence is then held against nobody.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import attrs
+
+__all__ = ["Dead", "Probe", "Pulse", "Wait"]
+
+
+@attrs.frozen
+class Wait:
+    """Nothing to do before `until`."""
+
+    until: float
+
+
+@attrs.frozen
+class Probe:
+    """Queue a ping, then call `probe_queued`; and `probe_written` once it has left."""
+
+
+@attrs.frozen
+class Dead:
+    """Abort the link: `clock` ran out after `silence` seconds."""
+
+    clock: Literal["pong", "write", "idle"]
+    silence: float
+
+
+@attrs.define
+class Pulse:
+    """The liveness of one link. All times are readings of one monotonic clock, in seconds."""
+
+    started: float
+    ping_interval: float = 20.0
+    pong_timeout: float = 20.0
+    idle_timeout: float = math.inf
+    last_heard: float = attrs.field(init=False)
+    _next_probe: float = attrs.field(init=False)
+    _probe_is_queued: bool = attrs.field(default=False, init=False)
+    _pong_due: float = attrs.field(default=math.inf, init=False)
+    _held: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.last_heard = self.started
+        self._next_probe = self.started + self.ping_interval
+
+    def heard(self, now: float) -> None:
+        """Bytes arrived: the peer lives."""
+        self.last_heard = now
+        self._pong_due = math.inf
+
+    def probe_queued(self, now: float) -> None:
+        """A ping waits for the writer: until it has left, only the write clock can run out."""
+        self._probe_is_queued = True
+        self._next_probe = now + self.ping_interval
+
+    def probe_skipped(self) -> None:
+        """Nothing is sent after all: the heartbeat is off."""
+        self._probe_is_queued = False
+
+    def probe_written(self, now: float) -> None:
+        """The ping has left: a sign of life is due."""
+        self._probe_is_queued = False
+        self._pong_due = now + self.pong_timeout
+
+    def hold(self) -> None:
+        """Reading stands still by our own doing: judge no silence until `release`."""
+        self._held = True
+
+    def release(self, now: float) -> None:
+        """Reading goes on: the peer gets its full patience anew."""
+        self._held = False
+        self.last_heard = now
+        if self._pong_due < math.inf:
+            self._pong_due = now + self.pong_timeout
+
+    def reconfigure(self, now: float, *, ping_interval: float, pong_timeout: float, idle_timeout: float) -> None:
+        """Use other durations from now on."""
+        self.ping_interval, self.pong_timeout, self.idle_timeout = ping_interval, pong_timeout, idle_timeout
+        self._next_probe = min(self._next_probe, now + ping_interval) if ping_interval < math.inf else math.inf
+
+    def probe_now(self, now: float) -> None:
+        """Probe at the next step, whatever the interval: there is reason to doubt."""
+        self._next_probe = min(self._next_probe, now)
+
+    def next_step(self, now: float, stalled_since: float | None = None) -> Wait | Probe | Dead:
+        """Say what to do at `now`; `stalled_since` is when the write under way last made progress, if there is one."""
+        write_due = math.inf if stalled_since is None else stalled_since + self.pong_timeout
+        if now >= write_due:
+            return Dead("write", now - write_due + self.pong_timeout)
+        if self._held:
+            return Wait(min(write_due, now + self.pong_timeout))
+        idle_due = self.last_heard + self.idle_timeout
+        if now >= idle_due:
+            return Dead("idle", now - self.last_heard)
+        if now >= self._pong_due:
+            return Dead("pong", now - self.last_heard)
+        waits_for_probe = self._probe_is_queued or self._pong_due < math.inf
+        if now >= self._next_probe and not waits_for_probe:
+            return Probe()
+        # A write may begin to stall while we wait: look again within the patience it has.
+        probe_due = math.inf if waits_for_probe else self._next_probe
+        return Wait(min(write_due, idle_due, self._pong_due, probe_due, now + self.pong_timeout))

@@ -1,0 +1,41 @@
+"""What to do after a dial failed or a link was lost."""
+
+from __future__ import annotations
+
+from trio_nova.core.backoff import Backoff, NoBackoff
+from trio_nova.core.verdict import Attempts, Disposition, of_error
+from trio_nova.errors import HandshakeRejected, LinkLost, SessionOver
+from trio_nova.messages import Close, Retry, Stop
+
+__all__ = ["advise"]
+
+
+def advise(
+    error: Exception,
+    attempts: Attempts,
+    backoff: Backoff,
+    spread: float,
+    *,
+    may_retry: bool = True,
+) -> Retry | Stop | Close:
+    """Say what follows from `error`, after `Attempts.failed` has counted it.
+
+    Retry where another dial can help; Close where the peer ended the session in good order and we are
+    not to dial again; else Stop, with the error that the user is to see.
+
+    `spread` is a uniform draw from [0, 1); `may_retry` is False for a first connect that is to fail fast.
+    """
+    if not may_retry or of_error(error) is Disposition.FATAL:
+        return Stop(error)
+    if attempts.max_attempts == 0 or isinstance(backoff, NoBackoff):
+        in_good_order = isinstance(error, LinkLost) and error.remote and error.code in (1000, 1001)
+        return Close() if in_good_order else Stop(error)
+    delay = backoff.delay(attempts.made, spread, attempts.previous)
+    if attempts.exhausted or delay is None:
+        over = SessionOver(f"gave up after {attempts.made} failures in a row", attempts=attempts.made, last=error)
+        over.__cause__ = error
+        return Stop(over)
+    attempts.previous = delay
+    asked = error.retry_after if isinstance(error, HandshakeRejected) else None
+    # The whole crowd was told the same time: come after it, each at a moment of its own.
+    return Retry(delay if asked is None else asked + min(delay, asked))

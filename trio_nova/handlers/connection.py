@@ -1,0 +1,62 @@
+"""The life of the connection: before a dial, after the upgrade, after the loss, and every frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from trio_nova.errors import LinkLost
+from trio_nova.messages import Action
+
+__all__ = ["ConnectionHandler", "ConnectionInfo"]
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionInfo:
+    """What is to be dialled, or, once a link is up, what was."""
+
+    url: str = attrs.field(repr=False)
+    """In full: it may hold a token."""
+    headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    subprotocols: tuple[str, ...] = ()
+    attempt: int = 0
+    """How many attempts in a row have failed before this one."""
+    epoch: int = 0
+    """The number of the link; of the one to come while it is being dialled."""
+    subprotocol: str | None = None
+    """The one that the server chose."""
+    response_headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
+
+
+@attrs.define(eq=False)
+class ConnectionHandler:
+    """The default: go on."""
+
+    def connection_info(self, info: ConnectionInfo) -> ConnectionInfo:
+        """Return what to dial; asked before every attempt. `attrs.evolve` changes url, headers and subprotocols."""
+        return info
+
+    def handle_connect(self, info: ConnectionInfo) -> Action:
+        """Answer a link that has come up. A reply goes out before anything of the application's."""
+        return None
+
+    def handle_disconnect(self, lost: LinkLost) -> Action:
+        """Answer the end of a link. A reply waits for the next one; other actions decide what follows."""
+        return None
+
+    def handle_frame(self, kind: str, data: str | bytes) -> Action:
+        """Answer any frame: kind is "text", "binary", "ping" or "pong"; data is its payload, whole and undecoded."""
+        return None
+
+    def handle_timeout(self, clock: str) -> Action:
+        """Answer a peer that fell silent, before its link is aborted; `clock` is "pong", "write" or "idle"."""
+        return None
+
+    def ping(self) -> Action:
+        """Answer a probe that is due. None sends the heartbeat's own; an action is performed in its place."""
+        return None
+
+    def status(self) -> Mapping[str, object]:
+        """Return what to add to `Connection.health`."""
+        return {}

@@ -1,0 +1,107 @@
+"""What to write to the log."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import attrs
+import msgspec
+
+from trio_nova.errors import printable
+from trio_nova.messages import (
+    ClockJumped,
+    ConnectionEvent,
+    ConsumerLagged,
+    Dropped,
+    ErrorEvent,
+    Event,
+    LinkClosed,
+    MessageEvent,
+    PeerSilent,
+    PingSent,
+    PongReceived,
+    RetryScheduled,
+    SessionEnded,
+    StateChanged,
+)
+
+__all__ = ["LoggingHandler", "describe"]
+
+_LOUD = (RetryScheduled, PeerSilent, ConsumerLagged, Dropped, ClockJumped)
+_QUIET = (StateChanged, PingSent, PongReceived)
+
+
+def _level(event: ConnectionEvent) -> int:
+    match event:
+        case LinkClosed():
+            return logging.INFO if event.remote is False else logging.WARNING
+        case SessionEnded():
+            return logging.INFO if event.error is None else logging.WARNING
+        case _:
+            return (
+                logging.WARNING
+                if isinstance(event, _LOUD)
+                else logging.DEBUG
+                if isinstance(event, _QUIET)
+                else logging.INFO
+            )
+
+
+@attrs.define(eq=False)
+class LoggingHandler:
+    """The default: the standard library's logging, under the name `trio_nova`.
+
+    What costs service at WARNING, the rest of what happens to the connection at INFO or DEBUG, errors at
+    WARNING, messages at DEBUG and without their content. What a peer sent is escaped and cut before it gets there.
+    """
+
+    logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = attrs.field(
+        factory=lambda: logging.getLogger("trio_nova")
+    )
+    format: Literal["plain", "json"] = attrs.field(default="plain", validator=attrs.validators.in_(("plain", "json")))
+
+    def log_connection_event(self, event: ConnectionEvent) -> None:
+        """Log what happened to the session or its link."""
+        self._log(_level(event), event)
+
+    def log_message_event(self, event: MessageEvent) -> None:
+        """Log that a message was sent or received; only called where `wants_messages` says so."""
+        self._log(logging.DEBUG, event)
+
+    def log_error_event(self, event: ErrorEvent) -> None:
+        """Log that something went wrong."""
+        self._log(logging.WARNING, event)
+
+    def wants_messages(self) -> bool:
+        """Return whether message events are worth making; asked when a link comes up."""
+        return self.logger.isEnabledFor(logging.DEBUG)
+
+    def _log(self, level: int, event: Event) -> None:
+        if not self.logger.isEnabledFor(level):
+            return
+        fields = describe(event)
+        if self.format == "json":
+            self.logger.log(level, "%s", msgspec.json.encode(fields).decode())
+        else:
+            name = fields.pop("event")
+            self.logger.log(level, "%s %s", name, " ".join(f"{key}={value}" for key, value in fields.items()))
+
+
+def describe(event: Event) -> dict[str, object]:
+    """Return the event's name and fields, fit for a log: no message content, peer's text escaped and cut."""
+    fields: dict[str, object] = {"event": type(event).__name__}
+    for field in attrs.fields(type(event)):
+        if not field.repr:
+            continue
+        value = getattr(event, field.name)
+        match value:
+            case float():
+                fields[field.name] = round(value, 6)
+            case bool() | int() | None:
+                fields[field.name] = value
+            case BaseException():
+                fields[field.name] = printable(f"{type(value).__name__}: {value}")
+            case _:
+                fields[field.name] = printable(str(value))
+    return fields

@@ -1,0 +1,77 @@
+"""One dial at a time to each address, and no more dials than agreed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from trio_nova.core.limits import Limit, Limits
+
+__all__ = ["ConnectGovernor", "Turn"]
+
+
+@attrs.define(eq=False)
+class Turn:
+    """The right to dial one address; released when the link is up, or the attempt has failed."""
+
+    _lock: trio.Lock | None
+
+    def release(self) -> None:
+        """Let the next one dial. May be called more than once."""
+        if self._lock is not None:
+            lock, self._lock = self._lock, None
+            lock.release()
+
+
+def _as_tuple(limits: Iterable[Limit]) -> tuple[Limit, ...]:
+    return tuple(limits)
+
+
+@attrs.define(eq=False)
+class ConnectGovernor:
+    """Paces the dials of all sessions that share it: RFC 6455 section 4.1 allows one CONNECTING per address.
+
+    Sessions of one `trio.run` share one, unless `Config.governor` says otherwise.
+    """
+
+    limits: Sequence[Limit] = attrs.field(default=(), converter=_as_tuple)
+    """How many dials, to whatever address, may begin in what time."""
+    _all: Limits = attrs.field(init=False, repr=False)
+    _locks: dict[str, trio.Lock] = attrs.field(factory=dict, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._all = Limits(self.limits)
+
+    @asynccontextmanager
+    async def turn(self, address: str) -> AsyncIterator[Turn]:
+        """Wait for the right to dial `address`; leaving the block releases it. Cancelling gives the place up."""
+        lock = self._locks.setdefault(address, trio.Lock())
+        try:
+            await lock.acquire()
+            turn = Turn(lock)
+            try:
+                while (when := self._all.admits_at(trio.current_time())) > trio.current_time():
+                    await trio.sleep_until(when)
+                self._all.spend(trio.current_time())
+                yield turn
+            finally:
+                turn.release()
+        finally:
+            if not lock.locked() and self._locks.get(address) is lock:
+                del self._locks[address]
+
+
+_shared: trio.lowlevel.RunVar[ConnectGovernor] = trio.lowlevel.RunVar("trio_nova governor")
+
+
+def shared_governor() -> ConnectGovernor:
+    """Return the governor that the sessions of this `trio.run` share."""
+    try:
+        return _shared.get()
+    except LookupError:
+        governor = ConnectGovernor()
+        _shared.set(governor)
+        return governor

@@ -1,0 +1,118 @@
+"""The seam between a session and the network: what a link is, and what opens one.
+
+Everything outside this package is reached through these few names. An implementation turns foreign
+exceptions into `trio_nova.errors` before they cross the seam; the contract suite in
+`trio_nova.testing` holds each implementation to what is written here.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import attrs
+import trio
+
+from trio_nova.errors import Phase
+from trio_nova.messages import Frame
+from trio_nova.urls import Url
+
+StreamFactory = Callable[[str, int], Awaitable[trio.abc.Stream]]
+"""Opens a byte stream to (host, port). TLS, where the URL asks for it, is laid over what it returns."""
+
+
+class Resolver(Protocol):
+    """Looks up a host name."""
+
+    async def resolve(self, host: str) -> Sequence[str]:
+        """Return the IP addresses of `host`, in the order to try them.
+
+        Raises:
+            ConnectFailed: with phase "dns", where there is none.
+        """
+
+
+@attrs.frozen(kw_only=True)
+class Dial:
+    """All that a transport needs to open one link."""
+
+    url: Url
+    epoch: int
+    """The number of the link to be opened, from 1."""
+    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
+    """Sent with the upgrade. Already checked: no CR, LF or NUL, no name that the handshake owns."""
+    subprotocols: tuple[str, ...] = ()
+    ssl_context: ssl.SSLContext | None = None
+    """None: the library's default context, which verifies and offers ALPN http/1.1 only."""
+    proxy: str | None = attrs.field(default=None, repr=False)
+    stream_factory: StreamFactory | None = None
+    resolver: Resolver
+    max_message_size: int
+    """Bytes. A frame that announces more, or fragments that add up to more, end the link with 1009."""
+    close_timeout: float
+    """Seconds that `Link.aclose` may take."""
+    on_phase: Callable[[Phase], None] = lambda phase: None
+    """Told each phase as it begins, so that a time-out can say how far the attempt got."""
+
+
+class Link(Protocol):
+    """One WebSocket, open when you get it.
+
+    One task reads, one task writes; `aclose` and `abort` may be called by any task, at any time, more
+    than once. A link answers the peer's pings and its close frame by itself.
+    """
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The subprotocol that the server chose, if any."""
+
+    @property
+    def response_headers(self) -> Sequence[tuple[str, str]]:
+        """The headers of the server's 101 response, names in lower case."""
+
+    @property
+    def stalled_since(self) -> float | None:
+        """Trio's time when the peer last accepted a byte of the write under way; None when none is under way."""
+
+    async def receive_some(self) -> Sequence[Frame]:
+        """Wait for what comes next and return it, oldest first.
+
+        Data frames are whole messages: `str` for text, `bytes` for binary. `Ping` and `Pong` are for
+        information. An empty sequence is a sign of life: bytes arrived, but no frame is complete yet.
+        Cancelling this loses nothing.
+
+        Raises:
+            LinkLost: when no frame will come any more; all that came before has been returned.
+        """
+
+    async def send_all(self, frames: Sequence[Frame]) -> None:
+        """Hand the frames to the operating system, in order, none torn by another.
+
+        Cancelling this may leave half a frame on the wire: the caller must then abort the link.
+
+        Raises:
+            LinkLost: the link is gone; any of the frames may have left.
+        """
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye and wait for the answer, at most `Dial.close_timeout` seconds; then close.
+
+        Needs no other task to read meanwhile. Where a write is stuck the goodbye is skipped. Cancelling
+        this aborts the link. Never raises but `trio.Cancelled`.
+        """
+
+    def abort(self) -> None:
+        """Close at once, without a goodbye: both directions end with LinkLost."""
+
+
+class Transport(Protocol):
+    """Opens links. A strategy: `Config.transport`."""
+
+    def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
+        """Return a block that holds one open link; leaving it aborts a link that is still open.
+
+        Entering it raises ConnectFailed, or one of its kinds, if no link came up. The time limit is
+        the caller's cancel scope; cancelling leaves no socket behind.
+        """

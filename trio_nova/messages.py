@@ -1,0 +1,357 @@
+"""The values that travel: frames, what hooks answer, and what happened.
+
+A text message *is* its `str` and a binary one *is* its `bytes`: nothing is wrapped on the way.
+Answers of hooks are imperative (`Reply`, `Stop`); events are in the past tense (`LinkOpened`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import attrs
+
+from trio_nova.errors import ConfigError, LinkLost
+
+# --------------------------------------------------------------------------- frames
+
+
+@attrs.frozen
+class Ping:
+    """A ping (RFC 6455 section 5.5.2); at most 125 bytes of payload."""
+
+    payload: bytes = b""
+
+    def __attrs_post_init__(self) -> None:
+        _check_control(self.payload)
+
+
+@attrs.frozen
+class Pong:
+    """A pong (RFC 6455 section 5.5.3); at most 125 bytes of payload."""
+
+    payload: bytes = b""
+
+    def __attrs_post_init__(self) -> None:
+        _check_control(self.payload)
+
+
+Frame: TypeAlias = str | bytes | Ping | Pong
+"""What a link carries: text, binary, and the two control frames that are not a goodbye."""
+
+
+def _check_control(payload: bytes) -> None:
+    if len(payload) > 125:
+        raise ConfigError("payload", "a control frame holds at most 125 bytes (RFC 6455 section 5.5)")
+
+
+def frame_kind(frame: Frame) -> str:
+    """Return "text", "binary", "ping" or "pong"."""
+    match frame:
+        case str():
+            return "text"
+        case bytes():
+            return "binary"
+        case Ping():
+            return "ping"
+        case Pong():
+            return "pong"
+
+
+def frame_size(frame: Frame) -> int:
+    """Return the payload's size in bytes; for text the number of characters, a lower bound that costs nothing."""
+    return len(frame) if isinstance(frame, str | bytes) else len(frame.payload)
+
+
+# --------------------------------------------------------------------------- what hooks answer
+
+
+@attrs.frozen
+class Reply:
+    """Send `message`, through the codec."""
+
+    message: Any
+
+
+@attrs.frozen
+class ReplyMany:
+    """Send all `messages`, in order, through the codec."""
+
+    messages: Sequence[Any]
+
+
+def check_close(code: int, reason: str) -> None:
+    """Raise ConfigError unless a close frame may carry `code` and `reason` (RFC 6455 sections 5.5.1 and 7.4)."""
+    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        raise ConfigError("code", f"{code} may not be sent: use 1000-1003, 1007-1014 or 3000-4999")
+    if len(reason.encode()) > 123:
+        raise ConfigError("reason", "a close reason holds at most 123 bytes of UTF-8")
+
+
+@attrs.frozen
+class Close:
+    """Close the session with this code: no reconnect. Iteration ends; later calls raise SessionOver."""
+
+    code: int = 1000
+    reason: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        check_close(self.code, self.reason)
+
+
+@attrs.frozen
+class Stop:
+    """End the session with `error`: it leaves the user's block, bare."""
+
+    error: Exception
+
+
+@attrs.frozen
+class Reconnect:
+    """Close this link and open another, with the usual back-off."""
+
+    reason: str = ""
+
+
+@attrs.frozen
+class Retry:
+    """Give this link up, if it is not lost already, and dial again `delay` seconds from now."""
+
+    delay: float = attrs.field(validator=[attrs.validators.ge(0.0), attrs.validators.lt(float("inf"))])
+
+
+Action: TypeAlias = Reply | ReplyMany | Close | Stop | Reconnect | Retry | None
+"""What a hook may answer; None is: go on."""
+
+ACTIONS = (Reply, ReplyMany, Close, Stop, Reconnect, Retry)
+
+
+@attrs.frozen
+class Allow:
+    """Send it now, whatever the limits say."""
+
+
+@attrs.frozen
+class Queue:
+    """Let it wait, at most until `until` (Trio's clock, seconds), then ask again."""
+
+    until: float
+
+
+@attrs.frozen
+class Reject:
+    """Do not send it: whoever waits gets NotSent with this reason."""
+
+    reason: str = ""
+
+
+Decision: TypeAlias = Allow | Queue | Reject
+"""What a rate-limit handler answers."""
+
+
+# --------------------------------------------------------------------------- what happened
+
+
+@attrs.frozen(kw_only=True)
+class Event:
+    """Something that happened in a session."""
+
+    at: float
+    """Trio's clock, seconds."""
+    epoch: int
+    """The number of the link it happened on, or of the last one; 0 before the first."""
+
+
+@attrs.frozen(kw_only=True)
+class ConnectionEvent(Event):
+    """About the session or its link: logged by `log_connection_event`."""
+
+
+@attrs.frozen(kw_only=True)
+class StateChanged(ConnectionEvent):
+    old: str
+    new: str
+
+
+@attrs.frozen(kw_only=True)
+class DialStarted(ConnectionEvent):
+    url: str
+    """Without secrets."""
+    attempt: int
+
+
+@attrs.frozen(kw_only=True)
+class LinkOpened(ConnectionEvent):
+    connect_time: float
+    """Seconds from the start of the dial to the upgrade."""
+    subprotocol: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class BecameReady(ConnectionEvent):
+    """The link is set up; application messages flow."""
+
+
+@attrs.frozen(kw_only=True)
+class Reconnected(ConnectionEvent):
+    attempts: int
+    """Dials that it took."""
+    outage: float
+    """Seconds without a ready link."""
+
+
+@attrs.frozen(kw_only=True)
+class LinkClosed(ConnectionEvent):
+    code: int
+    reason: str
+    remote: bool | None
+    duration: float
+    """Seconds that the link was up."""
+    detail: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class RetryScheduled(ConnectionEvent):
+    delay: float
+    attempt: int
+    error: Exception
+
+
+@attrs.frozen(kw_only=True)
+class SessionEnded(ConnectionEvent):
+    error: BaseException | None
+    """None where it was closed on purpose."""
+
+
+@attrs.frozen(kw_only=True)
+class PingSent(ConnectionEvent):
+    pass
+
+
+@attrs.frozen(kw_only=True)
+class PongReceived(ConnectionEvent):
+    rtt: float
+
+
+@attrs.frozen(kw_only=True)
+class PeerSilent(ConnectionEvent):
+    """The link was declared dead; `clock` names the clock that ran out: "pong", "write" or "idle"."""
+
+    clock: str
+    silence: float
+
+
+@attrs.frozen(kw_only=True)
+class ClockJumped(ConnectionEvent):
+    """The wall clock moved on while the monotonic one stood still: the machine slept."""
+
+    seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class HighWater(ConnectionEvent):
+    """The inbox is filled to 0.8 of its bound."""
+
+    messages: int
+    size: int
+
+
+@attrs.frozen(kw_only=True)
+class LowWater(ConnectionEvent):
+    """The inbox has emptied to half its bound again."""
+
+    messages: int
+    size: int
+
+
+@attrs.frozen(kw_only=True)
+class ConsumerLagged(ConnectionEvent):
+    """The inbox is full: reading has stopped, and the peer feels it. Its silence is not held against it."""
+
+
+@attrs.frozen(kw_only=True)
+class ConsumerCaughtUp(ConnectionEvent):
+    stalled: float
+    """Seconds that reading stood still."""
+
+
+@attrs.frozen(kw_only=True)
+class ReadingPaused(ConnectionEvent):
+    pass
+
+
+@attrs.frozen(kw_only=True)
+class ReadingResumed(ConnectionEvent):
+    pass
+
+
+@attrs.frozen(kw_only=True)
+class Dropped(ConnectionEvent):
+    """`count` messages were dropped by an overflow policy, since the last such event."""
+
+    count: int
+    where: str
+
+
+@attrs.frozen(kw_only=True)
+class Reconfigured(ConnectionEvent):
+    fields: tuple[str, ...]
+
+
+@attrs.frozen(kw_only=True)
+class OwnershipTransferred(ConnectionEvent):
+    to: str
+
+
+@attrs.frozen(kw_only=True)
+class RateLimited(ConnectionEvent):
+    """A message had to wait for the limiter."""
+
+    wait: float
+
+
+@attrs.frozen(kw_only=True)
+class RateRejected(ConnectionEvent):
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class MessageEvent(Event):
+    """About one message: logged by `log_message_event`. Only made where somebody listens."""
+
+    direction: Literal["sent", "received"]
+    kind: str
+    """"text" or "binary"."""
+    size: int
+    latency: float = 0.0
+    """Seconds that a sent message waited before the operating system took it."""
+    message: Any = attrs.field(default=None, repr=False)
+    """A received message, decoded; None for a sent one."""
+
+
+@attrs.frozen(kw_only=True)
+class ErrorEvent(Event):
+    """Something went wrong: logged by `log_error_event`."""
+
+    error: Exception
+    category: str
+    context: str
+
+
+Category: TypeAlias = Literal[
+    "network", "timeout", "authentication", "rate_limit", "protocol", "ssl", "handshake", "unknown"
+]
+
+
+@attrs.frozen
+class CloseInfo:
+    """How the last link ended."""
+
+    code: int
+    reason: str
+    remote: bool | None
+    epoch: int
+
+    @classmethod
+    def of(cls, lost: LinkLost) -> CloseInfo:
+        return cls(lost.code, lost.reason, lost.remote, lost.epoch)

@@ -1,0 +1,64 @@
+"""Living connections by a stable id."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+
+from trio_nova._connection import Connection, ConnectionBlock
+from trio_nova._session import Session
+from trio_nova.config import Config, configure, target_url
+from trio_nova.errors import ConfigError
+
+__all__ = ["Registry"]
+
+
+@attrs.define(eq=False)
+class Registry:
+    """Finds living connections by id. It is a value of the user's own: there is no global one."""
+
+    _connections: dict[str, Connection] = attrs.field(factory=dict, init=False)
+    _known: set[str] = attrs.field(factory=set, init=False)
+    """The ids in use, those that are still connecting too."""
+
+    @asynccontextmanager
+    async def open_connection(
+        self, id: str, target: str, *, config: Config | None = None, **overrides: Any
+    ) -> AsyncIterator[Connection]:
+        """Open a connection that can be found under `id` once it is ready, for as long as the block lasts.
+
+        Otherwise like `trio_nova.open_connection`.
+
+        Raises:
+            ConfigError: the id is in use.
+        """
+        if id in self._known:
+            raise ConfigError("id", f"there is a connection {id!r} already")
+        session = Session(target_url(target), configure(config or Config(), overrides), id=id)
+        self._known.add(id)
+        try:
+            async with ConnectionBlock(session) as connection:
+                self._connections[id] = connection
+                yield connection
+        finally:
+            self._known.discard(id)
+            self._connections.pop(id, None)
+
+    def get(self, id: str) -> Connection | None:
+        """Return the living connection `id`, or None."""
+        return self._connections.get(id)
+
+    def __getitem__(self, id: str) -> Connection:
+        return self._connections[id]
+
+    def __contains__(self, id: object) -> bool:
+        return id in self._connections
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(tuple(self._connections))
+
+    def __len__(self) -> int:
+        return len(self._connections)

@@ -1,0 +1,116 @@
+"""WebSocket URLs (RFC 6455 section 3), parsed once and printed without secrets."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+import attrs
+
+from trio_nova.errors import ConfigError
+
+__all__ = ["Url"]
+
+_ILLEGAL = re.compile(r"[\x00-\x20\x7f]")
+_DEFAULT_PORTS = {"ws": 80, "wss": 443}
+
+
+@attrs.frozen
+class Url:
+    """A `ws://` or `wss://` URL. Its `str` masks userinfo and query values."""
+
+    secure: bool
+    host: str
+    """Without brackets, lower case, IDNA-encoded."""
+    port: int
+    path: str = "/"
+    query: str = attrs.field(default="", repr=False)
+    userinfo: str = attrs.field(default="", repr=False)
+    """`user:password`, percent-encoded as written; sent as Basic authorization (RFC 7617)."""
+
+    @classmethod
+    def parse(cls, text: str, field: str = "target") -> Url:
+        """Parse `text`.
+
+        Raises:
+            ConfigError: naming `field`, when it is no absolute ws or wss URL without fragment.
+        """
+        if _ILLEGAL.search(text):
+            raise ConfigError(field, "a URL must not contain white space or control characters")
+        try:
+            parts = urlsplit(text)
+            port = parts.port
+        except ValueError as exc:
+            raise ConfigError(field, f"not a URL: {exc}") from None
+        if parts.scheme not in _DEFAULT_PORTS:
+            raise ConfigError(field, f"the scheme must be ws or wss, not {parts.scheme!r}")
+        if not parts.hostname:
+            raise ConfigError(field, "the URL has no host")
+        if "#" in text:
+            raise ConfigError(field, "a WebSocket URL must not have a fragment (RFC 6455 section 3)")
+        userinfo, _, _ = parts.netloc.rpartition("@")
+        return cls(
+            secure=parts.scheme == "wss",
+            host=_canonical_host(parts.hostname, field),
+            port=_DEFAULT_PORTS[parts.scheme] if port is None else port,
+            path=quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._"),
+            query=quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]"),
+            userinfo=userinfo,
+        )
+
+    @property
+    def scheme(self) -> str:
+        return "wss" if self.secure else "ws"
+
+    @property
+    def authority(self) -> str:
+        """Host and, where it is not the scheme's own, port: the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def resource(self) -> str:
+        """Path and query: the target of the upgrade request."""
+        return f"{self.path}?{self.query}" if self.query else self.path
+
+    @property
+    def full(self) -> str:
+        """The URL with all its secrets; never to be logged."""
+        user = f"{self.userinfo}@" if self.userinfo else ""
+        return f"{self.scheme}://{user}{self.authority}{self.resource}"
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the host is this machine by its very name."""
+        if self.host == "localhost" or self.host.endswith(".localhost"):
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def with_query(self, **params: str) -> Url:
+        """Return a copy whose query has `params` added."""
+        added = urlencode([*parse_qsl(self.query, keep_blank_values=True), *params.items()])
+        return attrs.evolve(self, query=added)
+
+    def __str__(self) -> str:
+        user = "***@" if self.userinfo else ""
+        masked = "&".join(f"{name}=***" for name, _ in parse_qsl(self.query, keep_blank_values=True))
+        query = f"?{masked or '***'}" if self.query else ""
+        return f"{self.scheme}://{user}{self.authority}{self.path}{query}"
+
+
+def _canonical_host(host: str, field: str) -> str:
+    try:
+        return ipaddress.ip_address(host).compressed
+    except ValueError:
+        pass
+    try:
+        name = host.rstrip(".").lower().encode("ascii" if host.isascii() else "idna").decode("ascii")
+    except UnicodeError:
+        raise ConfigError(field, "the host is not a valid name") from None
+    if not re.fullmatch(r"[a-z0-9._-]+", name):
+        raise ConfigError(field, "the host is not a valid name")
+    return name
