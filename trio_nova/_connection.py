@@ -11,7 +11,9 @@ import attrs
 import trio
 
 from trio_nova._events import Listener, ListenerOverflow
+from trio_nova._inbound import Inbound
 from trio_nova._mailbox import Receiver
+from trio_nova._outbound import Outbound
 from trio_nova._session import Session
 from trio_nova._supervisor import Supervisor
 from trio_nova.codecs import encode_json
@@ -80,10 +82,12 @@ class Connection:
     the time-out.
     """
 
-    def __init__(self, session: Session, supervisor: Supervisor) -> None:
+    def __init__(self, session: Session, inbound: Inbound, outbound: Outbound, supervisor: Supervisor) -> None:
         self._session = session
+        self._inbound = inbound
+        self._outbound = outbound
         self._supervisor = supervisor
-        self._receiver: Receiver[Any] = session.inbound.receiver
+        self._receiver = inbound.receiver
 
     def __repr__(self) -> str:
         session = self._session
@@ -130,7 +134,7 @@ class Connection:
         """Return what the session has done so far."""
         session, counts = self._session, self._session.counts
         ready = 0.0 if session.ready_since is None else trio.current_time() - session.ready_since
-        inbox, outbox = session.inbound.inbox.queue, session.outbound.outbox
+        inbox, outbox = self._inbound.inbox.queue, self._outbound.outbox
         return Statistics(
             dials=counts.dials,
             links=counts.links,
@@ -138,7 +142,7 @@ class Connection:
             messages_received=counts.messages_received,
             bytes_sent=counts.bytes_sent,
             bytes_received=counts.bytes_received,
-            messages_dropped=session.inbound.announced,
+            messages_dropped=self._inbound.announced,
             inbox_messages=len(inbox),
             inbox_bytes=inbox.size,
             outbox_messages=outbox.waiting,
@@ -159,7 +163,7 @@ class Connection:
             latency=session.latency,
             failures_in_a_row=session.attempts.made,
             last_error=session.last_error,
-            reading=not (session.inbound.pauses or session.inbound.clogged),
+            reading=not (self._inbound.pauses or self._inbound.clogged),
             details=session.handlers.connection.status(),
         )
 
@@ -180,7 +184,7 @@ class Connection:
             BadMessage: it cannot be encoded.
             SessionOver: the session has ended.
         """
-        outbound = self._session.outbound
+        outbound = self._outbound
         if isinstance(message, Ping | Pong):
             await outbound.send(message)
             return
@@ -191,17 +195,17 @@ class Connection:
         """Send a text frame with exactly this text; otherwise like `send`."""
         if not isinstance(text, str):
             raise BadMessage(f"send_text takes a str, not a {type(text).__name__}")
-        await self._session.outbound.send(text)
+        await self._outbound.send(text)
 
     async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Send a binary frame with exactly these bytes; otherwise like `send`."""
         if not isinstance(data, bytes | bytearray | memoryview):
             raise BadMessage(f"send_bytes takes bytes, not a {type(data).__name__}")
-        await self._session.outbound.send(bytes(data))
+        await self._outbound.send(bytes(data))
 
     async def send_json(self, message: Any) -> None:
         """Send a message as JSON in a text frame, whatever the codec; otherwise like `send`."""
-        outbound = self._session.outbound
+        outbound = self._outbound
         await outbound.send(encode_json(message), outbound.kind_of(message))
 
     async def ping(self) -> float:
@@ -252,7 +256,7 @@ class Connection:
         Args:
             to: who gets it, for the event OwnershipTransferred.
         """
-        inbound = self._session.inbound
+        inbound = self._inbound
         inbound.receiver = inbound.receiver.move()
         self._session.emit(OwnershipTransferred, to=to)
         return inbound.receiver
@@ -260,11 +264,11 @@ class Connection:
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         """Stop reading while in the block: the peer feels it, and its silence is not held against it."""
-        self._session.inbound.pause()
+        self._inbound.pause()
         try:
             yield
         finally:
-            self._session.inbound.resume()
+            self._inbound.resume()
 
     @asynccontextmanager
     async def listen(
@@ -348,7 +352,7 @@ class Connection:
         New sends raise NotSent from now on; those that wait are sent first, also if that needs a new
         link. Cancelling stops waiting, and leaves the connection draining.
         """
-        outbound = self._session.outbound
+        outbound = self._outbound
         outbound.draining = True
         await outbound.wait_idle()
         await self.aclose()
@@ -420,7 +424,9 @@ class ConnectionBlock:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._supervisor = Supervisor(session)
+        self._outbound = Outbound(session)
+        self._inbound = Inbound(session, self._outbound)
+        self._supervisor = Supervisor(session, self._inbound, self._outbound)
         self._manager = trio.open_nursery()
         self._nursery: trio.Nursery | None = None
         self._tasks = trio.CancelScope(shield=True)
@@ -442,7 +448,7 @@ class ConnectionBlock:
             await self._leave(self._nursery)
             _raise_with_own_context(session.failure)
         session.block.__enter__()
-        return Connection(session, self._supervisor)
+        return Connection(session, self._inbound, self._outbound, self._supervisor)
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
@@ -488,8 +494,8 @@ class ConnectionBlock:
             with self._tasks:
                 try:
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(session.inbound.dispatch, name="nova:dispatcher")
-                        nursery.start_soon(session.outbound.expire, name="nova:expiry")
+                        nursery.start_soon(self._inbound.dispatch, name="nova:dispatcher")
+                        nursery.start_soon(self._outbound.expire, name="nova:expiry")
                         nursery.start_soon(self._supervise, nursery.cancel_scope, name="nova:supervisor")
                 except BaseException as exc:
                     cancelled, defect = _split_cancelled(exc)
@@ -500,7 +506,7 @@ class ConnectionBlock:
         finally:
             if not session.is_over:
                 session.close()
-            session.finish()
+            self._supervisor.finish()
             session.over.set()
 
     async def _supervise(self, scope: trio.CancelScope) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import attrs
 
 from trio_nova._mailbox import Mailbox, Receiver
+from trio_nova._outbound import Outbound
+from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.core.bounded import BoundedQueue
 from trio_nova.errors import BadMessage
@@ -24,9 +26,6 @@ from trio_nova.messages import (
     ReadingResumed,
     frame_kind,
 )
-
-if TYPE_CHECKING:
-    from trio_nova._session import Session
 
 __all__ = ["Inbound"]
 
@@ -46,6 +45,7 @@ class Inbound:
     """Decodes what the reader got, shows it to the hooks in a task of their own, and keeps it for `receive`."""
 
     _session: Session
+    _outbound: Outbound
     inbox: Mailbox[Any] = attrs.field(init=False)
     receiver: Receiver[Any] = attrs.field(init=False)
     """The receive side, as the connection holds it."""
@@ -62,7 +62,6 @@ class Inbound:
     _probed: bool = attrs.field(init=False)
     announced: int = attrs.field(default=0, init=False)
     """Messages that the overflow policy has dropped."""
-    ended: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
         config, handlers = self._session.config, self._session.handlers
@@ -160,7 +159,7 @@ class Inbound:
             answer = heartbeat.answer(message)
             if answer is None:
                 return False
-            session.outbound.control(session.outbound.encode(answer))
+            self._outbound.control(self._outbound.encode(answer))
         except Exception as exc:
             session.handler_failed(exc)
         return True
@@ -186,7 +185,7 @@ class Inbound:
         while True:
             self._show(await receiver.receive())
             await self.inbox.wait_for_room()
-            await self._session.outbound.wait_replies_written()
+            await self._outbound.wait_replies_written()
 
     def _show(self, staged: _Staged) -> None:
         session = self._session
@@ -204,7 +203,6 @@ class Inbound:
 
     def end(self) -> None:
         """Let what is there be received; after that receiving raises SessionOver."""
-        self.ended = True
         left = self._staged.drain()
         if self._session.goodbye is None:
             for staged in left:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
+from trio_nova._inbound import Inbound
+from trio_nova._outbound import Outbound
+from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.core.outbox import Idle, Lane, Outgoing, WaitUntil, Write
 from trio_nova.core.pulse import Dead, Probe, Pulse, Wait
@@ -27,9 +29,6 @@ from trio_nova.messages import (
     Pong,
     PongReceived,
 )
-
-if TYPE_CHECKING:
-    from trio_nova._session import Session
 
 __all__ = ["LinkTasks"]
 
@@ -53,6 +52,8 @@ class LinkTasks:
     """One link while it is up. All that is true of this link only lives here, and goes with it."""
 
     _session: Session
+    _inbound: Inbound
+    _outbound: Outbound
     _link: Link
     _info: ConnectionInfo
     pulse: Pulse = attrs.field(init=False)
@@ -124,8 +125,8 @@ class LinkTasks:
     # ----------------------------------------------------------------- reader
 
     async def _read(self) -> None:
-        session, link, pulse = self._session, self._link, self.pulse
-        inbound = session.inbound
+        _session, link, pulse = self._session, self._link, self.pulse
+        inbound = self._inbound
         while not self._ending.is_set():
             if inbound.pauses or inbound.clogged:
                 await self._stand_still()
@@ -151,13 +152,13 @@ class LinkTasks:
         """Do not read for as long as the user's side wants, or has no room; nobody's silence counts meanwhile."""
         session, since = self._session, trio.current_time()
         self.pulse.hold()
-        lagged = session.inbound.clogged
+        lagged = self._inbound.clogged
         if lagged:
             session.emit(ConsumerLagged)
         try:
-            while session.inbound.pauses:
-                await session.inbound.resumed.wait()
-            await session.inbound.wait_for_room()
+            while self._inbound.pauses:
+                await self._inbound.resumed.wait()
+            await self._inbound.wait_for_room()
         finally:
             self.pulse.release(trio.current_time())
             self.pulse_changed.set()
@@ -167,7 +168,7 @@ class LinkTasks:
     # ----------------------------------------------------------------- writer
 
     async def _write_paced(self) -> None:
-        session, outbound = self._session, self._session.outbound
+        session, outbound = self._session, self._outbound
         limiter = outbound.limiter
         while not self._ending.is_set():
             match outbound.outbox.next_step(trio.current_time(), session.ready, limiter):
@@ -225,7 +226,7 @@ class LinkTasks:
         payload = session.config.entropy(8)
         try:
             message = session.config.heartbeat.probe(payload)
-            frame = message if message is None or isinstance(message, Ping) else session.outbound.encode(message)
+            frame = message if message is None or isinstance(message, Ping) else self._outbound.encode(message)
         except Exception as exc:
             session.handler_failed(exc)
             return
@@ -233,7 +234,7 @@ class LinkTasks:
             self.pulse.probe_skipped()
         else:
             self._await_pong(payload, _AwaitedPong())
-            session.outbound.control(frame, self._probe_written)
+            self._outbound.control(frame, self._probe_written)
             session.emit(PingSent)
 
     def _probe_written(self, outgoing: Outgoing, error: NovaError | None) -> None:
@@ -287,7 +288,7 @@ class LinkTasks:
 
         await trio.lowlevel.checkpoint_if_cancelled()
         self._await_pong(payload, awaited)
-        self._session.outbound.control(Ping(payload), lambda outgoing, error: self._pong_due(outgoing.frame))
+        self._outbound.control(Ping(payload), lambda outgoing, error: self._pong_due(outgoing.frame))
         self._session.emit(PingSent)
         await trio.lowlevel.wait_task_rescheduled(abort)
         if awaited.rtt is None:

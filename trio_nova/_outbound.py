@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import attrs
 import outcome
 import trio
 
+from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.core.outbox import Buffer, Lane, Outbox, Outgoing
 from trio_nova.errors import BadMessage, LinkLost, NotSent, NovaError
@@ -28,9 +29,6 @@ from trio_nova.messages import (
     frame_kind,
     frame_size,
 )
-
-if TYPE_CHECKING:
-    from trio_nova._session import Session
 
 __all__ = ["Outbound"]
 
@@ -58,6 +56,7 @@ class Outbound:
     _limited: bool = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._session.send_replies = self.reply
         handlers = self._session.handlers
         self._encode_hook = type(handlers.message).encode_message is not MessageHandler.encode_message
         limiter = handlers.rate_limit
@@ -83,7 +82,9 @@ class Outbound:
         return self._session.handlers.message.message_type(message) if self._type_matters else ""
 
     async def send(self, frame: Frame, kind: str = "", priority: int = 0, lane: Lane = Lane.APPLICATION) -> None:
-        """Hand `frame` over and wait until the operating system has it. Cancelling withdraws it, unless it is being written.
+        """Hand `frame` over and wait until the operating system has it.
+
+        Cancelling withdraws it, unless it is being written.
 
         Raises:
             NotSent, Expired, OutcomeUnknown: as their names say.
@@ -111,7 +112,7 @@ class Outbound:
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def reply(self, messages: Sequence[Any], lane: Lane) -> None:
-        """Send what a hook answered. Nobody waits for it: what becomes of it is reported as an error if it is not written."""
+        """Send what a hook answered. Nobody waits for it: one that is not written is reported as an error."""
         for message in messages:
             try:
                 if self._replies >= MAX_REPLIES:

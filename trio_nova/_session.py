@@ -1,25 +1,23 @@
 """What a session is and knows from its first link to its end, and the verbs by which hooks and calls change it.
 
 Nothing here decides what `core` can decide, and nothing waits but for a state. The two directions of
-traffic are in `_inbound` and `_outbound`, the tasks in `_supervisor` and `_link_tasks`.
+traffic are `_outbound` and `_inbound`; `_link_tasks` and `_supervisor` have the tasks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 import trio
 
 from trio_nova._events import Hub
-from trio_nova._inbound import Inbound
-from trio_nova._outbound import Outbound
 from trio_nova.config import Config, made
 from trio_nova.core.outbox import Lane
 from trio_nova.core.session import TERMINAL, SessionEvent, State, StateMachine
 from trio_nova.core.verdict import Attempts
-from trio_nova.errors import ConfigError, LinkLost, SessionOver
+from trio_nova.errors import ConfigError, SessionOver
 from trio_nova.handlers import (
     AuthHandler,
     ConnectionHandler,
@@ -44,7 +42,6 @@ from trio_nova.messages import (
     Reply,
     ReplyMany,
     Retry,
-    SessionEnded,
     StateChanged,
     Stop,
 )
@@ -114,6 +111,10 @@ class _StateWaiter:
     reached: bool = False
 
 
+def _no_replies(messages: Sequence[Any], lane: Lane) -> None:
+    raise AssertionError("a session without a send side")
+
+
 @attrs.define(eq=False)
 class Session:
     """The state that outlives a link."""
@@ -123,8 +124,6 @@ class Session:
     id: str = attrs.field(default=attrs.Factory(lambda self: self.config.entropy(8).hex(), takes_self=True))
     handlers: Handlers = attrs.field(init=False)
     hub: Hub = attrs.field(init=False)
-    inbound: Inbound = attrs.field(init=False)
-    outbound: Outbound = attrs.field(init=False)
     attempts: Attempts = attrs.field(init=False)
     counts: Counts = attrs.field(factory=Counts, init=False)
 
@@ -138,6 +137,8 @@ class Session:
     """What ends the session: it leaves the user's block."""
     goodbye: Goodbye | None = attrs.field(default=None, init=False)
     """Set while somebody wants the link, or the whole session, to end."""
+    send_replies: Callable[[Sequence[Any], Lane], None] = attrs.field(default=_no_replies, init=False)
+    """Where the replies of hooks go: the send side puts itself here."""
     on_leave: Callable[[], object] | None = attrs.field(default=None, init=False)
     """Interrupts what the supervisor waits for: told when `goodbye` is set."""
     ready_since: float | None = attrs.field(default=None, init=False)
@@ -155,8 +156,6 @@ class Session:
         self.handlers = Handlers.of(self.config)
         self.hub = Hub(self.handlers.logging, self.handlers.metrics, self.config.events)
         self.attempts = Attempts(self.config.max_attempts, self.config.min_uptime)
-        self.inbound = Inbound(self)
-        self.outbound = Outbound(self)
 
     # ----------------------------------------------------------------- states
 
@@ -266,16 +265,9 @@ class Session:
             self.on_leave()
 
     def finish(self) -> None:
-        """Reach the terminal state, and let go of all who wait for this session. May be called again."""
-        if self.opened.is_set() and self.is_over and self.inbound.ended:
-            return
+        """Reach the terminal state."""
         if not self.is_over:
             self.apply(SessionEvent.END if self.failure is None else SessionEvent.GIVE_UP)
-        self.outbound.end()
-        self.inbound.end()
-        self.emit(SessionEnded, error=self.failure)
-        self.hub.close()
-        self.opened.set()
 
     def reconfigure(self, config: Config, changed: tuple[str, ...]) -> None:
         """Use other options from now on."""
@@ -337,9 +329,9 @@ class Session:
             case None:
                 pass
             case Reply(message):
-                self.outbound.reply([message], lane)
+                self.send_replies([message], lane)
             case ReplyMany(messages):
-                self.outbound.reply(messages, lane)
+                self.send_replies(messages, lane)
             case Close(code, reason):
                 self.close(code, reason)
             case Stop(error):
@@ -351,11 +343,3 @@ class Session:
                 self.redial(delay)
             case _:
                 pass
-
-    # ----------------------------------------------------------------- links
-
-    def link_lost(self, lost: LinkLost) -> None:
-        """Record how the present link ended, and settle what belonged to it."""
-        self.close_info = CloseInfo.of(lost)
-        self.last_error = lost
-        self.outbound.link_lost(lost)

@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
+from trio_nova._inbound import Inbound
 from trio_nova._link_tasks import LinkTasks
+from trio_nova._outbound import Outbound
+from trio_nova._session import Session
 from trio_nova.config import check_headers
 from trio_nova.core.recovery import advise
 from trio_nova.core.session import SessionEvent, State
@@ -21,6 +23,7 @@ from trio_nova.links import Dial, Link, shared_governor
 from trio_nova.messages import (
     Action,
     Close,
+    CloseInfo,
     DialStarted,
     LinkClosed,
     LinkOpened,
@@ -29,12 +32,10 @@ from trio_nova.messages import (
     ReplyMany,
     Retry,
     RetryScheduled,
+    SessionEnded,
     Stop,
 )
 from trio_nova.urls import Url
-
-if TYPE_CHECKING:
-    from trio_nova._session import Session
 
 __all__ = ["Supervisor"]
 
@@ -44,6 +45,8 @@ class Supervisor:
     """Keeps a session supplied with links, one after the other, until it is over."""
 
     _session: Session
+    _inbound: Inbound
+    _outbound: Outbound
     link: LinkTasks | None = attrs.field(default=None, init=False)
     """The tasks of the present link."""
     _phase: Phase = attrs.field(default="dns", init=False)
@@ -71,7 +74,16 @@ class Supervisor:
                     session.give_up(error)
                 case _:
                     session.close()
+
+    def finish(self) -> None:
+        """Reach the end, and let go of all who wait for anything of this session."""
+        session = self._session
         session.finish()
+        self._outbound.end()
+        self._inbound.end()
+        session.emit(SessionEnded, error=session.failure)
+        session.hub.close()
+        session.opened.set()
 
     # ----------------------------------------------------------------- one link
 
@@ -153,12 +165,14 @@ class Supervisor:
             session.apply(SessionEvent.UPGRADE)
         session.emit(LinkOpened, connect_time=connect_time, subprotocol=link.subprotocol)
         info = attrs.evolve(info, subprotocol=link.subprotocol, response_headers=tuple(link.response_headers))
-        self.link = LinkTasks(session, link, info)
+        self.link = LinkTasks(session, self._inbound, self._outbound, link, info)
         try:
             lost = await self.link.run()
         finally:
             self.link = None
-        session.link_lost(lost)
+        session.close_info = CloseInfo.of(lost)
+        session.last_error = lost
+        self._outbound.link_lost(lost)
         session.emit(
             LinkClosed,
             code=lost.code,

@@ -261,7 +261,7 @@ class Config:
 
     # ----------------------------------------------------------------- traffic
     when_down: WhenDown = attrs.field(default="wait", validator=_when_down)
-    """What a send does while there is no ready link: "wait", "fail" with NotSent, or wait within the bounds of a `Buffer`."""
+    """What a send does while there is no ready link: "wait", "fail" (NotSent), or wait within a `Buffer`'s bounds."""
     inbox_size: int = attrs.field(default=1024, validator=_count(least=1))
     """Messages that wait to be received."""
     inbox_bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_count(least=1))
