@@ -40,8 +40,8 @@ CLOCK_JUMP = 5.0
 
 @attrs.define(eq=False)
 class _AwaitedPong:
-    sent_at: float = math.inf
-    """When the ping was handed to the operating system."""
+    sent_at: float
+    """When the ping was handed to the operating system; before that, when it was queued."""
     task: trio.lowlevel.Task | None = None
     """Who waits for it, in `LinkTasks.ping`."""
     rtt: float | None = None
@@ -233,7 +233,7 @@ class LinkTasks:
         if frame is None:
             self.pulse.probe_skipped()
         else:
-            self._await_pong(payload, _AwaitedPong())
+            self._await_pong(payload, _AwaitedPong(now))
             self._outbound.control(frame, self._probe_written)
             session.emit(PingSent)
 
@@ -256,7 +256,7 @@ class LinkTasks:
 
     def _pong(self, payload: bytes) -> None:
         awaited = self._pongs.pop(payload, None)
-        if awaited is not None and awaited.sent_at < math.inf:
+        if awaited is not None:
             awaited.rtt = trio.current_time() - awaited.sent_at
             self._measured(awaited.rtt)
             if awaited.task is not None:
@@ -280,7 +280,7 @@ class LinkTasks:
             LinkLost: the link ended first.
         """
         payload = self._session.config.entropy(8)
-        awaited = _AwaitedPong(task=trio.lowlevel.current_task())
+        awaited = _AwaitedPong(trio.current_time(), trio.lowlevel.current_task())
 
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
             self._pongs.pop(payload, None)

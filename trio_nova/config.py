@@ -9,6 +9,7 @@ import os
 import random
 import re
 import ssl
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -56,11 +57,13 @@ def _fail(attribute: attrs.Attribute[Any], problem: str) -> None:
 
 def _seconds(*, zero: bool = False, finite: bool = False) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             _fail(attribute, f"must be a number of seconds, not {value!r}")
+        if math.inf > value > sys.float_info.max:
+            _fail(attribute, "is too large")
         if value < 0 or (value == 0 and not zero):
             _fail(attribute, f"must be {'at least' if zero else 'more than'} 0 seconds, not {value!r}")
-        if finite and math.isinf(value):
+        if finite and value == math.inf:
             _fail(attribute, "must be finite: everything that waits for a peer has a deadline")
 
     return validate
@@ -93,6 +96,8 @@ def _bool(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
 
 def _has(*methods: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if isinstance(value, type):
+            _fail(attribute, f"must be an instance: write {value.__name__}(...)")
         for method in methods:
             if not callable(getattr(value, method, None)):
                 _fail(attribute, f"{value!r} has no method {method}()")
@@ -156,7 +161,8 @@ def _headers(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if isinstance(value, Mapping):
         check_headers(value, attribute.name)
     elif not callable(value):
-        _fail(attribute, f"must be a mapping, or an async function that returns one, not {value!r}")
+        # Never the value itself: pairs would show their secrets.
+        _fail(attribute, f"must be a mapping, or an async function that returns one, not a {type(value).__name__}")
 
 
 def _subprotocols(config: Any, attribute: attrs.Attribute[Any], value: tuple[Any, ...]) -> None:
@@ -195,16 +201,19 @@ def _when_down(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None
 
 def _events(config: Any, attribute: attrs.Attribute[Any], value: frozenset[str]) -> None:
     if unknown := value - {"connection", "message", "error"}:
-        _fail(attribute, f"unknown: {', '.join(sorted(unknown))}; there are connection, message and error")
+        _fail(attribute, f"unknown: {', '.join(sorted(map(repr, unknown)))}; there are connection, message and error")
 
 
 def _callable(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is not None and not callable(value):
+    if not callable(value):
         _fail(attribute, f"must be callable, not {value!r}")
 
 
 def _names(value: Iterable[str]) -> frozenset[str]:
-    return frozenset(value)
+    try:
+        return frozenset([value] if isinstance(value, str) else value)
+    except TypeError:
+        raise ConfigError("events", f"must be a set of names, not {value!r}") from None
 
 
 def _heartbeat(value: Any) -> Any:
@@ -226,7 +235,7 @@ class Config:
     """None: the default, which verifies, and offers ALPN http/1.1 only."""
     proxy: str | None = attrs.field(default=None, validator=_proxy, repr=False)
     """`http://user:password@host:port` (CONNECT), `socks4://` or `socks5://`; needs the extra `proxy`."""
-    stream_factory: StreamFactory | None = attrs.field(default=None, validator=_callable)
+    stream_factory: StreamFactory | None = attrs.field(default=None, validator=attrs.validators.optional(_callable))
     """An async function `(host, port)` that returns the byte stream to speak over, any `trio.abc.Stream`."""
     transport: Transport = attrs.field(factory=TrioWebsocketTransport, validator=_has("open"))
     """What opens links."""

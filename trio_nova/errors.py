@@ -29,9 +29,10 @@ help (`retry`), and its cause. None holds a secret.
 
 from __future__ import annotations
 
+import copyreg
 import enum
 from collections.abc import Iterable
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 __all__ = [
     "AuthFailed",
@@ -77,7 +78,7 @@ class RetryAdvice(enum.StrEnum):
 def printable(text: str | bytes, limit: int = 200) -> str:
     """Return what a peer sent, fit for a log: control and bidi characters escaped, cut at `limit`."""
     if isinstance(text, bytes):
-        text = text[: limit * 4].decode("utf-8", "backslashreplace")
+        text = text[: limit * 4 + 1].decode("utf-8", "backslashreplace")
     cut = text[:limit]
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in cut)
     return shown if len(text) <= limit else shown + "…"
@@ -110,6 +111,10 @@ class NovaError(Exception):
             self.retry = retry
         if retry_after is not None:
             self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Copied and pickled without the initializer: those of most kinds take other things than `args`.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ConfigError(NovaError, ValueError):
@@ -315,9 +320,10 @@ class ReceiverMoved(NovaError):
 def explain(exc: BaseException) -> str:
     """Say in a few lines what happened, whether trying again can help, and what to do next."""
     lines = [f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__]
-    cause = exc.__cause__
-    while cause is not None:
+    seen, cause = {exc}, exc.__cause__
+    while cause is not None and cause not in seen:
         lines.append(f"  because of {type(cause).__name__}: {printable(str(cause))}")
+        seen.add(cause)
         cause = cause.__cause__
     if isinstance(exc, NovaError):
         if exc.phase is not None:

@@ -12,7 +12,9 @@ from trio_nova.errors import ConfigError
 
 __all__ = ["Url"]
 
-_ILLEGAL = re.compile(r"[\x00-\x20\x7f]")
+_ILLEGAL = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
+_NAME = re.compile(r"(?!.{254})[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+"""A name that a resolver can be asked for (RFC 1035 section 2.3.4), without the final dot."""
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
 
 
@@ -37,12 +39,12 @@ class Url:
             ConfigError: naming `field`, when it is no absolute ws or wss URL without fragment.
         """
         if _ILLEGAL.search(text):
-            raise ConfigError(field, "a URL must not contain white space or control characters")
+            raise ConfigError(field, "a URL must not contain white space, control characters or lone surrogates")
         try:
             parts = urlsplit(text)
             port = parts.port
-        except ValueError as exc:
-            raise ConfigError(field, f"not a URL: {exc}") from None
+        except ValueError:  # its text may quote the password
+            raise ConfigError(field, "not a URL: its host or its port is malformed") from None
         if parts.scheme not in _DEFAULT_PORTS:
             raise ConfigError(field, f"the scheme must be ws or wss, not {parts.scheme!r}")
         if not parts.hostname:
@@ -97,20 +99,22 @@ class Url:
 
     def __str__(self) -> str:
         user = "***@" if self.userinfo else ""
-        masked = "&".join(f"{name}=***" for name, _ in parse_qsl(self.query, keep_blank_values=True))
-        query = f"?{masked or '***'}" if self.query else ""
+        fields = (field.partition("=") for field in self.query.split("&"))
+        # What has no name may well be a token.
+        masked = "&".join(f"{name}=***" if equals else "***" for name, equals, _ in fields)
+        query = f"?{masked}" if self.query else ""
         return f"{self.scheme}://{user}{self.authority}{self.path}{query}"
 
 
 def _canonical_host(host: str, field: str) -> str:
     try:
+        if not host.isascii():
+            host = host.encode("idna").decode("ascii")
+        host = host.removesuffix(".").lower()
         return ipaddress.ip_address(host).compressed
-    except ValueError:
-        pass
-    try:
-        name = host.rstrip(".").lower().encode("ascii" if host.isascii() else "idna").decode("ascii")
     except UnicodeError:
         raise ConfigError(field, "the host is not a valid name") from None
-    if not re.fullmatch(r"[a-z0-9._-]+", name):
-        raise ConfigError(field, "the host is not a valid name")
-    return name
+    except ValueError:  # not an address
+        if not _NAME.fullmatch(host):
+            raise ConfigError(field, "the host is not a valid name") from None
+        return host

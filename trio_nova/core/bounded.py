@@ -34,10 +34,8 @@ class BoundedQueue(Generic[T]):
     """Items dropped since the queue was made."""
     _items: deque[T] = attrs.field(factory=deque, init=False)
     _sizes: deque[int] = attrs.field(factory=deque, init=False)
-    _first: int = attrs.field(default=0, init=False)
-    """The serial number of the oldest item held."""
-    _lost: dict[int, int] = attrs.field(factory=dict, init=False)
-    """How many were dropped just before the item of this serial number."""
+    _lost: deque[int] = attrs.field(factory=lambda: deque([0]), init=False)
+    """How many were dropped just before each item, and, last, before the one to come."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -57,45 +55,46 @@ class BoundedQueue(Generic[T]):
         if self.full:
             if self.overflow == "block":
                 return False
-            self.dropped += 1
             if self.overflow == "drop_newest":
-                self._lose(self._first + len(self._items), 1)
+                self.dropped += 1
+                self._lost[-1] += 1
                 return True
-            self._drop_oldest()
+            while self.full:  # one large item may stand where many small ones did
+                self._drop_oldest()
         self._items.append(item)
         self._sizes.append(size)
+        self._lost.append(0)
         self.size += size
         return True
 
     def take_lost(self) -> int:
-        """Return, once, how many items were dropped just before the one that comes next."""
-        return self._lost.pop(self._first, 0) if self._lost else 0
+        """Return, once, how many items were dropped just before the one that comes next; after it, it is forgotten."""
+        lost, self._lost[0] = self._lost[0], 0
+        return lost
 
     def pop(self) -> T:
         """Remove and return the oldest item; raises IndexError where there is none."""
         item = self._items.popleft()
         self.size -= self._sizes.popleft()
-        self._first += 1
+        self._lost.popleft()
         return item
 
     def pop_all(self) -> list[T]:
         """Remove and return all items, oldest first."""
         items = list(self._items)
-        self._first += len(items)
         self._items.clear()
         self._sizes.clear()
+        self._lost = deque([self._lost[-1]])
         self.size = 0
         return items
 
     @property
     def has_losses(self) -> bool:
         """Whether `take_lost` has something to tell, now or after some items."""
-        return bool(self._lost)
+        return any(self._lost)
 
     def _drop_oldest(self) -> None:
-        lost = self.take_lost() + 1
+        lost = self._lost[0] + 1
         self.pop()
-        self._lose(self._first, lost)
-
-    def _lose(self, before: int, count: int) -> None:
-        self._lost[before] = self._lost.get(before, 0) + count
+        self._lost[0] += lost
+        self.dropped += 1

@@ -114,22 +114,21 @@ class _Queue:
     size: int = 0
 
     def add(self, outgoing: Outgoing) -> None:
-        queue = self.by_priority.get(outgoing.priority)
-        if queue is None:
-            queue = self.by_priority[outgoing.priority] = OrderedDict()
+        if outgoing.priority not in self.by_priority:
+            self.by_priority[outgoing.priority] = OrderedDict()
             self.by_priority = dict(sorted(self.by_priority.items()))
-        queue[outgoing] = None
+        self.by_priority[outgoing.priority][outgoing] = None
         self.length += 1
         self.size += outgoing.size
 
     def first(self) -> Outgoing | None:
-        for queue in self.by_priority.values():
-            if queue:
-                return next(iter(queue))
-        return None
+        return next((next(iter(queue)) for queue in self.by_priority.values()), None)
 
     def remove(self, outgoing: Outgoing) -> None:
-        del self.by_priority[outgoing.priority][outgoing]
+        queue = self.by_priority[outgoing.priority]
+        del queue[outgoing]
+        if not queue:  # else a program that counts its priorities up would leave one behind for each
+            del self.by_priority[outgoing.priority]
         self.length -= 1
         self.size -= outgoing.size
 
@@ -173,8 +172,7 @@ class Outbox:
         ):
             raise NotSent(f"{lane.length} messages of {lane.size} bytes are waiting for a link already")
         lane.add(outgoing)
-        if outgoing.expires_at < math.inf:
-            heapq.heappush(self._expiries, (outgoing.expires_at, next(self._serial), outgoing))
+        self._watch_expiry(outgoing)
 
     def withdraw(self, outgoing: Outgoing) -> bool:
         """Take a message back; False where it is too late: it is being written, or settled."""
@@ -185,30 +183,33 @@ class Outbox:
         return True
 
     def next_step(self, now: float, ready: bool, admit: Admit | None = None) -> Write | WaitUntil | Idle:
-        """Say what to do at `now`, on a link that is up; settle what has expired or is rejected."""
+        """Say what to do at `now`, on a link that is up; settle what has expired or is rejected.
+
+        Call it again only after `written` or `link_lost`. What the rate limiter holds back holds back all
+        that is less urgent: small messages would else take the tokens that a dear one waits for, for ever.
+        """
         self.expire(now)
-        wake = self.next_expiry()
-        batch: list[Outgoing] = []
-        size = 0
-        for lane in Lane if ready else (Lane.CONTROL, Lane.SETUP):
-            queue = self._lanes[lane]
-            while (outgoing := queue.first()) is not None:
-                if batch and (len(batch) >= MAX_BATCH_FRAMES or size + outgoing.size > MAX_BATCH_BYTES):
-                    return self._begin(batch)
-                match admit(outgoing) if admit is not None else None:
-                    case Queue(until):
-                        outgoing.delayed = True
-                        wake = min(wake, until)
-                        break
-                    case Reject(reason):
-                        queue.remove(outgoing)
-                        outgoing.settle(NotSent(f"refused by the rate limit: {reason}" if reason else "refused"))
-                    case _:
-                        queue.remove(outgoing)
-                        batch.append(outgoing)
-                        size += outgoing.size
-        if batch:
-            return self._begin(batch)
+        size, until = 0, math.inf
+        while (outgoing := self._first(ready)) is not None:
+            if self._writing and (len(self._writing) >= MAX_BATCH_FRAMES or size + outgoing.size > MAX_BATCH_BYTES):
+                break
+            decision = admit(outgoing) if admit is not None else None
+            if outgoing.status is not Status.QUEUED:
+                continue  # the limiter is user code: it may have ended the session, and so cancelled this send
+            match decision:
+                case Queue(until):
+                    outgoing.delayed = True
+                    break
+                case Reject(reason):
+                    self._refuse(outgoing, NotSent(f"refused by the rate limit: {reason}" if reason else "refused"))
+                case _:
+                    self._lanes[outgoing.lane].remove(outgoing)
+                    outgoing.status = Status.WRITING
+                    self._writing.append(outgoing)
+                    size += outgoing.size
+        if self._writing:
+            return Write(self._writing)
+        wake = min(until, self.next_expiry())
         return WaitUntil(wake) if wake < math.inf else Idle()
 
     def written(self) -> None:
@@ -234,7 +235,7 @@ class Outbox:
         for outgoing in self._lanes[Lane.APPLICATION]:
             if outgoing.expires_at > at:
                 outgoing.expires_at = at
-                heapq.heappush(self._expiries, (at, next(self._serial), outgoing))
+                self._watch_expiry(outgoing)
 
     def next_expiry(self) -> float:
         """Return when the next message expires; inf where none does."""
@@ -244,20 +245,32 @@ class Outbox:
         """Settle what has waited too long."""
         while self._expiries and (self._expiries[0][0] <= now or self._expiries[0][2].status is not Status.QUEUED):
             outgoing = heapq.heappop(self._expiries)[2]
-            if outgoing.status is Status.QUEUED:
-                self._lanes[outgoing.lane].remove(outgoing)
-                outgoing.settle(Expired(f"waited {now - outgoing.queued_at:g} s for a ready link"))
+            self._refuse(outgoing, Expired(f"waited {now - outgoing.queued_at:g} s for a ready link"))
 
-    def _begin(self, batch: list[Outgoing]) -> Write:
-        for outgoing in batch:
-            outgoing.status = Status.WRITING
-        self._writing = batch
-        return Write(batch)
+    def _first(self, ready: bool) -> Outgoing | None:
+        for lane in Lane if ready else (Lane.CONTROL, Lane.SETUP):
+            if (outgoing := self._lanes[lane].first()) is not None:
+                return outgoing
+        return None
+
+    def _watch_expiry(self, outgoing: Outgoing) -> None:
+        if outgoing.expires_at == math.inf:
+            return
+        if len(self._expiries) > 2 * sum(lane.length for lane in self._lanes.values()) + 64:
+            # Most were settled meanwhile: let go of them, they hold their frames.
+            self._expiries = [entry for entry in self._expiries if entry[2].status is Status.QUEUED]
+            heapq.heapify(self._expiries)
+        heapq.heappush(self._expiries, (outgoing.expires_at, next(self._serial), outgoing))
+
+    def _refuse(self, outgoing: Outgoing, error: NovaError) -> None:
+        # Whoever is told may withdraw others: what was waiting a moment ago need not wait any more.
+        if outgoing.status is Status.QUEUED:
+            self._lanes[outgoing.lane].remove(outgoing)
+            outgoing.settle(error)
 
     def _reject(self, lane: Lane, why: str, cause: Exception | None) -> None:
         for outgoing in self._lanes[lane]:
-            self._lanes[lane].remove(outgoing)
-            outgoing.settle(_because(NotSent(why), cause))
+            self._refuse(outgoing, _because(NotSent(why), cause))
 
 
 def _because(error: NovaError, cause: Exception | None) -> NovaError:

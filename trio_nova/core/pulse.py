@@ -51,6 +51,7 @@ class Pulse:
     last_heard: float = attrs.field(init=False)
     _next_probe: float = attrs.field(init=False)
     _probe_is_queued: bool = attrs.field(default=False, init=False)
+    _heard_since_probe: bool = attrs.field(default=False, init=False)
     _pong_due: float = attrs.field(default=math.inf, init=False)
     _held: bool = attrs.field(default=False, init=False)
 
@@ -62,10 +63,12 @@ class Pulse:
         """Bytes arrived: the peer lives."""
         self.last_heard = now
         self._pong_due = math.inf
+        self._heard_since_probe = True
 
     def probe_queued(self, now: float) -> None:
         """A ping waits for the writer: until it has left, only the write clock can run out."""
         self._probe_is_queued = True
+        self._heard_since_probe = False
         self._next_probe = now + self.ping_interval
 
     def probe_skipped(self) -> None:
@@ -73,9 +76,10 @@ class Pulse:
         self._probe_is_queued = False
 
     def probe_written(self, now: float) -> None:
-        """The ping has left: a sign of life is due."""
+        """The ping has left: a sign of life is due, unless one came while the rest of its batch was written."""
         self._probe_is_queued = False
-        self._pong_due = now + self.pong_timeout
+        if not self._heard_since_probe:
+            self._pong_due = now + self.pong_timeout
 
     def hold(self) -> None:
         """Reading stands still by our own doing: judge no silence until `release`."""
@@ -112,6 +116,6 @@ class Pulse:
         waits_for_probe = self._probe_is_queued or self._pong_due < math.inf
         if now >= self._next_probe and not waits_for_probe:
             return Probe()
-        # A write may begin to stall while we wait: look again within the patience it has.
-        probe_due = math.inf if waits_for_probe else self._next_probe
+        # While we wait a write may begin to stall, or the answer come and the next probe be due: look again in time.
+        probe_due = now + self.ping_interval if waits_for_probe else self._next_probe
         return Wait(min(write_due, idle_due, self._pong_due, probe_due, now + self.pong_timeout))

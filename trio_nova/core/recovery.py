@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from trio_nova.core.backoff import Backoff, NoBackoff
 from trio_nova.core.verdict import Attempts, Disposition, of_error
-from trio_nova.errors import HandshakeRejected, LinkLost, SessionOver
+from trio_nova.errors import LinkLost, NovaError, SessionOver
 from trio_nova.messages import Close, Retry, Stop
 
 __all__ = ["advise"]
@@ -36,6 +36,7 @@ def advise(
         over.__cause__ = error
         return Stop(over)
     attempts.previous = delay
-    asked = error.retry_after if isinstance(error, HandshakeRejected) else None
-    # The whole crowd was told the same time: come after it, each at a moment of its own.
-    return Retry(delay if asked is None else asked + min(delay, asked))
+    asked = (error.retry_after or 0.0) if isinstance(error, NovaError) else 0.0
+    # The whole crowd was told the same time: come after it, each at a moment of its own. And "in 0
+    # seconds", which is what a date in the past says too, is no leave to dial without a pause.
+    return Retry(asked + delay)

@@ -1,0 +1,328 @@
+"""How the package is built: imports point one way, the public names are the agreed ones, modules say what they are.
+
+Everything is read from the sources, nothing is imported: a broken module does not hide the others' faults.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import TypeAlias
+
+import attrs
+import pytest
+
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "trio_nova"
+
+SHELL = "_*.py"
+"""Stands for every private module at the top of the package."""
+
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"errors"}),
+    frozenset({"urls", "messages"}),
+    frozenset({"core"}),
+    frozenset({"codecs"}),
+    frozenset({"handlers"}),
+    frozenset({"links"}),
+    frozenset({"config", "profiles"}),
+    frozenset({SHELL, "registry"}),
+    frozenset({"client", "adapters", "observe"}),
+    frozenset({"__init__"}),
+    frozenset({"demo", "testing", "__main__"}),
+)
+"""A module imports from its own layer and from those above it, never from one below."""
+
+LEAVES: dict[str, frozenset[str]] = {
+    "testing": frozenset(),
+    "demo": frozenset({"__main__"}),
+    "__main__": frozenset(),
+}
+"""What is there for users and not for the library, and who may import it all the same."""
+
+IMPURE = frozenset({"trio", "time", "random", "secrets", "os"})
+"""What would let core/ wait, read a clock or throw dice."""
+
+
+@attrs.frozen
+class Module:
+    """One source file; `path` is relative to the package's folder."""
+
+    path: Path
+    source: str = attrs.field(repr=False)
+
+    @property
+    def part(self) -> str:
+        """The top-level module or folder that it belongs to."""
+        return self.path.parts[0].removesuffix(".py")
+
+    @property
+    def name(self) -> str:
+        """Its dotted name."""
+        parts = ("trio_nova", *self.path.with_suffix("").parts)
+        return ".".join(parts).removesuffix(".__init__")
+
+    @property
+    def folder(self) -> str:
+        """The dotted name of the package that it stands in."""
+        return ".".join(("trio_nova", *self.path.parent.parts))
+
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source, filename=str(self.path))
+
+    def line(self, number: int) -> str:
+        """Show one line as an editor's jump list would."""
+        return f"trio_nova/{self.path}:{number}: {self.source.splitlines()[number - 1].strip()}"
+
+
+@attrs.frozen
+class Import:
+    """One module imported by another, wherever in the file: `target` is its dotted name."""
+
+    by: Module
+    target: str
+    number: int
+    typing_only: bool = False
+    """Whether it stands under `if TYPE_CHECKING:`."""
+
+    @property
+    def part(self) -> str:
+        """The top-level module or folder of trio_nova that is imported from; "" for a foreign one."""
+        root, *rest = self.target.split(".")
+        return "" if root != "trio_nova" else rest[0] if rest else "__init__"
+
+    def __str__(self) -> str:
+        return self.by.line(self.number)
+
+
+def package_of(texts: dict[str, str]) -> dict[str, Module]:
+    """Make modules, by dotted name, of texts by path."""
+    found = (Module(Path(path), text) for path, text in texts.items())
+    return {module.name: module for module in found}
+
+
+def sources() -> dict[str, Module]:
+    """Read the package from where it stands."""
+    paths = sorted(PACKAGE.rglob("*.py"))
+    return package_of({str(path.relative_to(PACKAGE)): path.read_text("utf-8") for path in paths})
+
+
+def imports_of(module: Module, known: frozenset[str]) -> Iterator[Import]:
+    """Yield what `module` imports; `from package import name` counts as `package.name` where that is a module.
+
+    Relative imports are left to ruff, which bans them.
+    """
+    tree = module.tree()
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                for alias in names:
+                    yield Import(module, alias.name, node.lineno, id(node) in typing_only)
+            case ast.ImportFrom(module=str(target), level=0, names=names):
+                for alias in names:
+                    longer = f"{target}.{alias.name}"
+                    found = longer if longer in known else target
+                    yield Import(module, found, alias.lineno, id(node) in typing_only)
+
+
+def all_imports(modules: dict[str, Module]) -> list[Import]:
+    """Return every import of the package once, however many names it takes."""
+    known = frozenset(modules)
+    return list(dict.fromkeys(each for module in modules.values() for each in imports_of(module, known)))
+
+
+def layer_of(part: str) -> int:
+    """Return the index of the layer that a top-level part stands in; -1 where it has none."""
+    name = SHELL if part.startswith("_") and not part.startswith("__") else part
+    return next((index for index, layer in enumerate(LAYERS) if name in layer), -1)
+
+
+# --------------------------------------------------------------------------- the rules
+
+
+def unplaced(modules: dict[str, Module]) -> list[str]:
+    return [f"trio_nova/{module.path} has no layer" for module in modules.values() if layer_of(module.part) < 0]
+
+
+def against_the_layers(modules: dict[str, Module]) -> list[str]:
+    return [
+        f"{each} ({each.by.part} may not import from {each.part})"
+        for each in all_imports(modules)
+        if each.part and layer_of(each.part) > layer_of(each.by.part)
+    ]
+
+
+def in_a_circle(modules: dict[str, Module]) -> list[str]:
+    """Find what the layers leave open: an order inside each layer. Types alone may refer to each other."""
+    graph: dict[str, set[str]] = {}
+    for each in all_imports(modules):
+        if each.target in modules and each.target != each.by.name and not each.typing_only:
+            graph.setdefault(each.by.name, set()).add(each.target)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as exc:
+        return [" is imported by ".join(exc.args[1])]
+    return []
+
+
+def into_the_leaves(modules: dict[str, Module]) -> list[str]:
+    return [
+        f"{each} (nothing in the library imports {each.part})"
+        for each in all_imports(modules)
+        if each.part in LEAVES and each.by.part not in LEAVES[each.part] | {each.part}
+    ]
+
+
+def impure_core(modules: dict[str, Module]) -> list[str]:
+    return [
+        f"{each} (core decides, and never waits)"
+        for each in all_imports(modules)
+        if each.by.part == "core" and each.target.split(".")[0] in IMPURE
+    ]
+
+
+def into_private_modules(modules: dict[str, Module]) -> list[str]:
+    """Find imports of `package._module` from outside `package`."""
+    found: list[str] = []
+    for each in all_imports(modules):
+        parts = each.target.split(".")
+        private = next((i for i, name in enumerate(parts) if name.startswith("_") and not name.startswith("__")), None)
+        if not each.part or private is None:
+            continue
+        owner = ".".join(parts[:private])
+        if f"{each.by.folder}.".startswith(f"{owner}."):
+            continue
+        found.append(f"{each} (import it from {owner})")
+    return found
+
+
+def without_docstring(modules: dict[str, Module]) -> list[str]:
+    return [f"trio_nova/{module.path}" for module in modules.values() if not ast.get_docstring(module.tree())]
+
+
+def unfinished(modules: dict[str, Module]) -> list[str]:
+    return [
+        module.line(number)
+        for module in modules.values()
+        for number, line in enumerate(module.source.splitlines(), 1)
+        if "TODO" in line or "FIXME" in line
+    ]
+
+
+Rule: TypeAlias = Callable[[dict[str, Module]], list[str]]
+
+RULES: tuple[Rule, ...] = (
+    unplaced,
+    against_the_layers,
+    in_a_circle,
+    into_the_leaves,
+    impure_core,
+    into_private_modules,
+    without_docstring,
+    unfinished,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_nothing_in_the_package_is(rule: Rule) -> None:
+    offences = rule(sources())
+    assert not offences, "\n".join(["", *offences])
+
+
+BROKEN: tuple[tuple[Rule, dict[str, str], str], ...] = (
+    (unplaced, {"things.py": ""}, "trio_nova/things.py has no layer"),
+    (
+        against_the_layers,
+        {"errors.py": "\nfrom trio_nova.core import backoff", "core/backoff.py": ""},
+        "trio_nova/errors.py:2: from trio_nova.core import backoff (errors may not import from core)",
+    ),
+    (
+        against_the_layers,
+        {"_link.py": "def dial():\n    import trio_nova.client"},
+        "trio_nova/_link.py:2: import trio_nova.client (_link may not import from client)",
+    ),
+    (
+        against_the_layers,
+        {"client.py": "from trio_nova import Config"},
+        "trio_nova/client.py:1: from trio_nova import Config (client may not import from __init__)",
+    ),
+    (
+        in_a_circle,
+        {"urls.py": "import trio_nova.messages", "messages.py": "from trio_nova import urls"},
+        "trio_nova.urls is imported by trio_nova.messages is imported by trio_nova.urls",
+    ),
+    (
+        into_the_leaves,
+        {"demo/market.py": "import trio_nova.testing"},
+        "trio_nova/demo/market.py:1: import trio_nova.testing (nothing in the library imports testing)",
+    ),
+    (
+        impure_core,
+        {"core/pulse.py": "from time import monotonic"},
+        "trio_nova/core/pulse.py:1: from time import monotonic (core decides, and never waits)",
+    ),
+    (
+        into_private_modules,
+        {"config.py": "from trio_nova.links._seam import Dial, Link"},
+        "trio_nova/config.py:1: from trio_nova.links._seam import Dial, Link (import it from trio_nova.links)",
+    ),
+    (without_docstring, {"errors.py": "x = 1"}, "trio_nova/errors.py"),
+    (unfinished, {"errors.py": "x = 1  # TODO: y"}, "trio_nova/errors.py:1: x = 1  # TODO: y"),
+)
+
+
+@pytest.mark.parametrize(("rule", "texts", "offence"), BROKEN)
+def test_a_rule_names_the_line_that_breaks_it(rule: Rule, texts: dict[str, str], offence: str) -> None:
+    assert rule(package_of(texts)) == [offence]
+
+
+SOUND = {
+    "__init__.py": '"""A package."""\nfrom trio_nova._dial import dial as dial',
+    "__main__.py": '"""A command."""\nfrom trio_nova import demo, dial',
+    "_dial.py": '"""The shell."""\nimport trio\nfrom trio_nova.links import Link\nfrom trio_nova import _tasks',
+    "_tasks.py": '"""Its tasks."""\nimport trio_nova.errors\nif TYPE_CHECKING:\n    import trio_nova._dial',
+    "demo.py": '"""A show."""',
+    "errors.py": '"""What can go wrong."""',
+    "links/__init__.py": '"""The seam."""\nfrom trio_nova.links._seam import Link as Link',
+    "links/_seam.py": '"""A link."""\nimport time',
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_a_rule_is_content_with_a_sound_package(rule: Rule) -> None:
+    assert rule(package_of(SOUND)) == []
+
+
+def public_names(module: Module) -> list[str]:
+    """Return what the package's `__init__` offers, sorted: every public name that it imports or assigns."""
+    names: set[str] = set()
+    for node in module.tree().body:
+        match node:
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                names.update(alias.asname or alias.name for alias in aliases)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                names.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                names.add(name)
+    return sorted(name for name in names if not name.startswith("_") and name != "annotations")
+
+
+def test_the_public_names_are_the_agreed_ones() -> None:
+    modules = sources()
+    assert "trio_nova" in modules, "trio_nova/__init__.py is missing"
+    offered = public_names(modules["trio_nova"])
+    agreed = (TESTS / "public_names.txt").read_text("utf-8").split()
+    new = sorted(set(offered) - set(agreed))
+    gone = sorted(set(agreed) - set(offered))
+    assert not new, f"add to tests/public_names.txt, and to the changelog: {new}"
+    assert not gone, f"the changelog owes the users an explanation for removing {gone}"
+    assert agreed == offered, "tests/public_names.txt is not sorted, or has a name twice"

@@ -1,0 +1,13 @@
+"""Links: one WebSocket each, and the transports that open them."""
+
+from trio_nova.links._dial import SystemResolver as SystemResolver
+from trio_nova.links._dial import unix_stream as unix_stream
+from trio_nova.links._governor import ConnectGovernor as ConnectGovernor
+from trio_nova.links._governor import shared_governor as shared_governor
+from trio_nova.links._seam import Dial as Dial
+from trio_nova.links._seam import Link as Link
+from trio_nova.links._seam import Resolver as Resolver
+from trio_nova.links._seam import StreamFactory as StreamFactory
+from trio_nova.links._seam import Transport as Transport
+from trio_nova.links.trio_websocket import AdoptedTransport as AdoptedTransport
+from trio_nova.links.trio_websocket import TrioWebsocketTransport as TrioWebsocketTransport

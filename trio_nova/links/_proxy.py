@@ -1,0 +1,153 @@
+"""Reach a server through a proxy: HTTP CONNECT or SOCKS, spoken by the optional package python-socks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from urllib.parse import unquote, urlsplit
+
+import attrs
+import trio
+
+from trio_nova.errors import ConfigError, ConnectFailed, NovaError, RetryAdvice
+from trio_nova.links._seam import Dial
+
+__all__ = ["connect_through"]
+
+_HEAD_LIMIT = 16384
+"""Bytes of an HTTP proxy's answer."""
+_SCHEMES = {
+    "http": ("HTTP", 80),
+    "socks4": ("SOCKS4", 1080),
+    "socks4a": ("SOCKS4", 1080),
+    "socks5": ("SOCKS5", 1080),
+    "socks5h": ("SOCKS5", 1080),
+}
+"""What python-socks calls each, and its usual port. The name is looked up by the proxy in all of them."""
+_DENIED = {"Username and password authentication failure", "No acceptable authentication methods were offered"}
+"""How python-socks words a SOCKS5 proxy's refusal of the login: it has no status of its own (RFC 1929)."""
+
+
+@attrs.frozen
+class _Proxy:
+    kind: str
+    host: str
+    port: int
+    user: str | None = attrs.field(repr=False)
+    password: str | None = attrs.field(repr=False)
+
+
+async def connect_through(
+    dial: Dial, open_transport: Callable[[Dial, str, int], Awaitable[trio.abc.Stream]]
+) -> trio.abc.Stream:
+    """Return a stream to the server of `dial.url`, opened by `dial.proxy`, which looks up its name.
+
+    Args:
+        dial: `dial.proxy` is set.
+        open_transport: Opens the stream to the proxy itself.
+
+    Raises:
+        ConfigError: the proxy's URL is wrong, or python-socks is not installed.
+        ConnectFailed: with phase "proxy". It says the proxy's status and never its words, which may echo the login.
+    """
+    assert dial.proxy is not None
+    proxy = _parse(dial.proxy)
+    try:
+        import python_socks
+        from python_socks.async_.trio.v2 import Proxy
+    except ImportError:
+        raise ConfigError("proxy", "needs the package python-socks: install trio-nova[proxy]") from None
+
+    where = f"{proxy.host}:{proxy.port}"
+    dial.on_phase("proxy")
+    try:
+        stream = await open_transport(dial, proxy.host, proxy.port)
+    except ConnectFailed as exc:
+        raise ConnectFailed(f"cannot reach the proxy: {exc}", phase="proxy", retry=exc.retry) from exc
+    dial.on_phase("proxy")
+    leg = _Leg(stream)
+    connector = Proxy(
+        proxy_type=python_socks.ProxyType[proxy.kind],
+        host=proxy.host,
+        port=proxy.port,
+        username=proxy.user,
+        password=proxy.password,
+        rdns=True,
+        forward=leg,  # type: ignore[arg-type]
+    )
+    try:
+        await connector.connect(dial.url.host, dial.url.port, timeout=float("inf"))
+    except NovaError:
+        raise
+    except python_socks.ProxyError as exc:
+        refused = exc.error_code == 407 or str(exc) in _DENIED
+        status = f" with status {exc.error_code}" if exc.error_code is not None else ""
+        why = "wants other credentials" if refused else "refuses to connect"
+        advice = RetryAdvice.NEVER if refused else RetryAdvice.BACKOFF
+        # Not `from exc`: a proxy may repeat in its answer what was sent to it.
+        raise ConnectFailed(f"the proxy {where} {why}{status}", phase="proxy", retry=advice) from None
+    except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        raise ConnectFailed(f"the connection through the proxy {where} was cut off", phase="proxy") from exc
+    except Exception as exc:
+        raise ConnectFailed(f"the proxy {where} cannot be used: {type(exc).__name__}", phase="proxy") from exc
+    return stream
+
+
+def _parse(text: str) -> _Proxy:
+    """Take the proxy's URL apart; no message repeats it, as it holds the login."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ConfigError("proxy", "is not a URL") from None
+    if parts.scheme not in _SCHEMES:
+        raise ConfigError("proxy", f"the scheme must be one of {', '.join(_SCHEMES)}")
+    if not parts.hostname:
+        raise ConfigError("proxy", "the URL has no host")
+    user = unquote(parts.username) if parts.username is not None else None
+    password = unquote(parts.password or "") if user is not None else None
+    kind, usual_port = _SCHEMES[parts.scheme]
+    return _Proxy(kind, parts.hostname, port or usual_port, user, password)
+
+
+@attrs.define(eq=False)
+class _Leg:
+    """The stream to the proxy, in the shape that python-socks writes to and reads from.
+
+    python-socks takes one read for the whole of an HTTP proxy's answer. Here that one read ends with
+    the answer, however it was cut: what belongs to the tunnel is not swallowed, and a byte too many is
+    an error, not the first byte of TLS.
+    """
+
+    stream: trio.abc.Stream
+
+    async def connect(self, dest_host: str, dest_port: int) -> _Leg:
+        await trio.lowlevel.checkpoint()
+        return self
+
+    async def write(self, data: bytes) -> None:
+        await self.stream.send_all(data)
+
+    async def read(self, max_bytes: int = 65536) -> bytes:
+        head = bytearray()
+        while (end := head.find(b"\r\n\r\n")) < 0:
+            if len(head) >= _HEAD_LIMIT:
+                raise ConnectFailed("the proxy's answer is too long", phase="proxy")
+            data = await self.stream.receive_some(4096)
+            if not data:
+                raise ConnectFailed("the proxy closed the connection", phase="proxy")
+            head += data
+        if end + 4 < len(head) and head.split(maxsplit=2)[1:2] == [b"200"]:
+            raise ConnectFailed("the proxy sent more than its answer", phase="proxy")
+        return bytes(head)
+
+    async def read_exactly(self, n: int) -> bytes:
+        data = bytearray()
+        while len(data) < n:
+            part = await self.stream.receive_some(n - len(data))
+            if not part:
+                raise ConnectFailed("the proxy closed the connection", phase="proxy")
+            data += part
+        return bytes(data)
+
+    async def close(self) -> None:
+        await trio.aclose_forcefully(self.stream)

@@ -1,0 +1,412 @@
+"""Links over the package trio-websocket: the default transport, and the adoption of an open connection.
+
+::
+
+    the block of Transport.open
+    └─ link             nova:link#3     waits for messages; closes the socket when none will come
+       └─ reader        trio-websocket's own: frames -> messages, pongs
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from types import TracebackType
+from typing import NoReturn, cast
+from urllib.parse import unquote_to_bytes
+
+import attrs
+import trio
+import trio_websocket
+
+from trio_nova.errors import BadMessage, ConnectFailed, LinkLost, NovaError, RetryAdvice
+from trio_nova.links._dial import open_stream
+from trio_nova.links._guard import CHUNK, Ending, Guard
+from trio_nova.links._inbox import Inbox
+from trio_nova.links._seam import Dial, Link
+from trio_nova.messages import Frame, Ping, Pong
+
+__all__ = ["AdoptedTransport", "TrioWebsocketTransport"]
+
+_HANG_UP_WAIT = 1.0
+"""Seconds that closing the socket politely may take, which for TLS needs one more write."""
+
+
+@attrs.frozen
+class TrioWebsocketTransport:
+    """Opens links over trio-websocket, guarded against what it leaves open."""
+
+    def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
+        """Return a block that holds one open link; see `Transport.open`."""
+        return _Block(dial, _open_guarded)
+
+
+@attrs.define(eq=False)
+class AdoptedTransport:
+    """Hands out one connection that is open already; there is no second one.
+
+    Nothing can be put below an open connection: its frames are judged, its limits kept, and its writes
+    timed as trio-websocket does, and pings of the peer are not seen. Whoever opened it keeps the
+    nursery that it runs in.
+    """
+
+    ws: trio_websocket.WebSocketConnection
+    _handed_over: bool = attrs.field(default=False, init=False)
+
+    def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
+        """Return a block that holds the link; any but the first raises ConnectFailed, for good."""
+        return _Block(dial, self._adopt)
+
+    async def _adopt(self, dial: Dial) -> _Link:
+        await trio.lowlevel.checkpoint()
+        if self._handed_over:
+            raise ConnectFailed("the adopted connection was used up", phase="http", retry=RetryAdvice.NEVER)
+        self._handed_over = True
+        if self.ws.closed is not None:
+            raise ConnectFailed("the adopted connection is closed", phase="http", retry=RetryAdvice.NEVER)
+        return _AdoptedLink(dial, self.ws)
+
+
+async def _open_guarded(dial: Dial) -> _Link:
+    stream = await open_stream(dial)
+    dial.on_phase("http")
+    return _GuardedLink(dial, stream)
+
+
+class _Block:
+    """The block of `Transport.open`.
+
+    Written out, not an `asynccontextmanager` around a nursery: that would wrap what the user's block
+    raises into a group. Here the nursery is left as if all were well, and the user's exception goes on
+    its way.
+    """
+
+    def __init__(self, dial: Dial, make: Callable[[Dial], Awaitable[_Link]]) -> None:
+        self._dial = dial
+        self._make = make
+
+    async def __aenter__(self) -> Link:
+        self._link = await self._make(self._dial)
+        self._manager = trio.open_nursery()
+        nursery = await self._manager.__aenter__()
+        self._scope = nursery.cancel_scope
+        try:
+            nursery.start_soon(self._link.run, name=f"nova:link#{self._dial.epoch}")
+            await self._link.wait_up()
+        except BaseException:
+            await self._leave()
+            raise
+        return self._link
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._leave()
+
+    async def _leave(self) -> None:
+        self._link.abort()
+        # Shielded, as what the caller's block raised must not give way to a Cancelled; bounded, as all is cancelled.
+        self._scope.shield = True
+        self._scope.cancel(reason="the link's block was left")
+        await self._manager.__aexit__(None, None, None)
+
+
+class _Link(ABC):
+    """What both kinds of link share: an inbox that is filled by one task, and an end that all agree on."""
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
+        self._inbox = Inbox()
+        self._scope = trio.CancelScope()
+        self._up = trio.Event()
+        self._gone = trio.Event()
+        self._failure: Exception | None = None
+
+    # What differs.
+
+    @property
+    @abstractmethod
+    def subprotocol(self) -> str | None: ...
+
+    @property
+    @abstractmethod
+    def response_headers(self) -> Sequence[tuple[str, str]]: ...
+
+    @property
+    @abstractmethod
+    def stalled_since(self) -> float | None: ...
+
+    @abstractmethod
+    async def _serve(self) -> None:
+        """Bring the link up, pump until nothing more will come, and close the socket."""
+
+    @abstractmethod
+    async def _write(self, frame: Frame) -> None:
+        """Write one frame. Any exception but NovaError and UnicodeEncodeError means that the link is lost."""
+
+    @abstractmethod
+    async def _say_goodbye(self, code: int, reason: str) -> None: ...
+
+    @abstractmethod
+    def _end(self, ending: Ending) -> None:
+        """Note why the link ended, unless that is known."""
+
+    @property
+    @abstractmethod
+    def _ended(self) -> Ending | None:
+        """Why nothing can be written any more; None while it can."""
+
+    # What the seam promises.
+
+    async def receive_some(self) -> Sequence[Frame]:
+        """Wait for what comes next and return it, at most 256 frames, oldest first; see `Link.receive_some`."""
+        frames = await self._inbox.take()
+        if not frames and self._inbox.over:
+            self._raise_lost()
+        return frames
+
+    async def send_all(self, frames: Sequence[Frame]) -> None:
+        """Hand the frames to the operating system, in order; see `Link.send_all`.
+
+        Raises:
+            LinkLost: any of the frames may have left.
+            BadMessage: a text holds half a surrogate pair, which UTF-8 cannot say; it and what follows did not leave.
+        """
+        if not frames:
+            await trio.lowlevel.checkpoint()
+        for frame in frames:
+            if self._ended is not None:
+                self._raise_lost()
+            try:
+                await self._write(frame)
+            except NovaError:
+                raise
+            except UnicodeEncodeError as exc:
+                raise BadMessage("a text that is no valid Unicode cannot be sent") from exc
+            except Exception as exc:  # trio-websocket's and wsproto's own: nothing of theirs leaves
+                self._end(Ending(1006, detail="a write failed", cause=exc))
+                self._raise_lost()
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye and wait for the answer, at most `Dial.close_timeout` seconds; see `Link.aclose`."""
+        try:
+            with trio.move_on_after(self._dial.close_timeout):
+                if not self._gone.is_set():
+                    await self._say_goodbye(code, reason)
+                await self._gone.wait()
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Close at once, without a goodbye: both directions end with LinkLost."""
+        self._end(Ending(1006, detail="aborted"))
+        self._inbox.finish()
+        self._scope.cancel(reason="the link is aborted")
+
+    # What the block needs.
+
+    async def run(self) -> None:
+        """Serve the link until it is lost or aborted; what fails below ends it, and nothing else."""
+        try:
+            with self._scope:
+                await self._serve()
+        except* Exception as group:
+            self._failure = _first(group)
+            what = type(self._failure).__name__
+            self._end(Ending(1006, detail=f"trio-websocket failed: {what}", cause=self._failure))
+        finally:
+            self._end(Ending(1006, detail="the link was left"))
+            self._inbox.finish()
+            self._up.set()
+            self._gone.set()
+
+    async def _pump(self, ws: trio_websocket.WebSocketConnection) -> None:
+        with contextlib.suppress(trio_websocket.ConnectionClosed):
+            while True:
+                self._inbox.put(await ws.get_message())
+                await self._inbox.wait_room()
+
+    async def wait_up(self) -> None:
+        """Wait for the upgrade.
+
+        Raises:
+            ConnectFailed: it failed, or the link is gone already.
+        """
+        await self._up.wait()
+        if self._gone.is_set() and self._failure is not None:
+            if isinstance(self._failure, NovaError):
+                raise self._failure
+            raise ConnectFailed(
+                f"the upgrade failed: {type(self._failure).__name__}", phase="http", retry=RetryAdvice.NEVER
+            ) from self._failure
+
+    def _raise_lost(self) -> NoReturn:
+        ended = self._ended or Ending(1006)
+        raise LinkLost(
+            ended.code, ended.reason, self._dial.epoch, detail=ended.detail, remote=ended.remote
+        ) from ended.cause
+
+
+class _GuardedLink(_Link):
+    """A link that was dialled here: trio-websocket with a guard below it."""
+
+    _ws: trio_websocket.WebSocketConnection
+
+    def __init__(self, dial: Dial, stream: trio.abc.Stream) -> None:
+        super().__init__(dial)
+        self._guard = Guard(stream, dial, self._inbox)
+
+    @property
+    def subprotocol(self) -> str | None:
+        return self._guard.subprotocol
+
+    @property
+    def response_headers(self) -> Sequence[tuple[str, str]]:
+        return self._guard.response.headers if self._guard.response is not None else ()
+
+    @property
+    def stalled_since(self) -> float | None:
+        return self._guard.stalled_since
+
+    @property
+    def _ended(self) -> Ending | None:
+        guard = self._guard
+        if guard.ending is None and guard.mute:
+            return Ending(1006, detail="a write failed", cause=guard.write_error)
+        return guard.ending
+
+    def _end(self, ending: Ending) -> None:
+        self._guard.end(ending)
+
+    async def _serve(self) -> None:
+        guard, dial = self._guard, self._dial
+        try:
+            async with trio.open_nursery() as nursery:
+                guard.on_refusal = partial(nursery.cancel_scope.cancel, reason="the upgrade was refused")
+                self._ws = await trio_websocket.wrap_client_stream(
+                    nursery,
+                    cast("trio.SocketStream", guard),  # any stream will do: it is only sent to and received from
+                    dial.url.authority,
+                    dial.url.resource,
+                    subprotocols=dial.subprotocols,
+                    extra_headers=_upgrade_headers(dial),
+                    message_queue_size=0,  # the inbox is the queue, and its bound the bound
+                    max_message_size=dial.max_message_size,
+                    receive_buffer_size=CHUNK,
+                )
+                self._up.set()
+                await self._pump(self._ws)
+                self._inbox.finish()
+                with (
+                    trio.move_on_after(min(dial.close_timeout, _HANG_UP_WAIT)),
+                    contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError),
+                ):
+                    await guard.aclose()
+                nursery.cancel_scope.cancel(reason="the link has ended")
+        finally:
+            await trio.aclose_forcefully(guard)
+        if guard.refusal is not None:
+            raise guard.refusal
+
+    async def _write(self, frame: Frame) -> None:
+        match frame:
+            case Ping(payload):
+                await self._guard.send_ping(payload)
+            case Pong(payload):
+                await self._ws.pong(payload)
+            case _:
+                await self._ws.send_message(frame)
+        if self._guard.mute:
+            self._raise_lost()
+
+    async def _say_goodbye(self, code: int, reason: str) -> None:
+        await self._guard.say_goodbye(code, reason)
+
+
+class _AdoptedLink(_Link):
+    """A link over a connection that somebody else opened."""
+
+    def __init__(self, dial: Dial, ws: trio_websocket.WebSocketConnection) -> None:
+        super().__init__(dial)
+        self._ws = ws
+        self._ending: Ending | None = None
+        self._stalled_since: float | None = None
+
+    @property
+    def subprotocol(self) -> str | None:
+        return self._ws.subprotocol
+
+    @property
+    def response_headers(self) -> Sequence[tuple[str, str]]:
+        return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in self._ws.handshake_headers]
+
+    @property
+    def stalled_since(self) -> float | None:
+        return self._stalled_since
+
+    @property
+    def _ended(self) -> Ending | None:
+        if self._ending is None and (closed := self._ws.closed) is not None:
+            return Ending(closed.code, closed.reason or "", remote=True if closed.code != 1006 else None)
+        return self._ending
+
+    def _end(self, ending: Ending) -> None:
+        self._ending = self._ended or ending
+
+    async def _serve(self) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._up.set()
+                await self._pump(self._ws)
+                self._inbox.finish()
+                nursery.cancel_scope.cancel(reason="the link has ended")
+        finally:
+            # Under a cancelled scope this is the way that trio-websocket has to close at once.
+            with trio.CancelScope() as at_once:
+                at_once.cancel(reason="the link has ended")
+                await self._ws.aclose()
+
+    async def _write(self, frame: Frame) -> None:
+        if isinstance(frame, Ping):
+            self._nursery.start_soon(self._ping, frame.payload, name=f"nova:ping#{self._dial.epoch}")
+            await trio.lowlevel.checkpoint()
+            return
+        self._stalled_since = trio.current_time()
+        try:
+            await (self._ws.pong(frame.payload) if isinstance(frame, Pong) else self._ws.send_message(frame))
+        finally:
+            self._stalled_since = None
+
+    async def _ping(self, payload: bytes) -> None:
+        # ValueError: the same payload is under way; the pong to the first answers both.
+        with contextlib.suppress(trio_websocket.ConnectionClosed, ValueError):
+            await self._ws.ping(payload)
+            self._inbox.add_control(Pong(payload))
+
+    async def _say_goodbye(self, code: int, reason: str) -> None:
+        if self._ended is None:
+            self._end(Ending(code, reason, remote=False))
+            self._inbox.let_go()
+            with contextlib.suppress(Exception):  # the connection was in no state to say it
+                await self._ws.aclose(code, reason)
+
+
+def _upgrade_headers(dial: Dial) -> list[tuple[bytes, bytes]]:
+    headers = [(name.encode("ascii"), value.encode()) for name, value in dial.headers]
+    if dial.url.userinfo and not any(name.lower() == b"authorization" for name, _ in headers):
+        user, _, password = dial.url.userinfo.partition(":")
+        login = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+        headers.append((b"Authorization", b"Basic " + base64.b64encode(login)))  # RFC 7617
+    return headers
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    exc: Exception = group
+    while isinstance(exc, ExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
