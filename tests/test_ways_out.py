@@ -347,3 +347,372 @@ async def test_what_leaves_the_block_leaves_bare_and_in_time_and_nothing_stays(
         assert server.dials[0].frames == [ClosePayload(1000)]
     assert tasks() == before
     assert set(threading.enumerate()) == threads
+
+
+# --------------------------------------------------------------------------- before the block is entered
+
+
+async def cancel_soon(scope: trio.CancelScope) -> None:
+    await trio.sleep(1.0)
+    scope.cancel(reason="the user had enough")
+
+
+@pytest.mark.usefixtures("scheduling")
+@pytest.mark.parametrize("how", ["cancelled", "deadline"])
+@pytest.mark.parametrize("step", [HangDial(), hang_upgrade], ids=["dialling", "handshaking"])
+async def test_a_first_connect_can_be_given_up_at_once(
+    autojump_clock: trio.testing.MockClock, step: Step, how: str
+) -> None:
+    before = tasks()
+    left: BaseException | None = None
+    async with ScriptedServer(step) as server, trio.open_nursery() as outside:
+        dialler = Dialler(server)
+        began = trio.current_time()
+        with trio.CancelScope() as around:
+            if how == "deadline":
+                around.deadline = began + 1.0
+            else:
+                outside.start_soon(cancel_soon, around)
+            try:
+                async with open_connection(URL, stream_factory=dialler):
+                    pytest.fail("the block was entered")
+            except BaseException as exc:
+                left = exc
+                raise
+        took = trio.current_time() - began
+        stayed = our_tasks()
+        await dialler.check_closed()
+    assert isinstance(left, trio.Cancelled)
+    assert around.cancelled_caught
+    assert took == 1.0
+    assert stayed == []
+    assert tasks() == before
+
+
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (Refuse(), trio_nova.ConnectFailed),
+        (HangDial(), trio_nova.ConnectTimeout),
+        (hang_upgrade, trio_nova.ConnectTimeout),
+        (lambda peer: peer.reject(403), trio_nova.HandshakeRejected),
+        (lambda peer: peer.accept(key="a lie"), trio_nova.HandshakeInvalid),
+    ],
+    ids=["refused", "dial_hangs", "upgrade_hangs", "rejected", "invalid"],
+)
+async def test_a_failed_first_connect_leaves_bare(
+    autojump_clock: trio.testing.MockClock, step: Step, error: type[trio_nova.NovaError]
+) -> None:
+    before = tasks()
+    async with ScriptedServer(step) as server:
+        dialler = Dialler(server)
+        with pytest.raises(error) as caught:
+            async with open_connection(URL, stream_factory=dialler, connect_timeout=4.0):
+                pytest.fail("the block was entered")
+        assert our_tasks() == []
+        await dialler.check_closed()
+    assert type(caught.value) is error
+    assert caught.value.__context__ is caught.value.__cause__
+    assert trio.current_time() in (0.0, 4.0)
+    assert tasks() == before
+
+
+# --------------------------------------------------------------------------- KeyboardInterrupt
+
+INTERRUPTED = """
+import itertools, logging, signal, sys
+import trio, trio.testing
+from trio._core import _run
+import trio_nova
+from trio_nova.testing import HangDial, ScriptedServer
+
+logging.getLogger("trio_nova").addHandler(logging.NullHandler())
+_run._ALLOW_DETERMINISTIC_SCHEDULING = True
+
+async def polite(peer):
+    await peer.accept()
+    await peer.send("tick")
+    await peer.serve_until_closed()
+
+async def mute(peer):
+    await peer.accept()
+    await peer.send("tick")
+    await peer.mute()
+
+async def hang_upgrade(peer):
+    await peer.read_request()
+    await peer.hang()
+
+async def fickle(peer):
+    await peer.accept()
+    await peer.send("tick")
+    await peer.drop()
+
+class Interrupt(trio.abc.Instrument):
+    # Trio's own mechanism: its frames are protected, so the interrupt goes to the main task.
+    def __init__(self, at):
+        self.at, self.steps, self.on = at, 0, False
+
+    def after_task_step(self, task):
+        self.steps += self.on
+        if self.on and self.steps == self.at:
+            signal.raise_signal(signal.SIGINT)
+
+def our_tasks():
+    found, rest = [], [trio.lowlevel.current_root_task()]
+    while rest:
+        task = rest.pop()
+        found.append(task.name)
+        rest += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+    return [name for name in found if name.startswith("nova:") or "trio_websocket" in name]
+
+async def visit(step, interrupt):
+    async with ScriptedServer(step) as server:
+        interrupt.on = True
+        try:
+            async with trio_nova.open_connection(
+                "ws://server.test/",
+                stream_factory=server.stream_factory,
+                close_timeout=1.0,
+                backoff=trio_nova.ListBackoff([5.0]),
+            ) as conn:
+                await conn.receive()
+                await trio.sleep(3.0)
+        finally:
+            interrupt.on = False
+            assert our_tasks() == [], our_tasks()
+
+points = 0
+step = {"polite": polite, "mute": mute, "dialling": HangDial(), "handshaking": hang_upgrade, "backing_off": fickle}
+for seed in range(2):
+    for at in itertools.count(1):
+        _run._r.seed(seed)
+        interrupt = Interrupt(at)
+        clock = trio.testing.MockClock(autojump_threshold=0)
+        try:
+            trio.run(visit, step[sys.argv[1]], interrupt, clock=clock, instruments=[interrupt])
+        except KeyboardInterrupt:
+            points += 1
+        except trio_nova.ConnectTimeout:
+            assert interrupt.steps < at, f"an interrupt at step {at} got lost"
+        if interrupt.steps < at:
+            break
+print(points)
+"""
+
+
+@pytest.mark.parametrize("state", ["polite", "mute", "dialling", "handshaking", "backing_off"])
+def test_an_interrupt_at_any_moment_leaves_bare_and_leaves_nothing_behind(state: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", INTERRUPTED, state],
+        cwd=Path(trio_nova.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stderr == ""
+    assert int(result.stdout) >= 20
+
+
+@pytest.mark.parametrize("where", ["a hook", "the dial", "the link's own task"])
+def test_an_interrupt_in_one_of_our_own_tasks_ends_the_session_and_leaves_bare(where: str) -> None:
+    program = """
+import signal, sys
+import trio, trio.testing
+import trio_nova
+from trio_nova.links import _guard
+from trio_nova.testing import ScriptedServer
+
+where = sys.argv[1]
+
+async def chat(peer):
+    await peer.accept()
+    await peer.send("tick")
+    await peer.serve_until_closed()
+
+class Hook(trio_nova.MessageHandler):
+    def handle_message(self, kind, message):
+        signal.raise_signal(signal.SIGINT)
+
+scan = _guard.Guard._scan
+
+def interrupted_scan(self, data):
+    signal.raise_signal(signal.SIGINT)
+    return scan(self, data)
+
+if where == "the link's own task":
+    _guard.Guard._scan = interrupted_scan
+
+async def main():
+    async with ScriptedServer(chat) as server:
+        async def dial(host, port):
+            if where == "the dial":
+                signal.raise_signal(signal.SIGINT)
+            return await server.stream_factory(host, port)
+
+        handler = Hook if where == "a hook" else trio_nova.MessageHandler
+        with trio.fail_after(10.0):
+            async with trio_nova.open_connection("ws://server.test/", stream_factory=dial, message_handler=handler):
+                await trio.sleep_forever()
+
+try:
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, where],
+        cwd=Path(trio_nova.__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stdout == "interrupted\n"
+
+
+# --------------------------------------------------------------------------- failures in the background
+
+
+@attrs.define(eq=False)
+class Stopper(MessageHandler):
+    """Ends the session at the first message, one way or the other."""
+
+    error: Exception
+    stops: bool
+
+    def handle_message(self, kind: str, message: Any) -> Action:
+        if self.stops:
+            return Stop(self.error)
+        raise self.error
+
+
+def failing(server: ScriptedServer, error: Exception, how: str) -> trio_nova.ConnectionBlock:
+    """Return the block of a session that fails as soon as it is ready."""
+    if how == "gives up":
+        return open_connection(
+            URL, stream_factory=server.stream_factory, max_attempts=2, backoff=trio_nova.ListBackoff([1.0])
+        )
+    return open_connection(
+        URL, stream_factory=server.stream_factory, message_handler=lambda: Stopper(error, how == "stops")
+    )
+
+
+@pytest.fixture(params=["gives up", "handler raises", "stops"])
+def how(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def check_failure(caught: BaseException | None, error: Exception, how: str) -> None:
+    if how == "gives up":
+        assert isinstance(caught, trio_nova.SessionOver)
+        assert isinstance(caught.__cause__, trio_nova.ConnectFailed)
+        assert caught.__context__ is None
+    else:
+        assert caught is error
+        assert (caught.__cause__, caught.__context__) == (None, None)
+
+
+@pytest.mark.usefixtures("scheduling")
+async def test_a_failure_in_the_background_cancels_the_block_and_leaves_bare(
+    autojump_clock: trio.testing.MockClock, how: str
+) -> None:
+    before = tasks()
+    error, inside = Oops("in a hook"), None
+    async with ScriptedServer(fickle if how == "gives up" else polite) as server:
+        with pytest.raises((Oops, trio_nova.SessionOver)) as caught:
+            async with failing(server, error, how) as conn:
+                try:
+                    await trio.sleep_forever()
+                except BaseException as exc:
+                    inside = exc
+                    raise
+        stayed = our_tasks()
+    check_failure(caught.value, error, how)
+    assert isinstance(inside, trio.Cancelled)
+    assert stayed == []
+    assert conn.state is State.FAILED
+    assert trio.current_time() == (2.0 if how == "gives up" else 0.0)
+    assert tasks() == before
+
+
+@pytest.mark.usefixtures("scheduling")
+async def test_a_failure_and_a_genuine_error_of_the_block_leave_as_a_group(
+    autojump_clock: trio.testing.MockClock, how: str
+) -> None:
+    error, mine = Oops("in a hook"), Oops("mine")
+    async with ScriptedServer(fickle if how == "gives up" else polite) as server:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with failing(server, error, how):
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    raise mine
+    first, second = caught.value.exceptions
+    assert first is mine
+    check_failure(second, error, how)
+    assert caught.value.__cause__ is None
+
+
+async def consume(conn: Connection) -> None:
+    while True:
+        await conn.receive()
+
+
+async def produce(conn: Connection) -> None:
+    while True:
+        await conn.send_text("tock")
+        await trio.sleep(0.25)
+
+
+async def probe(conn: Connection) -> None:
+    while True:
+        await conn.ping()
+        await trio.sleep(0.25)
+
+
+async def consume_and_produce(conn: Connection) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(consume, conn)
+        nursery.start_soon(produce, conn)
+        nursery.start_soon(conn.reconnect)
+
+
+async def wait_and_swallow(conn: Connection) -> None:
+    with trio.CancelScope(shield=True):
+        await conn.wait_closed()
+    await conn.send_text("too late")
+
+
+@pytest.mark.usefixtures("scheduling")
+@pytest.mark.parametrize(
+    "body", [consume, produce, probe, consume_and_produce, wait_and_swallow], ids=lambda body: body.__name__
+)
+async def test_what_follows_from_a_failure_makes_no_group(
+    autojump_clock: trio.testing.MockClock, how: str, body: Callable[[Connection], Awaitable[None]]
+) -> None:
+    error = Oops("in a hook")
+    async with ScriptedServer(fickle if how == "gives up" else polite) as server:
+        with pytest.raises((Oops, trio_nova.NovaError)) as caught:
+            async with failing(server, error, how) as conn:
+                await body(conn)
+    if caught.type not in (trio_nova.NotSent, trio_nova.LinkLost):  # a ping where no link is
+        check_failure(caught.value, error, how)
+
+
+async def drop_amid_a_message(peer: Peer) -> None:
+    await peer.accept()
+    await trio.sleep(1.0)
+    await peer.drop()
+
+
+@pytest.mark.parametrize("call", ["send", "ping"])
+async def test_a_lost_link_that_nobody_replaces_is_never_a_group(
+    autojump_clock: trio.testing.MockClock, call: str
+) -> None:
+    async with ScriptedServer(drop_amid_a_message, max_buffer=64) as server:
+        with pytest.raises(trio_nova.LinkLost) as caught:
+            async with open_connection(URL, stream_factory=server.stream_factory, max_attempts=0) as conn:
+                await (conn.send_bytes(bytes(1000)) if call == "send" else conn.ping())
+    assert caught.value.epoch == 1

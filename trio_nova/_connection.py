@@ -13,7 +13,7 @@ import trio
 from trio_nova._events import Listener, ListenerOverflow
 from trio_nova._inbound import Inbound
 from trio_nova._mailbox import Receiver
-from trio_nova._outbound import Outbound
+from trio_nova._outbound import Outbound, check_text
 from trio_nova._session import Session
 from trio_nova._supervisor import Supervisor
 from trio_nova.codecs import encode_json
@@ -164,7 +164,7 @@ class Connection:
             failures_in_a_row=session.attempts.made,
             last_error=session.last_error,
             reading=not (self._inbound.pauses or self._inbound.clogged),
-            details=session.handlers.connection.status(),
+            details=session.status(),
         )
 
     # ----------------------------------------------------------------- sending
@@ -195,7 +195,7 @@ class Connection:
         """Send a text frame with exactly this text; otherwise like `send`."""
         if not isinstance(text, str):
             raise BadMessage(f"send_text takes a str, not a {type(text).__name__}")
-        await self._outbound.send(text)
+        await self._outbound.send(check_text(text))
 
     async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Send a binary frame with exactly these bytes; otherwise like `send`."""
@@ -391,7 +391,7 @@ def open_connection(target: str, *, config: Config | None = None, **overrides: A
     Raises:
         ConfigError: an option is wrong; raised at once, by the call itself.
         ConnectFailed: the first connect failed, if `retry_first_connect` is off.
-        SessionOver: the session gave up after `max_attempts`.
+        SessionOver: the session gave up after `max_attempts`, or a hook closed it before it was ready.
     """
     session = Session(target_url(target), configure(config or Config(), overrides))
     return ConnectionBlock(session)
@@ -447,6 +447,9 @@ class ConnectionBlock:
         if session.failure is not None:
             await self._leave(self._nursery)
             _raise_with_own_context(session.failure)
+        if not session.was_ready:
+            await self._leave(self._nursery)
+            raise session.session_over()
         session.block.__enter__()
         return Connection(session, self._inbound, self._outbound, self._supervisor)
 
@@ -464,8 +467,8 @@ class ConnectionBlock:
                 rest = None
         except BaseException as left:  # a group, without the cancellation that was ours
             rest = left
-        interrupt = await self._leave(self._nursery)
-        failure = self._session.failure or interrupt
+        await self._leave(self._nursery)
+        failure = self._session.failure
         if failure is not None and _is_mere_consequence(rest):
             _raise_with_own_context(failure)
         if failure is not None and rest is not None and failure is not rest:
@@ -474,19 +477,19 @@ class ConnectionBlock:
             _raise_with_own_context(rest)
         return rest is None
 
-    async def _leave(self, nursery: trio.Nursery) -> BaseException | None:
-        """End the session and wait until nothing of it is left; return what interrupted that, if anything."""
+    async def _leave(self, nursery: trio.Nursery) -> None:
+        """End the session and wait until nothing of it is left. A KeyboardInterrupt cuts it short, and goes on up."""
         nursery.cancel_scope.shield = True
-        interrupt: BaseException | None = None
         self._session.close()
         try:
             await self._session.over.wait()
-        except BaseException as exc:  # KeyboardInterrupt: nothing else passes the shield
-            interrupt = exc
+        except BaseException:  # KeyboardInterrupt: nothing else passes the shield
             self._tasks.cancel(reason="interrupted while closing")
-        await self._manager.__aexit__(None, None, None)
-        return interrupt
+            raise
+        finally:
+            await self._manager.__aexit__(None, None, None)
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve(self) -> None:
         """Run the tasks of the session until the supervisor says that it is over."""
         session = self._session

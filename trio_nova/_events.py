@@ -78,9 +78,16 @@ class Hub:
     @property
     def wants_messages(self) -> bool:
         """Whether anybody wants an event for every message."""
-        return any(listener.messages for listener in self._listeners) or (
-            "message" in self.families and (self._metrics_look_at_messages or self.logging_handler.wants_messages())
-        )
+        if self.messages_are_heard:
+            return True
+        return "message" in self.families and (self._metrics_look_at_messages or self._logging_wants_messages())
+
+    def _logging_wants_messages(self) -> bool:
+        try:
+            return self.logging_handler.wants_messages()
+        except Exception as exc:
+            self._report("wants_messages", exc)
+            return False
 
     @property
     def messages_are_heard(self) -> bool:

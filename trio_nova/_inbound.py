@@ -101,11 +101,18 @@ class Inbound:
             size += length
             try:
                 message = decode(frame)
-                if self._validates:
-                    message = session.handlers.message.validate_message(message)
             except Exception as exc:
                 self._refuse(exc)
                 continue
+            if self._validates:
+                try:
+                    message = session.handlers.message.validate_message(message)
+                except BadMessage as exc:
+                    self._refuse(exc)
+                    continue
+                except Exception as exc:
+                    session.handler_failed(exc)
+                    continue
             if self._probed and self._is_heartbeat(message, on_probe_answer):
                 continue
             if wants_events:
@@ -162,6 +169,7 @@ class Inbound:
             self._outbound.control(self._outbound.encode(answer))
         except Exception as exc:
             session.handler_failed(exc)
+            return False
         return True
 
     def _keep(self, taken: list[tuple[Any, int]]) -> None:

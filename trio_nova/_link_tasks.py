@@ -169,9 +169,8 @@ class LinkTasks:
 
     async def _write_paced(self) -> None:
         session, outbound = self._session, self._outbound
-        limiter = outbound.limiter
         while not self._ending.is_set():
-            match outbound.outbox.next_step(trio.current_time(), session.ready, limiter):
+            match outbound.outbox.next_step(trio.current_time(), session.ready, outbound.limiter):
                 case Write(batch):
                     try:
                         await self._link.send_all([outgoing.frame for outgoing in batch])
@@ -228,6 +227,7 @@ class LinkTasks:
             message = session.config.heartbeat.probe(payload)
             frame = message if message is None or isinstance(message, Ping) else self._outbound.encode(message)
         except Exception as exc:
+            self.pulse.probe_skipped()
             session.handler_failed(exc)
             return
         if frame is None:
@@ -242,6 +242,8 @@ class LinkTasks:
             self._probe_sent_at = trio.current_time()
             self.pulse.probe_written(self._probe_sent_at)
             self._pong_due(outgoing.frame)
+        else:
+            self.pulse.probe_skipped()
 
     def _pong_due(self, frame: Frame) -> None:
         if isinstance(frame, Ping) and (awaited := self._pongs.get(frame.payload)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import attrs
@@ -13,7 +14,7 @@ import trio
 from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.core.outbox import Buffer, Lane, Outbox, Outgoing
-from trio_nova.errors import BadMessage, LinkLost, NotSent, NovaError
+from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, NovaError
 from trio_nova.handlers import MessageHandler, RateLimitHandler, RateRequest
 from trio_nova.messages import (
     Allow,
@@ -38,6 +39,16 @@ REPLIES_IN_HAND = 64
 """Unwritten replies with which the dispatcher stops handling messages, so that the peer feels it."""
 
 
+def check_text(payload: str | bytes) -> str | bytes:
+    """Return `payload`; BadMessage where it is a text that UTF-8 has no form for (half a surrogate pair)."""
+    if isinstance(payload, str) and not payload.isascii():
+        try:
+            payload.encode()
+        except UnicodeEncodeError as exc:
+            raise BadMessage("a text with half a surrogate pair cannot be sent") from exc
+    return payload
+
+
 @attrs.define(eq=False)
 class Outbound:
     """Accepts messages, and knows what became of each."""
@@ -49,20 +60,21 @@ class Outbound:
     expiry_changed: Signal = attrs.field(factory=Signal, init=False)
     draining: bool = attrs.field(default=False, init=False)
     _replies: int = attrs.field(default=0, init=False)
+    _excuses: bool = attrs.field(default=False, init=False)
+    """Whether what is replied just now answers the failure of a reply."""
     _settled: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     """Where those wait who want fewer messages to be on their way."""
     _encode_hook: bool = attrs.field(init=False)
     _type_matters: bool = attrs.field(init=False)
-    _limited: bool = attrs.field(init=False)
+    _own_check: bool = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._session.send_replies = self.reply
         handlers = self._session.handlers
         self._encode_hook = type(handlers.message).encode_message is not MessageHandler.encode_message
         limiter = handlers.rate_limit
-        own_check = type(limiter).check_rate_limit is not RateLimitHandler.check_rate_limit
-        self._limited = own_check or bool(limiter.limits) or limiter.mode != "normal"
-        self._type_matters = own_check or bool(limiter.costs)
+        self._own_check = type(limiter).check_rate_limit is not RateLimitHandler.check_rate_limit
+        self._type_matters = self._own_check or bool(limiter.costs)
 
     # ----------------------------------------------------------------- in
 
@@ -71,7 +83,7 @@ class Outbound:
         try:
             if self._encode_hook:
                 message = self._session.handlers.message.encode_message(message)
-            return self._session.config.codec.encode(message)
+            return check_text(self._session.config.codec.encode(message))
         except NovaError:
             raise
         except Exception as exc:
@@ -79,7 +91,13 @@ class Outbound:
 
     def kind_of(self, message: Any) -> str:
         """Return the message's type, where a rate limit depends on it."""
-        return self._session.handlers.message.message_type(message) if self._type_matters else ""
+        if not self._type_matters:
+            return ""
+        try:
+            return self._session.handlers.message.message_type(message)
+        except Exception as exc:
+            self._session.handler_failed(exc)
+            return ""
 
     async def send(self, frame: Frame, kind: str = "", priority: int = 0, lane: Lane = Lane.APPLICATION) -> None:
         """Hand `frame` over and wait until the operating system has it.
@@ -121,10 +139,10 @@ class Outbound:
                 outgoing = self._outgoing(frame, lane, self.kind_of(message), 0)
                 self._put(outgoing)
             except NovaError as error:
-                self._session.perform(self._session.report(error, "reply"), self._session.epoch)
+                self._reply_failed(error, self._excuses)
             else:
                 self._replies += 1
-                outgoing.when_settled = self._reply_settled
+                outgoing.when_settled = partial(self._reply_settled, is_excuse=self._excuses)
 
     def control(self, frame: Frame, when_settled: Any = None) -> None:
         """Send ahead of any queue: heartbeats and what answers them."""
@@ -158,11 +176,24 @@ class Outbound:
         self.outbox.put(outgoing)
         self.changed.set()
 
-    def _reply_settled(self, outgoing: Outgoing, error: NovaError | None) -> None:
+    def _reply_settled(self, outgoing: Outgoing, error: NovaError | None, *, is_excuse: bool) -> None:
         self._replies -= 1
         self._settled.unpark_all()
         if error is not None and not self._session.is_over:
-            self._session.perform(self._session.report(error, "reply"), self._session.epoch)
+            self._reply_failed(error, is_excuse)
+
+    def _reply_failed(self, error: NovaError, is_excuse: bool) -> None:
+        session = self._session
+        if is_excuse or session.is_closing:
+            # What answers the failure of a reply may fail in the same way: asked about that too, a hook
+            # that always answers would be asked without end.
+            session.note(error, "reply")
+            return
+        self._excuses = True
+        try:
+            session.perform(session.report(error, "reply"), session.epoch)
+        finally:
+            self._excuses = False
 
     # ----------------------------------------------------------------- out
 
@@ -175,7 +206,7 @@ class Outbound:
         try:
             decision: Decision = session.handlers.rate_limit.check_rate_limit(request)
             if not isinstance(decision, Allow | Queue | Reject):
-                raise BadMessage(f"check_rate_limit answered {decision!r}, not Allow, Queue or Reject")
+                raise ConfigError("check_rate_limit", f"answered {decision!r}, not Allow, Queue or Reject")
         except Exception as exc:
             session.handler_failed(exc)
             return Reject("the rate limiter failed")
@@ -193,8 +224,9 @@ class Outbound:
 
     @property
     def limiter(self) -> Any:
-        """What the outbox is to ask before it lets a frame go; None where there is no limit."""
-        return self.admit if self._limited else None
+        """What the outbox is to ask before it lets a frame go; None where there is no limit now."""
+        handler = self._session.handlers.rate_limit
+        return self.admit if self._own_check or handler.limits or handler.mode != "normal" else None
 
     def written(self, batch: Sequence[Outgoing]) -> None:
         """Settle a batch that the operating system has taken, and count it."""

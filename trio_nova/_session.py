@@ -6,7 +6,7 @@ traffic are `_outbound` and `_inbound`; `_link_tasks` and `_supervisor` have the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -214,6 +214,11 @@ class Session:
             self.check_open()
 
     @property
+    def was_ready(self) -> bool:
+        """Whether the session has ever been ready."""
+        return self.ready_since is not None or self.down_since is not None
+
+    @property
     def is_closing(self) -> bool:
         """Whether the session is over, or on its way there."""
         return self.is_over or (self.goodbye is not None and self.goodbye.then is None)
@@ -293,6 +298,14 @@ class Session:
             return None
         return answer
 
+    def status(self) -> Mapping[str, object]:
+        """Return what the connection handler adds to the health; nothing where that fails."""
+        try:
+            return self.handlers.connection.status()
+        except Exception as exc:
+            self.handler_failed(exc)
+            return {}
+
     def handler_failed(self, error: Exception) -> None:
         """Treat what user code raised in a hook as `on_handler_error` says."""
         match self.config.on_handler_error:
@@ -323,6 +336,10 @@ class Session:
         self.note(error, context)
         return self.ask(self.handlers.error.handle_error, error, context)
 
+    def _is_current(self, epoch: int) -> bool:
+        """Whether no other link is being waited for, dialled, or up in place of this one."""
+        return epoch == self.epoch and self.state not in (State.RECONNECTING, State.CONNECTING)
+
     def perform(self, action: Action, epoch: int, lane: Lane = Lane.APPLICATION) -> None:
         """Do what a hook asked for; what belongs to a link that is gone is not done to another."""
         match action:
@@ -336,10 +353,10 @@ class Session:
                 self.close(code, reason)
             case Stop(error):
                 self.fail(error, 1000)
-            case Reconnect(reason) if epoch == self.epoch:
+            case Reconnect(reason) if self._is_current(epoch):
                 delay = self.config.backoff.delay(1, self.config.spread(), 0.0)
                 self.redial(delay or 0.0, reason)
-            case Retry(delay) if epoch == self.epoch:
+            case Retry(delay) if self._is_current(epoch):
                 self.redial(delay)
             case _:
                 pass

@@ -132,6 +132,8 @@ class Supervisor:
         )
         try:
             answer = session.handlers.connection.connection_info(info)
+            if not isinstance(answer, ConnectionInfo):
+                raise ConfigError("connection_info", f"answered {answer!r}, which is no ConnectionInfo")
         except Exception as exc:
             session.handler_failed(exc)
             return info

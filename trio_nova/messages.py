@@ -6,7 +6,7 @@ Answers of hooks are imperative (`Reply`, `Stop`); events are in the past tense 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -73,11 +73,15 @@ class Reply:
     message: Any
 
 
+def _as_tuple(messages: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(messages)
+
+
 @attrs.frozen
 class ReplyMany:
     """Send all `messages`, in order, through the codec."""
 
-    messages: Sequence[Any]
+    messages: Sequence[Any] = attrs.field(converter=_as_tuple)
 
 
 def check_close(code: int, reason: str) -> None:
@@ -103,7 +107,7 @@ class Close:
 class Stop:
     """End the session with `error`: it leaves the user's block, bare."""
 
-    error: Exception
+    error: Exception = attrs.field(validator=attrs.validators.instance_of(Exception))
 
 
 @attrs.frozen
@@ -111,6 +115,9 @@ class Reconnect:
     """Close this link and open another, with the usual back-off."""
 
     reason: str = ""
+
+    def __attrs_post_init__(self) -> None:
+        check_close(1000, self.reason)
 
 
 @attrs.frozen

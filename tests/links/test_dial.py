@@ -106,7 +106,7 @@ async def test_every_dead_address_is_in_the_cause() -> None:
 class Wire:
     """Connects as told: each address with a delay and an outcome; keeps books of what is open."""
 
-    def __init__(self, script: Mapping[str, float | OSError]) -> None:
+    def __init__(self, script: Mapping[str, float | OSError | trio.Event]) -> None:
         self.script = script
         self.begun: dict[str, float] = {}
         self.at_once = self.most_at_once = 0
@@ -120,7 +120,7 @@ class Wire:
             delay = self.script.get(address, float("inf"))
             if isinstance(delay, OSError):
                 raise delay
-            await trio.sleep(delay)
+            await (delay.wait() if isinstance(delay, trio.Event) else trio.sleep(delay))
         finally:
             self.at_once -= 1
         sock = socket.socket()
@@ -132,13 +132,22 @@ class Wire:
 async def test_attempts_are_staggered_and_losers_are_closed(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wire = Wire({"10.0.0.2": 0.3, "10.0.0.3": 0.05})  # both arrive in the same instant
+    answered = trio.Event()
+    wire = Wire({"10.0.0.2": answered, "10.0.0.3": answered})  # both arrive in the same instant
     monkeypatch.setattr(dialling, "_connect", wire.connect)
     before = trio.current_time()
-    stream = await open_stream(dial_to("ws://many.test/", resolver=Answers([f"10.0.0.{i}" for i in range(1, 5)])))
+    async with trio.open_nursery() as nursery:
+
+        async def answer() -> None:
+            await trio.sleep(0.6)
+            answered.set()
+
+        nursery.start_soon(answer)
+        dial = dial_to("ws://many.test/", resolver=Answers([f"10.0.0.{i}" for i in range(1, 5)]))
+        stream = await open_stream(dial)
     assert [when - before for when in wire.begun.values()] == pytest.approx([0, 0.25, 0.5])
     await stream.aclose()
-    assert [sock.fileno() for sock in wire.sockets] == [-1] * len(wire.sockets)
+    assert [sock.fileno() for sock in wire.sockets] == [-1, -1]
     assert wire.at_once == 0
 
 

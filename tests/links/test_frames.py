@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_nova.links._frames import CloseFrame, FrameScanner, mask_frame
@@ -154,7 +154,7 @@ def legal_frames(draw: st.DrawFn) -> list[bytes]:
     for _ in range(draw(st.integers(0, 6))):
         frames += draw(st.lists(controls, max_size=2))
         text = draw(st.booleans())
-        payload = draw(st.text(max_size=200)).encode() if text else draw(st.binary(max_size=600))
+        payload = draw(st.text("aé€\U0001f600", max_size=200)).encode() if text else draw(st.binary(max_size=600))
         cuts = sorted(draw(st.lists(st.integers(0, len(payload)), max_size=3)))
         parts = [payload[a:b] for a, b in zip([0, *cuts], [*cuts, len(payload)], strict=True)]
         for i, part in enumerate(parts):
@@ -181,6 +181,7 @@ def verdict(*pieces: bytes) -> tuple[object, ...]:
     return scanner.messages, controls, scanner.close, sin
 
 
+@settings(deadline=None)
 @given(legal_frames(), st.lists(st.integers(0, 10000)))
 def test_legal_frames_pass_however_they_are_cut(frames: list[bytes], cuts: list[int]) -> None:
     wire = b"".join(frames)
@@ -192,6 +193,7 @@ def test_legal_frames_pass_however_they_are_cut(frames: list[bytes], cuts: list[
     assert sound.startswith(expected)  # of a close frame that was cut, a beginning may have gone on
 
 
+@settings(deadline=None)
 @given(legal_frames(), st.lists(st.integers(0, 10000)), st.data())
 def test_damaged_frames_meet_the_same_documented_verdict_however_they_are_cut(
     frames: list[bytes], cuts: list[int], data: st.DataObject

@@ -72,7 +72,7 @@ class Pulse:
         self._next_probe = now + self.ping_interval
 
     def probe_skipped(self) -> None:
-        """Nothing is sent after all: the heartbeat is off."""
+        """Nothing is sent after all: the heartbeat is off, or failed, or the rate limit refused it."""
         self._probe_is_queued = False
 
     def probe_written(self, now: float) -> None:

@@ -13,6 +13,7 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import attrs
@@ -120,10 +121,8 @@ class Desk:
 
     async def tell(self, message: Tick | Heartbeat | Ack) -> None:
         """Send a message, or let it be lost with a client that is gone."""
-        try:
+        with suppress(ConnectionClosed):
             await self.socket.send_message(msgspec.json.encode(message).decode())
-        except ConnectionClosed:
-            pass
 
 
 @attrs.define(eq=False)
@@ -143,8 +142,7 @@ class Exchange:
     executed: Counter[int] = attrs.field(factory=Counter, init=False)
     """How often each order came, by its id."""
     strikes: list[Strike] = attrs.field(factory=list, init=False)
-    refused: int = attrs.field(default=0, init=False)
-    """Dials answered with 503."""
+    """What has gone wrong so far, oldest first."""
     played: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when all faults are over, and the client is well connected again."""
     _refuse_next: bool = attrs.field(default=False, init=False)
@@ -194,21 +192,21 @@ class Exchange:
                     accepted = await self._answer_dial(await wrap_server_stream(nursery, line))
                 if accepted is not None:
                     await self._trade(Desk(line, accepted, trio.current_time()))
-                nursery.cancel_scope.cancel(reason="the client is gone")
+                    # The WebSocket's own task may still have to hear the client's goodbye.
+                    nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
+                else:
+                    nursery.cancel_scope.cancel(reason="no link came up")
         finally:
             await trio.aclose_forcefully(stream)
 
     async def _answer_dial(self, request: WebSocketRequest) -> WebSocketConnection | None:
         """Accept a client; None where it was refused, or has hung up."""
-        try:
+        with suppress(ConnectionClosed):
             if not self._refuse_next:
                 return await request.accept()
             self._refuse_next = False
-            self.refused += 1
             retry_after = (b"Retry-After", str(RETRY_AFTER).encode())
             await request.reject(503, extra_headers=[retry_after], body=b"the market is overloaded")
-        except ConnectionClosed:
-            pass
         return None
 
     async def _trade(self, desk: Desk) -> None:

@@ -14,7 +14,7 @@ import attrs
 
 from trio_nova.demo.exchange import RETRY_AFTER, Fault, Strike
 from trio_nova.demo.wire import Ack, Order, Tick
-from trio_nova.errors import Expired, HandshakeRejected, NotSent, NovaError
+from trio_nova.errors import Expired, HandshakeRejected, NotSent, NovaError, SessionOver
 from trio_nova.messages import (
     BecameReady,
     DialStarted,
@@ -26,7 +26,7 @@ from trio_nova.messages import (
     RetryScheduled,
 )
 
-__all__ = ["Gap", "Ledger", "Orders", "Outage", "Outcome", "Ticks", "audit"]
+__all__ = ["Gap", "Ledger", "Orders", "Outage", "Outcome", "Report", "Ticks", "audit"]
 
 
 # --------------------------------------------------------------------------- ticks
@@ -153,14 +153,14 @@ class Orders:
         else:
             self._sent_on[number] = epoch
 
-    def failed(self, number: int, epoch: int, error: NovaError | None) -> None:
-        """Note that sending the order failed on link `epoch`; None: it was given up, at an unknown stage."""
+    def failed(self, number: int, epoch: int, error: NovaError) -> None:
+        """Note that sending the order failed, on link `epoch` or the next."""
         if number in self.outcomes:
             return
         match error:
             case Expired():
                 self._settle(number, Outcome.EXPIRED)
-            case NotSent():
+            case NotSent() | SessionOver():
                 self._settle(number, Outcome.NOT_SENT)
             case _:
                 self._doubt(number, epoch)
@@ -227,8 +227,9 @@ class Outage:
     @property
     def sight(self) -> str:
         """What the client saw of it, in a few words."""
-        seen = f"code {self.code}" if self.silence is None else f"silent {self.silence:.2f} s"
-        return seen if self.status is None else f"{seen}, then {self.status}"
+        if self.status is not None:
+            return f"{self.code}, then {self.status}"
+        return f"code {self.code}" if self.silence is None else f"silent {self.silence:.2f} s"
 
 
 _DUE: Mapping[Fault, Callable[[Outage], bool]] = {
@@ -257,6 +258,8 @@ class Ledger:
     outages: list[Outage] = attrs.field(factory=list)
     dials: int = 0
     links: int = 0
+    closing: bool = False
+    """Whether we are closing the session ourselves: then the end of the link is no outage, and excuses no loss."""
     _silence: float | None = None
 
     @property
@@ -298,12 +301,14 @@ class Ledger:
                 pass
 
     def _link_lost(self, event: LinkClosed) -> None:
+        self.orders.link_lost(event.epoch)
+        if self.closing:
+            return
         self.ticks.link_lost(event.epoch)
         if self.outage is not None:
             self.outage.over = True
         claimed = sum(outage.strike is not None for outage in self.outages)
         strike = self.strikes[claimed] if claimed < len(self.strikes) else None
-        self.orders.link_lost(event.epoch)
         self.outages.append(Outage(event.epoch, event.at, event.code, strike, self._silence))
         self._silence = None
 
@@ -311,7 +316,9 @@ class Ledger:
 # --------------------------------------------------------------------------- the audit
 
 
-def audit(ledger: Ledger, *, emitted: int, delivered: int, executed: Counter[int], faults: Sequence[Fault]) -> list[str]:
+def audit(
+    ledger: Ledger, *, emitted: int, delivered: int, executed: Counter[int], faults: Sequence[Fault]
+) -> list[str]:
     """Hold the client's books against those of the exchange, and return what is wrong: nothing, it is hoped.
 
     Args:
@@ -349,3 +356,23 @@ def audit(ledger: Ledger, *, emitted: int, delivered: int, executed: Counter[int
         elif any(outage.back is None for outage in seen):
             findings.append(f"{fault.value}: the client did not come back")
     return findings
+
+
+@attrs.frozen(kw_only=True)
+class Report:
+    """What came of a run."""
+
+    ledger: Ledger
+    emitted: int
+    """Ticks, by the exchange's count."""
+    executed: Counter[int]
+    """How often each order came to the exchange."""
+    findings: list[str]
+    """What is wrong; nothing, it is hoped."""
+    interrupted: bool = False
+    """Whether the user ended it early."""
+
+    @property
+    def exit_status(self) -> int:
+        """0 where all is well; 1 where it is not; 130 where the user ended it, as shells have it."""
+        return 130 if self.interrupted else 1 if self.findings else 0

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 from collections import deque
-from collections.abc import Callable
-from typing import NoReturn
 
 import attrs
 import trio
 
 from trio_nova import Connection, ExponentialBackoff, JsonCodec, Listener, NovaError, State, open_connection
+from trio_nova.core.session import TERMINAL
 from trio_nova.demo.exchange import Exchange, schedule
-from trio_nova.demo.ledger import Ledger, Outcome, audit
-from trio_nova.demo.show import Display, Report, Snapshot
+from trio_nova.demo.ledger import Ledger, Report, audit
+from trio_nova.demo.show import Display, Snapshot
 from trio_nova.demo.wire import FromExchange, Order, Tick
 
 __all__ = ["GRACE", "Options", "run_demo"]
@@ -29,6 +29,8 @@ MAX_UNSENT = 500
 """Orders that may wait for a link; no more are placed then."""
 FRAME_TIME = 0.1
 """Seconds between two looks at the display."""
+RATE_FRAMES = 11
+"""Looks over which the rate is taken: one second."""
 
 
 @attrs.frozen(kw_only=True)
@@ -49,22 +51,23 @@ async def run_demo(options: Options, display: Display) -> Report:
     """
     exchange = Exchange(schedule(options.seconds), cheats=options.cheat, dice=random.Random(options.seed))
     patience = max(0.3, min(0.6, options.seconds / 30))
-    run: _Run | None = None
     async with trio.open_nursery() as nursery:
         port = await nursery.start(exchange.serve)
+        url = f"ws://127.0.0.1:{port}/"
         async with open_connection(
-            f"ws://127.0.0.1:{port}/",
+            url,
             codec=JsonCodec(FromExchange),
             when_down="wait",
             backoff=ExponentialBackoff(base=0.4, cap=2.0),
             min_uptime=0.1,
+            events=(),  # the display tells what a log would
             ping_interval=patience,
             pong_timeout=patience,
             spread=random.Random(options.seed).random,
         ) as conn:
-            # The listener's bound is the events of about ten seconds; an overflow would be an error, not a gap.
+            run = _Run(options, exchange, conn, display)
+            # The events of about ten seconds; an overflow is an error here, as it would be a hole in the books.
             async with conn.listen(size=4096, overflow="fail", messages=True) as events:
-                run = _Run(options, exchange, conn, display)
                 await run.play(events)
         nursery.cancel_scope.cancel(reason="the demonstration is over")
     return run.report()
@@ -72,17 +75,19 @@ async def run_demo(options: Options, display: Display) -> Report:
 
 @attrs.define(eq=False)
 class _Run:
-    """One run: its tasks share the books."""
+    """One run, whose tasks share the books."""
 
     _options: Options
     _exchange: Exchange
     _conn: Connection
     _display: Display
+    _opened: float = attrs.field(factory=trio.current_time, init=False)
     _ledger: Ledger = attrs.field(init=False)
     _delivered: int = attrs.field(default=0, init=False)
     """Ticks that the application received."""
+    _closing: bool = attrs.field(default=False, init=False)
+    """No more orders are placed."""
     _interrupted: bool = attrs.field(default=False, init=False)
-    _opened: float = attrs.field(factory=trio.current_time, init=False)
     _heard: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -91,59 +96,69 @@ class _Run:
 
     async def play(self, events: Listener) -> None:
         """Trade until the time is over and all faults have been played, then settle and close."""
+        self._display.begin(self._conn.url, self._opened, self._ledger)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_books, events, name="demo:books")
             nursery.start_soon(self._consume, name="demo:consumer")
-            shown = await nursery.start(self._show, name="demo:display")
-            trading = await nursery.start(self._trade, name="demo:trader")
+            nursery.start_soon(self._trade, name="demo:trader")
+            nursery.start_soon(self._show, name="demo:display")
             self._exchange.open()
             await self._sit_through()
             self._exchange.halt()
-            trading.cancel(reason="the market is closed")
+            self._closing = True
             with trio.move_on_after(SETTLING):
                 while self._ledger.orders.open or self._ledger.ticks.last < self._exchange.emitted:
                     await self._heard.park()
+            self._ledger.closing = True
             await self._conn.aclose()
-            shown.cancel(reason="the demonstration is over")
         self._ledger.ticks.end(self._exchange.emitted)
 
     def report(self) -> Report:
-        """Compare the books, and say what came of it."""
-        exchange, ledger = self._exchange, self._ledger
+        """Hold the books against those of the exchange."""
+        exchange = self._exchange
+        played = [strike.fault for strike in exchange.strikes]
         findings = audit(
-            ledger,
+            self._ledger,
             emitted=exchange.emitted,
             delivered=self._delivered,
             executed=exchange.executed,
-            faults=[strike.fault for strike in exchange.strikes]
-            if self._interrupted
-            else [fault for _, fault in exchange.faults],
+            faults=played if self._interrupted else [fault for _, fault in exchange.faults],
         )
-        return Report(ledger, exchange, self._opened, findings, self._interrupted)
+        return Report(
+            ledger=self._ledger,
+            emitted=exchange.emitted,
+            executed=exchange.executed,
+            findings=findings,
+            interrupted=self._interrupted,
+        )
 
     async def _sit_through(self) -> None:
-        with trio.move_on_after(self._options.seconds + GRACE), trio.open_signal_receiver(signal.SIGINT) as signals:
+        """Wait for the end of the show, or for SIGINT."""
+        with (
+            trio.move_on_after(self._options.seconds + GRACE) as show,
+            trio.open_signal_receiver(signal.SIGINT) as signals,
+        ):
+
+            async def heed() -> None:
+                async for _ in signals:
+                    self._interrupted = True
+                    show.cancel(reason="interrupted by the user")
+
             async with trio.open_nursery() as nursery:
-
-                async def heed() -> None:
-                    async for _ in signals:
-                        self._interrupted = True
-                        nursery.cancel_scope.cancel(reason="interrupted by the user")
-
                 nursery.start_soon(heed, name="demo:interrupt")
                 await trio.sleep(self._options.seconds)
                 await self._exchange.played.wait()
-                nursery.cancel_scope.cancel(reason="the time is over")
+                nursery.cancel_scope.cancel(reason="all has been played")
 
     # ----------------------------------------------------------------- the client's tasks
 
     async def _keep_books(self, events: Listener) -> None:
         """Note everything that happens, in its order, until the session is over."""
         async for event in events:
-            before = self._ledger.outage
+            outage = self._ledger.outage
             self._ledger.hear(event)
-            if before is not None and before.over:
-                self._display.outage(self._snapshot_of(before))
+            if outage is not None and outage.over:
+                self._display.show_outage(outage)
             self._heard.unpark_all()
 
     async def _consume(self) -> None:
@@ -151,7 +166,44 @@ class _Run:
         async for message in self._conn:
             self._delivered += isinstance(message, Tick)
 
-    async def _trade(self, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
+    async def _trade(self) -> None:
         """Place an order every now and then, each in a task of its own, whether or not there is a link."""
-        with trio.CancelScope() as placing:
-            pass
+        async with trio.open_nursery() as nursery:
+            for number in itertools.count(1):
+                if self._closing:
+                    break
+                if self._ledger.orders.unsent < MAX_UNSENT:
+                    nursery.start_soon(self._place, Order(number, 30_000.0 + number % 100, 1 + number % 9))
+                await trio.sleep(ORDER_INTERVAL)
+
+    async def _place(self, order: Order) -> None:
+        conn, orders = self._conn, self._ledger.orders
+        self._ledger.place(order, waits=conn.state is not State.READY)
+        try:
+            await conn.send(order)
+        except NovaError as error:
+            orders.failed(order.id, conn.epoch, error)
+        else:
+            orders.sent(order.id, conn.epoch)
+        self._heard.unpark_all()
+
+    async def _show(self) -> None:
+        """Keep the display up to date until the session is over."""
+        conn = self._conn
+        window: deque[tuple[float, int]] = deque(maxlen=RATE_FRAMES)
+        while conn.state not in TERMINAL:
+            now, received = trio.current_time(), conn.statistics().messages_received
+            window.append((now, received))
+            since, before = window[0]
+            rate = (received - before) / (now - since) if now > since else 0.0
+            self._display.refresh(
+                Snapshot(
+                    elapsed=now - self._opened,
+                    seconds=self._options.seconds,
+                    state=conn.state,
+                    epoch=conn.epoch,
+                    rate=rate,
+                    rtt=conn.latency,
+                )
+            )
+            await trio.sleep(FRAME_TIME)

@@ -103,8 +103,6 @@ def tls_failure(exc: BaseException, host: str, port: int) -> TlsFailed | None:
     if not isinstance(root, ssl.SSLError) or isinstance(root, _CUT_OFF):
         return None
     library_reason = root.reason or ""
-    if "UNEXPECTED_EOF" in library_reason:
-        return None
     if any(mark in library_reason for mark in _CLIENT_CERTIFICATE):
         return TlsFailed(f"{at} refuses our certificate: {library_reason}", reason="client-certificate")
     if any(mark in library_reason for mark in _NO_COMMON_GROUND):

@@ -308,7 +308,8 @@ class _GuardedLink(_Link):
                     await guard.aclose()
                 nursery.cancel_scope.cancel(reason="the link has ended")
         finally:
-            await trio.aclose_forcefully(guard)
+            with trio.CancelScope(shield=True):  # else, once aborted, Cancelled would take the place of what failed
+                await trio.aclose_forcefully(guard)
         if guard.refusal is not None:
             raise guard.refusal
 
@@ -367,7 +368,7 @@ class _AdoptedLink(_Link):
                 nursery.cancel_scope.cancel(reason="the link has ended")
         finally:
             # Under a cancelled scope this is the way that trio-websocket has to close at once.
-            with trio.CancelScope() as at_once:
+            with trio.CancelScope(shield=True) as at_once:
                 at_once.cancel(reason="the link has ended")
                 await self._ws.aclose()
 

@@ -1,0 +1,92 @@
+"""The command line: `python -m trio_nova`, or `trio-nova`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+import trio
+
+from trio_nova.demo import Options, choose_display, run_demo
+from trio_nova.errors import explain
+
+__all__ = ["main"]
+
+SHORTEST_DEMO = 4.0
+"""Seconds: five faults need their time."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0 all well, 1 not, 2 wrong usage, 130 interrupted.
+
+    Never ends in a traceback.
+    """
+    try:
+        arguments = _parser().parse_args(argv)
+        status: int = arguments.run(arguments)
+        return status
+    except SystemExit as exc:  # argparse has said why
+        return exc.code if isinstance(exc.code, int) else 2
+    except KeyboardInterrupt:
+        return 130
+    except Exception as exc:
+        return _apologize(exc)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="trio_nova", description="WebSocket sessions on Trio.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="trade with an exchange that fails in every way, and account for every message",
+        description="A client trades with an exchange on this machine that fails it in five ways. Both keep "
+        "books, which are compared at the end. The exit status is 0 if no message was lost without notice.",
+    )
+    demo.add_argument("--seconds", type=_demo_seconds, default=20.0, help="how long it takes (default 20)")
+    demo.add_argument("--seed", type=int, default=0, help="of the prices and of the redials' jitter (default 0)")
+    demo.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
+    demo.add_argument("--cheat", action="store_true", help="let the exchange hide a tick: the books must show it")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _demo_seconds(text: str) -> float:
+    seconds = float(text)
+    if not SHORTEST_DEMO <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"must be from {SHORTEST_DEMO:g} to 3600")
+    return seconds
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    options = Options(seconds=arguments.seconds, seed=arguments.seed, cheat=arguments.cheat)
+    display = choose_display(options.seconds, plain=arguments.plain)
+    with display:
+        report = trio.run(run_demo, options, display)
+    display.conclude(report)
+    return report.exit_status
+
+
+def _apologize(exc: Exception) -> int:
+    """Say what went wrong, where anybody still reads, and return 1."""
+    errors = list(_leaves(exc))
+    if any(isinstance(error, BrokenPipeError) for error in errors):
+        # Whoever read our output has left. Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    for error in errors:
+        print(explain(error), file=sys.stderr)
+    return 1
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for each in exc.exceptions:
+            yield from _leaves(each)
+    else:
+        yield exc
+
+
+if __name__ == "__main__":
+    sys.exit(main())
