@@ -29,10 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except SystemExit as exc:  # argparse has said why
         return exc.code if isinstance(exc.code, int) else 2
-    except KeyboardInterrupt:
-        return 130
-    except Exception as exc:
-        return _apologize(exc)
+    except (Exception, KeyboardInterrupt, BaseExceptionGroup) as exc:
+        return _apologize(list(_leaves(exc)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -68,12 +66,13 @@ def _demo(arguments: argparse.Namespace) -> int:
     return report.exit_status
 
 
-def _apologize(exc: Exception) -> int:
-    """Say what went wrong, where anybody still reads, and return 1."""
-    errors = list(_leaves(exc))
+def _apologize(errors: Sequence[BaseException]) -> int:
+    """Say what went wrong, if it was not the user's wish, and return the exit status."""
+    if any(isinstance(error, KeyboardInterrupt) for error in errors):
+        return 130
     if any(isinstance(error, BrokenPipeError) for error in errors):
         # Whoever read our output has left. Python would complain once more when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout = open(os.devnull, "w")
         return 1
     for error in errors:
         print(explain(error), file=sys.stderr)

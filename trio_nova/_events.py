@@ -47,8 +47,9 @@ class Listener(Receiver[Event]):
 
     def hear(self, event: Event) -> None:
         """Take an event in, or drop one."""
-        if not self._mailbox.put_nowait([(event, 0)]):
+        if self._overflow == "fail" and self._mailbox.queue.full:
             self._mailbox.close(Lagged("a listener did not keep up with the events"))
+        self._mailbox.put_nowait([(event, 0)])
 
     def end(self) -> None:
         """Let what is there be received; after that iteration ends."""

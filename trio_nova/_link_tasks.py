@@ -175,6 +175,9 @@ class LinkTasks:
                     try:
                         await self._link.send_all([outgoing.frame for outgoing in batch])
                     except LinkLost as lost:
+                        # The reader sees the end too, after what was received before it: that must not be lost.
+                        with trio.move_on_after(session.config.close_timeout):
+                            await self._ending.wait()
                         self.lose(lost)
                         return
                     outbound.written(batch)

@@ -203,7 +203,8 @@ class Session:
         await trio.lowlevel.checkpoint()
         if self.state is wanted:
             return
-        self.check_open()
+        if self.is_over:
+            raise self.session_over()
         waiter = _StateWaiter(wanted)
         self._waiters.append(waiter)
         try:
@@ -211,7 +212,7 @@ class Session:
         finally:
             self._waiters.remove(waiter)
         if not waiter.reached:
-            self.check_open()
+            raise self.session_over()
 
     @property
     def was_ready(self) -> bool:
