@@ -142,7 +142,9 @@ async def test_a_bad_answer_to_the_upgrade_is_told_as_such(autojump_clock: trio.
                 case "wrong accept key":
                     await peer.accept(key="dGhlIHNhbXBsZSBub25jZQ==")
                 case "3 MB of headers":
-                    await peer.send_raw(b"HTTP/1.1 101 Switching Protocols\r\n" + b"X-Pad: 0123456789abcdef\r\n" * 120_000)
+                    await peer.send_raw(
+                        b"HTTP/1.1 101 Switching Protocols\r\n" + b"X-Pad: 0123456789abcdef\r\n" * 120_000
+                    )
                 case "an endless header":
                     await peer.send_raw(b"HTTP/1.1 101 Switching Protocols\r\nX-Pad: ")
                     while True:

@@ -252,9 +252,7 @@ async def test_a_full_inbox_drops_what_its_policy_says_and_says_so(autojump_cloc
     for overflow, kept in (("drop_oldest", list("789")), ("drop_newest", list("012"))):
         async with (
             ScriptedServer(send_ten) as server,
-            open_connection(
-                URL, stream_factory=server.stream_factory, inbox_size=3, overflow=overflow
-            ) as conn,
+            open_connection(URL, stream_factory=server.stream_factory, inbox_size=3, overflow=overflow) as conn,
         ):
             async with conn.listen() as events:
                 await wait_all_tasks_blocked()
@@ -388,9 +386,11 @@ async def test_events_come_in_the_order_in_which_things_happened(autojump_clock:
         "SessionEnded",
     ]
     closed = next(event for event in told if isinstance(event, LinkClosed))
-    assert (closed.code, closed.reason, closed.remote, closed.duration) == (1012, "restart", True, pytest.approx(10))
+    assert (closed.code, closed.reason, closed.remote) == (1012, "restart", True)
+    assert closed.duration == pytest.approx(10)
     reconnected = next(event for event in told if isinstance(event, Reconnected))
-    assert (reconnected.attempts, reconnected.outage) == (1, pytest.approx(5))
+    assert reconnected.attempts == 1
+    assert reconnected.outage == pytest.approx(5)
     assert [event.new for event in seen if isinstance(event, StateChanged)] == [
         "disconnected",
         "reconnecting",
@@ -456,9 +456,7 @@ async def test_a_handler_consumes_without_anybody_receiving(autojump_clock: trio
     handler = Counting()
     async with (
         ScriptedServer(flood) as server,
-        open_connection(
-            URL, stream_factory=server.stream_factory, message_handler=handler, inbox_size=10
-        ) as conn,
+        open_connection(URL, stream_factory=server.stream_factory, message_handler=handler, inbox_size=10) as conn,
     ):
         await trio.sleep(5)
         assert handler.count == 5000
@@ -483,14 +481,14 @@ async def test_reconnect_opens_another_link_and_says_goodbye_on_the_old(autojump
 
 
 async def test_reconnect_cuts_the_wait_between_two_attempts_short(autojump_clock: trio.abc.Clock) -> None:
-    async with ScriptedServer(drop_at_once, echo) as server:
-        async with open_connection(
-            URL, stream_factory=server.stream_factory, backoff=ListBackoff([1000.0])
-        ) as conn:
-            await conn.wait_state(State.RECONNECTING)
-            await conn.reconnect()
-            assert conn.epoch == 2
-            assert trio.current_time() < 10
+    async with (
+        ScriptedServer(drop_at_once, echo) as server,
+        open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([1000.0])) as conn,
+    ):
+        await conn.wait_state(State.RECONNECTING)
+        await conn.reconnect()
+        assert conn.epoch == 2
+        assert trio.current_time() < 10
 
 
 async def test_reconfigure_changes_the_living_session(autojump_clock: trio.abc.Clock) -> None:
@@ -621,12 +619,12 @@ async def test_headers_may_come_from_a_provider_asked_before_every_dial(autojump
             raise RuntimeError("the vault is closed")
         return {"X-Token": f"token-{asked}"}
 
-    async with ScriptedServer(drop_at_once, echo) as server:
-        async with open_connection(
-            URL, stream_factory=server.stream_factory, headers=provide, backoff=AT_ONCE
-        ) as conn:
-            await conn.wait_state(State.DISCONNECTED)
-            await conn.wait_ready()
+    async with (
+        ScriptedServer(drop_at_once, echo) as server,
+        open_connection(URL, stream_factory=server.stream_factory, headers=provide, backoff=AT_ONCE) as conn,
+    ):
+        await conn.wait_state(State.DISCONNECTED)
+        await conn.wait_ready()
     requests = [dial.request for dial in server.dials]
     assert [request.headers["x-token"] for request in requests if request is not None] == ["token-1", "token-3"]
 

@@ -68,14 +68,14 @@ async def test_ten_thousand_reconnects(autojump_clock: trio.abc.Clock) -> None:
         await peer.drop()
 
     counts: list[int] = []
-    async with ScriptedServer(then=drop) as server:
-        async with open_connection(
-            URL, stream_factory=server.stream_factory, backoff=ListBackoff([0.001])
-        ) as conn:
-            for thousand in range(1, 11):
-                while conn.epoch < thousand * 1000:
-                    await trio.sleep(0.1)
-                    del server.dials[:]
-                counts.append(live_objects(server))
-            assert conn.statistics().links >= 10_000
+    async with (
+        ScriptedServer(then=drop) as server,
+        open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([0.001])) as conn,
+    ):
+        for thousand in range(1, 11):
+            while conn.epoch < thousand * 1000:
+                await trio.sleep(0.1)
+                del server.dials[:]
+            counts.append(live_objects(server))
+        assert conn.statistics().links >= 10_000
     assert max(counts[2:]) - min(counts[2:]) <= 300

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from typing import Any
 
 import attrs
 import pytest
@@ -120,9 +121,7 @@ async def test_after_a_server_close_it_backs_off_and_then_works_and_says_so(auto
         await peer.close(1001, "maintenance")
 
     async with ScriptedServer(go_away, echo) as server:
-        async with open_connection(
-            URL, stream_factory=server.stream_factory, backoff=ListBackoff([3.0])
-        ) as conn:
+        async with open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([3.0])) as conn:
             await conn.wait_state(State.DISCONNECTED)
             assert conn.health().status == "down"
             lost_at = trio.current_time()
@@ -186,7 +185,7 @@ async def test_a_401_is_reported_at_once_in_full_and_dialled_once(autojump_clock
 
 async def test_a_refused_connection_is_an_error_that_names_where(autojump_clock: trio.abc.Clock) -> None:
     async with ScriptedServer(Refuse()) as server:
-        with pytest.raises(ConnectFailed, match="server.test:80") as caught:
+        with pytest.raises(ConnectFailed, match=r"server\.test:80") as caught:
             async with open_connection(URL, stream_factory=server.stream_factory):
                 raise AssertionError("never entered")
     assert "abc" not in str(caught.value)
@@ -203,7 +202,7 @@ async def test_a_refused_connection_is_an_error_that_names_where(autojump_clock:
         ({"ping_intervall": 3}, "did you mean ping_interval"),
     ],
 )
-def test_a_wrong_option_fails_at_once_and_is_named(options: dict[str, object], field: str) -> None:
+def test_a_wrong_option_fails_at_once_and_is_named(options: dict[str, Any], field: str) -> None:
     with pytest.raises(trio_nova.ConfigError, match=field):
         open_connection(URL, **options)
 
@@ -245,15 +244,17 @@ async def test_the_seventh_drop_of_a_lifetime_is_like_the_first(autojump_clock: 
         await trio.sleep(100)
         await peer.drop()
 
-    async with ScriptedServer(*[live_a_while] * 12, echo) as server:
-        async with open_connection(
+    async with (
+        ScriptedServer(*[live_a_while] * 12, echo) as server,
+        open_connection(
             URL, stream_factory=server.stream_factory, max_attempts=3, min_uptime=30, backoff=AT_ONCE
-        ) as conn:
-            while conn.epoch < 13:
-                await conn.wait_state(State.DISCONNECTED)
-                await conn.wait_ready()
-            await conn.send_text("alive")
-            assert await conn.receive() == "alive"
+        ) as conn,
+    ):
+        while conn.epoch < 13:
+            await conn.wait_state(State.DISCONNECTED)
+            await conn.wait_ready()
+        await conn.send_text("alive")
+        assert await conn.receive() == "alive"
 
 
 async def test_attempts_are_counted_and_the_session_gives_up_loudly(autojump_clock: trio.abc.Clock) -> None:
@@ -336,18 +337,20 @@ async def test_no_secret_of_headers_url_or_credentials_is_logged(
     async def reject(peer: Peer) -> None:
         await peer.reject(503)
 
-    async with ScriptedServer(drop_at_once, reject, echo) as server:
-        async with open_connection(
+    async with (
+        ScriptedServer(drop_at_once, reject, echo) as server,
+        open_connection(
             "ws://user:s3cret-one@server.test/x?token=s3cret-two",
             stream_factory=server.stream_factory,
             headers={"Authorization": "Bearer s3cret-three"},
             credentials={"key": "s3cret-four"},
             backoff=AT_ONCE,
-        ) as conn:
-            await conn.wait_state(State.DISCONNECTED)
-            await conn.wait_ready()
-            await conn.send_text("s3cret-five")
-            shown = [repr(conn), conn.url, repr(conn.config), repr(conn.health()), repr(conn.statistics())]
+        ) as conn,
+    ):
+        await conn.wait_state(State.DISCONNECTED)
+        await conn.wait_ready()
+        await conn.send_text("s3cret-five")
+        shown = [repr(conn), conn.url, repr(conn.config), repr(conn.health()), repr(conn.statistics())]
     assert "s3cret" not in "\n".join([record.getMessage() for record in caplog.records] + shown)
 
 
@@ -369,9 +372,7 @@ async def test_the_callers_cancel_scope_is_the_time_out(autojump_clock: trio.abc
 
 
 @pytest.mark.parametrize("script", [drop_at_once, close_at_once])
-async def test_a_server_that_accepts_and_closes_is_not_stormed(
-    autojump_clock: trio.abc.Clock, script: Script
-) -> None:
+async def test_a_server_that_accepts_and_closes_is_not_stormed(autojump_clock: trio.abc.Clock, script: Script) -> None:
     async with ScriptedServer(then=script) as server:
         with trio.move_on_after(6.0):
             async with open_connection(URL, config=profiles.STANDARD, stream_factory=server.stream_factory):
@@ -401,12 +402,11 @@ async def test_a_crowd_that_was_dropped_does_not_come_back_at_once(autojump_cloc
         await peer.drop()
 
     dropped_at = trio.current_time() + 1000
-    async with ScriptedServer(*[live] * 200, then=echo) as server:
-        async with trio.open_nursery() as nursery:
-            for _ in range(200):
-                nursery.start_soon(_hold_open, server, draw)
-            await trio.sleep_until(dropped_at + 8)
-            nursery.cancel_scope.cancel()
+    async with ScriptedServer(*[live] * 200, then=echo) as server, trio.open_nursery() as nursery:
+        for _ in range(200):
+            nursery.start_soon(_hold_open, server, draw)
+        await trio.sleep_until(dropped_at + 8)
+        nursery.cancel_scope.cancel()
     returns = sorted(dial.at - dropped_at for dial in server.dials[200:])
     assert len(returns) == 200
     assert returns[-1] <= 5.01
@@ -444,25 +444,31 @@ async def test_missed_pongs_end_the_link_which_is_aborted_and_redialled(autojump
     assert server.dials[0].frames == [frame for frame in server.dials[0].frames if isinstance(frame, Ping)]
 
 
-@pytest.mark.parametrize(("status", "retried"), [(401, False), (403, False), (404, False), (429, True), (503, True)])
-async def test_a_rejected_redial_is_fatal_or_transient_by_its_status(
-    autojump_clock: trio.abc.Clock, status: int, retried: bool
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_redial_that_is_rejected_for_good_ends_the_session(
+    autojump_clock: trio.abc.Clock, status: int
 ) -> None:
     async def reject(peer: Peer) -> None:
         await peer.reject(status)
 
     async with ScriptedServer(drop_at_once, reject, echo) as server:
-        try:
-            async with open_connection(URL, stream_factory=server.stream_factory, backoff=AT_ONCE) as conn:
-                await conn.wait_state(State.DISCONNECTED)
-                await conn.wait_ready()
-        except HandshakeRejected as error:
-            assert not retried
-            assert error.status == status
-            assert len(server.dials) == 2
-        else:
-            assert retried
-            assert len(server.dials) == 3
+        with pytest.raises(HandshakeRejected) as caught:
+            async with open_connection(URL, stream_factory=server.stream_factory, backoff=AT_ONCE):
+                await trio.sleep_forever()
+    assert caught.value.status == status
+    assert len(server.dials) == 2
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 520])
+async def test_a_redial_that_is_rejected_for_now_is_tried_again(autojump_clock: trio.abc.Clock, status: int) -> None:
+    async def reject(peer: Peer) -> None:
+        await peer.reject(status)
+
+    async with ScriptedServer(drop_at_once, reject, echo) as server:
+        async with open_connection(URL, stream_factory=server.stream_factory, backoff=AT_ONCE) as conn:
+            await conn.wait_state(State.DISCONNECTED)
+            await conn.wait_ready()
+    assert len(server.dials) == 3
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -470,12 +476,12 @@ async def test_retry_after_is_honoured(autojump_clock: trio.abc.Clock, status: i
     async def reject(peer: Peer) -> None:
         await peer.reject(status, {"Retry-After": "30"})
 
-    async with ScriptedServer(drop_at_once, reject, echo) as server:
-        async with open_connection(
-            URL, stream_factory=server.stream_factory, backoff=ExponentialBackoff(base=0.1)
-        ) as conn:
-            await conn.wait_state(State.DISCONNECTED)
-            await conn.wait_ready()
+    async with (
+        ScriptedServer(drop_at_once, reject, echo) as server,
+        open_connection(URL, stream_factory=server.stream_factory, backoff=ExponentialBackoff(base=0.1)) as conn,
+    ):
+        await conn.wait_state(State.DISCONNECTED)
+        await conn.wait_ready()
     assert server.dials[2].at - server.dials[1].at >= 30
 
 
@@ -504,12 +510,14 @@ async def test_a_handler_that_raises_does_not_kill_the_reader_silently(autojump_
         await peer.send("bad", "good")
         await peer.expect("got good")
 
-    async with ScriptedServer(feed) as server:
-        async with open_connection(
+    async with (
+        ScriptedServer(feed) as server,
+        open_connection(
             URL, stream_factory=server.stream_factory, message_handler=Fragile, on_handler_error="log"
-        ) as conn:
-            await server.dials[0].wait_ended()
-            assert conn.statistics().errors >= 1
+        ) as conn,
+    ):
+        await server.dials[0].wait_ended()
+        assert conn.statistics().errors >= 1
 
     async def feed_to_the_end(peer: Peer) -> None:
         await peer.accept()
@@ -544,16 +552,18 @@ async def test_nothing_is_blocked_while_it_dials(autojump_clock: trio.abc.Clock)
 
 
 async def test_the_first_connect_is_retried_as_long_as_was_asked(autojump_clock: trio.abc.Clock) -> None:
-    async with ScriptedServer(*[Refuse()] * 6, echo) as server:
-        async with open_connection(
+    async with (
+        ScriptedServer(*[Refuse()] * 6, echo) as server,
+        open_connection(
             URL,
             stream_factory=server.stream_factory,
             retry_first_connect=True,
             backoff=ListBackoff([30.0]),
             connect_timeout=5,
-        ) as conn:
-            assert conn.epoch == 1
-            assert server.dials[-1].at - server.dials[0].at == pytest.approx(180)
+        ) as conn,
+    ):
+        assert conn.epoch == 1
+        assert server.dials[-1].at - server.dials[0].at == pytest.approx(180)
 
 
 async def test_a_connection_reset_is_not_fatal(autojump_clock: trio.abc.Clock) -> None:
@@ -725,5 +735,3 @@ async def test_a_machine_that_slept_probes_at_once(autojump_clock: trio.abc.Cloc
         assert event.seconds == pytest.approx(3600)
         await trio.sleep(1)
         assert conn.statistics().pings_sent == 1
-
-

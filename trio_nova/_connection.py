@@ -13,13 +13,13 @@ import trio
 from trio_nova._events import Listener, ListenerOverflow
 from trio_nova._inbound import Inbound
 from trio_nova._mailbox import Receiver
-from trio_nova._outbound import Outbound, check_text
+from trio_nova._outbound import Outbound, check_payload
 from trio_nova._session import Session
 from trio_nova._supervisor import Supervisor
 from trio_nova.codecs import encode_json
 from trio_nova.config import RECONFIGURABLE, Config, configure, target_url
 from trio_nova.core.session import State
-from trio_nova.errors import BadMessage, ConfigError, NotSent, SessionOver
+from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, OutcomeUnknown, SessionOver
 from trio_nova.messages import (
     CloseInfo,
     OwnershipTransferred,
@@ -195,7 +195,7 @@ class Connection:
         """Send a text frame with exactly this text; otherwise like `send`."""
         if not isinstance(text, str):
             raise BadMessage(f"send_text takes a str, not a {type(text).__name__}")
-        await self._outbound.send(check_text(text))
+        await self._outbound.send(check_payload(text))
 
     async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Send a binary frame with exactly these bytes; otherwise like `send`."""
@@ -212,7 +212,7 @@ class Connection:
         """Send a ping and return the seconds until its pong. Cancelling stops waiting for it.
 
         Raises:
-            NotSent: there is no link.
+            NotSent: there is no link, or the rate limit refused the ping.
             LinkLost: the link ended before the pong came.
             SessionOver: the session has ended.
         """
@@ -459,7 +459,7 @@ class ConnectionBlock:
         kind: type[BaseException] | None,
         raised: BaseException | None,
         trace: TracebackType | None,
-    ) -> bool:
+    ) -> None:
         assert self._nursery is not None
         rest = raised
         try:
@@ -475,7 +475,6 @@ class ConnectionBlock:
             raise BaseExceptionGroup("both the session and the block that used it failed", [rest, failure]) from None
         if rest is not raised and rest is not None:
             _raise_with_own_context(rest)
-        return rest is None
 
     async def _leave(self, nursery: trio.Nursery) -> None:
         """End the session and wait until nothing of it is left. A KeyboardInterrupt cuts it short, and goes on up."""
@@ -530,8 +529,8 @@ def _split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseExce
 
 
 def _is_mere_consequence(exc: BaseException | None) -> bool:
-    """Whether what left the user's block only says that the session was over, or that it was cancelled."""
-    if exc is None or isinstance(exc, SessionOver | NotSent | trio.Cancelled):
+    """Whether what left the user's block only says that it was cancelled, or the session over, or its link lost."""
+    if exc is None or isinstance(exc, SessionOver | NotSent | OutcomeUnknown | LinkLost | trio.Cancelled):
         return True
     return isinstance(exc, BaseExceptionGroup) and all(map(_is_mere_consequence, exc.exceptions))
 

@@ -45,6 +45,8 @@ class _AwaitedPong:
     task: trio.lowlevel.Task | None = None
     """Who waits for it, in `LinkTasks.ping`."""
     rtt: float | None = None
+    refused: NovaError | None = None
+    """Why the ping was not sent at all."""
 
 
 @attrs.define(eq=False)
@@ -283,19 +285,30 @@ class LinkTasks:
 
         Raises:
             LinkLost: the link ended first.
+            NotSent: the rate limit refused the ping.
         """
         payload = self._session.config.entropy(8)
-        awaited = _AwaitedPong(trio.current_time(), trio.lowlevel.current_task())
+        task = trio.lowlevel.current_task()
+        awaited = _AwaitedPong(trio.current_time(), task)
 
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
             self._pongs.pop(payload, None)
             return trio.lowlevel.Abort.SUCCEEDED
 
+        def settled(outgoing: Outgoing, error: NovaError | None) -> None:
+            if error is None:
+                self._pong_due(outgoing.frame)
+            elif self._pongs.pop(payload, None) is not None:
+                awaited.refused = error
+                trio.lowlevel.reschedule(task)
+
         await trio.lowlevel.checkpoint_if_cancelled()
         self._await_pong(payload, awaited)
-        self._outbound.control(Ping(payload), lambda outgoing, error: self._pong_due(outgoing.frame))
+        self._outbound.control(Ping(payload), settled)
         self._session.emit(PingSent)
         await trio.lowlevel.wait_task_rescheduled(abort)
+        if awaited.refused is not None:
+            raise awaited.refused
         if awaited.rtt is None:
             lost = self._lost or LinkLost(1006, "", self._session.epoch)
             raise LinkLost(lost.code, lost.reason, lost.epoch, remote=lost.remote) from lost

@@ -39,8 +39,10 @@ REPLIES_IN_HAND = 64
 """Unwritten replies with which the dispatcher stops handling messages, so that the peer feels it."""
 
 
-def check_text(payload: str | bytes) -> str | bytes:
-    """Return `payload`; BadMessage where it is a text that UTF-8 has no form for (half a surrogate pair)."""
+def check_payload(payload: str | bytes) -> str | bytes:
+    """Return what a frame can carry; BadMessage where it is neither bytes nor a text that UTF-8 has a form for."""
+    if not isinstance(payload, str | bytes):
+        raise BadMessage(f"the codec made a {type(payload).__name__}, neither str nor bytes")
     if isinstance(payload, str) and not payload.isascii():
         try:
             payload.encode()
@@ -83,7 +85,7 @@ class Outbound:
         try:
             if self._encode_hook:
                 message = self._session.handlers.message.encode_message(message)
-            return check_text(self._session.config.codec.encode(message))
+            return check_payload(self._session.config.codec.encode(message))
         except NovaError:
             raise
         except Exception as exc:

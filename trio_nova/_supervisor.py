@@ -57,12 +57,17 @@ class Supervisor:
         while not session.is_closing:
             session.apply(SessionEvent.DIAL)
             ended = await self._dial_and_hold()
+            answer: Action = None
+            if isinstance(ended, LinkLost):
+                answer = session.ask(session.handlers.connection.handle_disconnect, ended)
             if session.is_closing:
                 break
+            if isinstance(answer, Reply | ReplyMany):
+                session.perform(answer, session.epoch)
             wish, session.goodbye = session.goodbye, None
             if session.state is not State.DISCONNECTED:
                 session.apply(SessionEvent.LOSE)
-            step = wish.then if wish is not None else self._follow(ended)
+            step = wish.then if wish is not None else self._follow(ended, answer)
             if session.is_closing:
                 break
             match step:
@@ -187,26 +192,26 @@ class Supervisor:
 
     # ----------------------------------------------------------------- between links
 
-    def _follow(self, ended: Exception) -> Retry | Stop | Close:
-        """Ask the hooks, then the tables and the back-off, what follows from a failure nobody wished for."""
+    def _follow(self, ended: Exception, answer: Action) -> Retry | Stop | Close:
+        """Say what follows from a failure nobody wished for.
+
+        That is `answer`, if it decides, else what the error handler, the tables and the back-off say.
+        """
         session, config = self._session, self._session.config
         attempt = session.attempts.failed(trio.current_time())
         spread = config.spread()
         may_retry = session.opened.is_set() or config.retry_first_connect
         advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry)
-        answers: list[Action] = []
-        if isinstance(ended, LinkLost):
-            answers.append(session.ask(session.handlers.connection.handle_disconnect, ended))
-        answers.append(session.report(ended, "link" if isinstance(ended, LinkLost) else "connect"))
-        for answer in answers:
-            match answer:
-                case Reply() | ReplyMany():
-                    session.perform(answer, session.epoch)
+        second = session.report(ended, "link" if isinstance(ended, LinkLost) else "connect")
+        if isinstance(second, Reply | ReplyMany):
+            session.perform(second, session.epoch)
+        for action in (answer, second):
+            match action:
                 case Retry() | Stop() | Close():
-                    return answer
+                    return action
                 case Reconnect():
                     return advice if isinstance(advice, Retry) else Retry(config.backoff.delay(1, spread) or 0.0)
-                case None:
+                case _:
                     pass
         if isinstance(advice, Close):
             return advice

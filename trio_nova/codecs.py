@@ -21,6 +21,7 @@ class Codec(Protocol):
         Raises:
             BadMessage: the message cannot be encoded.
         """
+        ...
 
     def decode(self, payload: str | bytes) -> Any:
         """Return the message.
@@ -28,6 +29,7 @@ class Codec(Protocol):
         Raises:
             BadMessage: the payload is not a message.
         """
+        ...
 
 
 @attrs.frozen
@@ -72,7 +74,7 @@ class JsonCodec:
 
 
 def encode_json(message: Any) -> str:
-    """Return `message` as JSON text.
+    """Return `message` as JSON text; NaN and the infinities, which JSON does not know, become null.
 
     Raises:
         BadMessage: JSON has no form for it.

@@ -123,14 +123,13 @@ def _strategy(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     return validate
 
 
-def made(value: Made[H], role: type[H], field: str) -> H:
+def made(value: object, role: type[H], field: str) -> H:
     """Return the strategy that a field holds, or what its factory makes."""
-    if isinstance(value, role):
-        return value
-    result = value()  # type: ignore[operator]
-    if not isinstance(result, role):
-        raise ConfigError(field, f"its factory returned {result!r}, not a {role.__name__}")
-    return result
+    if not isinstance(value, role) and callable(value):
+        value = value()
+    if not isinstance(value, role):
+        raise ConfigError(field, f"its factory returned {value!r}, not a {role.__name__}")
+    return value
 
 
 def check_headers(headers: Mapping[str, str], field: str = "headers") -> tuple[tuple[str, str], ...]:

@@ -39,7 +39,7 @@ _LINGER = "hh" if sys.platform == "win32" else "ii"
 
 
 class Fault(enum.Enum):
-    """What the exchange does to its client; the value is for the reader."""
+    """What the exchange does to its client; the value is for the reader: "the exchange ..."."""
 
     DROP = "dropped"
     """The stream ends, without a close frame."""

@@ -75,11 +75,14 @@ class Ticks:
         self.last, self._last_epoch = seq, epoch
         return gap
 
-    def end(self, emitted: int) -> None:
-        """Note that no tick follows, and that `emitted` was the last."""
-        if emitted > self.last:
-            self.gaps.append(Gap(self.last + 1, emitted, self._last_epoch <= self._lost_epoch))
-            self.last = emitted
+    def end(self, emitted: int) -> Gap | None:
+        """Note that no tick follows, and that `emitted` was the last; return the gap before the end, if any."""
+        if emitted <= self.last:
+            return None
+        gap = Gap(self.last + 1, emitted, self._last_epoch <= self._lost_epoch)
+        self.gaps.append(gap)
+        self.last = emitted
+        return gap
 
     def lost(self, *, announced: bool) -> int:
         """Return how many ticks were lost, with or without notice."""
@@ -300,6 +303,12 @@ class Ledger:
             case _:
                 pass
 
+    def end(self, emitted: int) -> None:
+        """Note that nothing follows, and that tick `emitted` was the exchange's last."""
+        gap = self.ticks.end(emitted)
+        if gap is not None and self.outage is not None:
+            self.outage.lost = gap.size
+
     def _link_lost(self, event: LinkClosed) -> None:
         self.orders.link_lost(event.epoch)
         if self.closing:
@@ -322,39 +331,39 @@ def audit(
     """Hold the client's books against those of the exchange, and return what is wrong: nothing, it is hoped.
 
     Args:
-        ledger: the client's books, after the session and `Ticks.end`.
+        ledger: the client's books, after the session and `Ledger.end`.
         emitted: ticks, by the exchange's count.
         delivered: ticks that the application received.
         executed: how often each order came to the exchange.
-        faults: what was to go wrong.
+        faults: what was to go wrong, each once.
     """
     ticks, orders = ledger.ticks, ledger.orders
     findings: list[str] = []
 
-    def find(count: int, what: str) -> None:
+    def find(what: str, count: int) -> None:
         if count:
-            findings.append(f"{count} {what}")
+            findings.append(f"{what}: {count:,}")
 
-    find(ticks.lost(announced=False), "ticks lost without notice")
-    find(ticks.again, "ticks received twice, or out of order")
-    find(abs(ticks.received + ticks.lost(announced=True) + ticks.lost(announced=False) - emitted), "ticks too many")
-    find(abs(delivered - ticks.received), "ticks heard of, but not received by the application")
-    find(orders.open, "orders without an outcome")
-    find(orders.altered, "orders acknowledged that were not what was sent")
-    find(orders.again, "acknowledgements of no open order")
-    find(sum(count - 1 for count in executed.values() if count > 1), "orders executed twice")
+    find("ticks lost without notice", ticks.lost(announced=False))
+    find("ticks received twice, or out of order", ticks.again)
+    find("ticks that the exchange never emitted", ticks.last - emitted)
+    find("ticks heard of, but not received by the application", ticks.received - delivered)
+    find("orders without an outcome", orders.open)
+    find("orders acknowledged as something else than was sent", orders.altered)
+    find("acknowledgements of no open order", orders.again)
+    find("orders executed twice", sum(count - 1 for count in executed.values()))
     by_outcome = {outcome: {id for id, each in orders.outcomes.items() if each is outcome} for outcome in Outcome}
-    find(len(by_outcome[Outcome.ACKNOWLEDGED] - executed.keys()), "orders acknowledged that were never executed")
+    find("orders acknowledged, but never executed", len(by_outcome[Outcome.ACKNOWLEDGED] - executed.keys()))
     for outcome in (Outcome.NOT_SENT, Outcome.EXPIRED):
-        find(len(by_outcome[outcome] & executed.keys()), f"orders executed, although {outcome.value}")
+        find(f"orders executed, although {outcome.value}", len(by_outcome[outcome] & executed.keys()))
     for fault in faults:
         seen = [outage for outage in ledger.outages if outage.strike is not None and outage.strike.fault is fault]
         if not seen:
-            findings.append(f"expected to see the exchange fail: {fault.value}")
-        elif not all(map(_DUE[fault], seen)):
-            findings.append(f"{fault.value}: the client saw {', '.join(outage.sight for outage in seen)}")
-        elif any(outage.back is None for outage in seen):
-            findings.append(f"{fault.value}: the client did not come back")
+            findings.append(f"no outage seen of this kind: {fault.value}")
+        elif not _DUE[fault](seen[0]):
+            findings.append(f"the exchange {fault.value}, and the client saw {seen[0].sight}")
+        elif not seen[0].over:
+            findings.append(f"the exchange {fault.value}, and no tick has come since")
     return findings
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from trio_nova.core.session import State
 from trio_nova.demo.ledger import Ledger, Outage, Outcome, Report
-from trio_nova.demo.show import COLUMNS, LEGEND, Snapshot, account, duration, introduction, outage_cells, verdict
+from trio_nova.demo.words import COLUMNS, LEGEND, Snapshot, account, duration, introduction, outage_cells, verdict
 
 __all__ = ["LiveDisplay"]
 
@@ -33,7 +33,7 @@ class LiveDisplay:
     """Repaints a panel and the table of outages in place; what remains in the end is the table and the account."""
 
     _seconds: float
-    _console: Console = attrs.field(factory=_console, init=False)
+    _console: Console = attrs.field(factory=_console)
     _live: Live = attrs.field(init=False)
     _opened: float = attrs.field(default=0.0, init=False)
     _ledger: Ledger | None = attrs.field(default=None, init=False)
@@ -43,7 +43,7 @@ class LiveDisplay:
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
-        self._console.print(*introduction(self._seconds), sep="\n", style="dim")
+        self._console.print(*introduction(self._seconds), "", sep="\n")
         self._live.start()
         return self
 
@@ -64,8 +64,8 @@ class LiveDisplay:
 
     def conclude(self, report: Report) -> None:
         self._console.print(self._table(report.ledger))
-        self._console.print(LEGEND, style="dim")
-        self._console.print(_account(report))
+        self._console.print("", LEGEND, "", style="dim", sep="\n")
+        self._console.print(_account(report), "", sep="\n")
         style = "bold red" if report.findings else "bold yellow" if report.interrupted else "bold green"
         self._console.print(*verdict(report), sep="\n", style=style)
 

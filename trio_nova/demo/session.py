@@ -14,8 +14,8 @@ from trio_nova import Connection, ExponentialBackoff, JsonCodec, Listener, NovaE
 from trio_nova.core.session import TERMINAL
 from trio_nova.demo.exchange import Exchange, schedule
 from trio_nova.demo.ledger import Ledger, Report, audit
-from trio_nova.demo.show import Display, Snapshot
 from trio_nova.demo.wire import FromExchange, Order, Tick
+from trio_nova.demo.words import Display, Snapshot
 
 __all__ = ["GRACE", "Options", "run_demo"]
 
@@ -51,24 +51,25 @@ async def run_demo(options: Options, display: Display) -> Report:
     """
     exchange = Exchange(schedule(options.seconds), cheats=options.cheat, dice=random.Random(options.seed))
     patience = max(0.3, min(0.6, options.seconds / 30))
+    run = _Run(options, exchange, display)
     async with trio.open_nursery() as nursery:
         port = await nursery.start(exchange.serve)
-        url = f"ws://127.0.0.1:{port}/"
-        async with open_connection(
-            url,
-            codec=JsonCodec(FromExchange),
-            when_down="wait",
-            backoff=ExponentialBackoff(base=0.4, cap=2.0),
-            min_uptime=0.1,
-            events=(),  # the display tells what a log would
-            ping_interval=patience,
-            pong_timeout=patience,
-            spread=random.Random(options.seed).random,
-        ) as conn:
-            run = _Run(options, exchange, conn, display)
-            # The events of about ten seconds; an overflow is an error here, as it would be a hole in the books.
-            async with conn.listen(size=4096, overflow="fail", messages=True) as events:
-                await run.play(events)
+        async with (
+            open_connection(
+                f"ws://127.0.0.1:{port}/",
+                codec=JsonCodec(FromExchange),
+                when_down="wait",
+                ping_interval=patience,
+                pong_timeout=patience,
+                backoff=ExponentialBackoff(base=0.4, cap=2.0),
+                min_uptime=0.1,
+                spread=random.Random(options.seed).random,
+                events=(),  # the display tells what a log would
+            ) as conn,
+            # Room for more than ten seconds; an overflow is an error, as it would be a hole in the books.
+            conn.listen(size=4096, overflow="fail", messages=True) as events,
+        ):
+            await run.play(conn, events)
         nursery.cancel_scope.cancel(reason="the demonstration is over")
     return run.report()
 
@@ -79,9 +80,9 @@ class _Run:
 
     _options: Options
     _exchange: Exchange
-    _conn: Connection
     _display: Display
-    _opened: float = attrs.field(factory=trio.current_time, init=False)
+    _opened: float = attrs.field(default=0.0, init=False)
+    """Trio's clock, seconds: when the market opened."""
     _ledger: Ledger = attrs.field(init=False)
     _delivered: int = attrs.field(default=0, init=False)
     """Ticks that the application received."""
@@ -94,14 +95,15 @@ class _Run:
         # The first link was there before anybody listened.
         self._ledger = Ledger(self._exchange.strikes, dials=1, links=1)
 
-    async def play(self, events: Listener) -> None:
+    async def play(self, conn: Connection, events: Listener) -> None:
         """Trade until the time is over and all faults have been played, then settle and close."""
-        self._display.begin(self._conn.url, self._opened, self._ledger)
+        self._opened = trio.current_time()
+        self._display.begin(conn.url, self._opened, self._ledger)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_books, events, name="demo:books")
-            nursery.start_soon(self._consume, name="demo:consumer")
-            nursery.start_soon(self._trade, name="demo:trader")
-            nursery.start_soon(self._show, name="demo:display")
+            nursery.start_soon(self._consume, conn, name="demo:consumer")
+            nursery.start_soon(self._trade, conn, name="demo:trader")
+            nursery.start_soon(self._show, conn, name="demo:display")
             self._exchange.open()
             await self._sit_through()
             self._exchange.halt()
@@ -110,19 +112,18 @@ class _Run:
                 while self._ledger.orders.open or self._ledger.ticks.last < self._exchange.emitted:
                     await self._heard.park()
             self._ledger.closing = True
-            await self._conn.aclose()
-        self._ledger.ticks.end(self._exchange.emitted)
+            await conn.aclose()
+        self._ledger.end(self._exchange.emitted)
 
     def report(self) -> Report:
         """Hold the books against those of the exchange."""
         exchange = self._exchange
-        played = [strike.fault for strike in exchange.strikes]
         findings = audit(
             self._ledger,
             emitted=exchange.emitted,
             delivered=self._delivered,
             executed=exchange.executed,
-            faults=played if self._interrupted else [fault for _, fault in exchange.faults],
+            faults=() if self._interrupted else [fault for _, fault in exchange.faults],
         )
         return Report(
             ledger=self._ledger,
@@ -161,23 +162,23 @@ class _Run:
                 self._display.show_outage(outage)
             self._heard.unpark_all()
 
-    async def _consume(self) -> None:
+    async def _consume(self, conn: Connection) -> None:
         """Receive like any application, until the session is over."""
-        async for message in self._conn:
+        async for message in conn:
             self._delivered += isinstance(message, Tick)
 
-    async def _trade(self) -> None:
+    async def _trade(self, conn: Connection) -> None:
         """Place an order every now and then, each in a task of its own, whether or not there is a link."""
         async with trio.open_nursery() as nursery:
             for number in itertools.count(1):
                 if self._closing:
                     break
                 if self._ledger.orders.unsent < MAX_UNSENT:
-                    nursery.start_soon(self._place, Order(number, 30_000.0 + number % 100, 1 + number % 9))
+                    nursery.start_soon(self._place, conn, Order(number, 30_000.0 + number % 100, 1 + number % 9))
                 await trio.sleep(ORDER_INTERVAL)
 
-    async def _place(self, order: Order) -> None:
-        conn, orders = self._conn, self._ledger.orders
+    async def _place(self, conn: Connection, order: Order) -> None:
+        orders = self._ledger.orders
         self._ledger.place(order, waits=conn.state is not State.READY)
         try:
             await conn.send(order)
@@ -187,9 +188,8 @@ class _Run:
             orders.sent(order.id, conn.epoch)
         self._heard.unpark_all()
 
-    async def _show(self) -> None:
+    async def _show(self, conn: Connection) -> None:
         """Keep the display up to date until the session is over."""
-        conn = self._conn
         window: deque[tuple[float, int]] = deque(maxlen=RATE_FRAMES)
         while conn.state not in TERMINAL:
             now, received = trio.current_time(), conn.statistics().messages_received

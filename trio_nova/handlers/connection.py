@@ -42,7 +42,10 @@ class ConnectionHandler:
         return None
 
     def handle_disconnect(self, lost: LinkLost) -> Action:
-        """Answer the end of a link. A reply waits for the next one; other actions decide what follows."""
+        """Answer the end of a link. A reply waits for the next one; other actions decide what follows.
+
+        Where the link was closed on our side what follows is decided already: then only a reply counts.
+        """
         return None
 
     def handle_frame(self, kind: str, data: str | bytes) -> Action:

@@ -20,7 +20,7 @@ class ErrorHandler:
     """The default: what the tables of `trio_nova.core.verdict` and the back-off advise."""
 
     def handle_error(self, error: Exception, context: str) -> Action:
-        """Answer an error. `context` is "connect", "link", "message", "reply" or "handler"."""
+        """Answer an error. `context` is "connect", "link", "message" or "reply"."""
         return None
 
     def should_reconnect(self, error: Exception, attempt: int, advice: Retry | Stop) -> Retry | Stop:
@@ -32,7 +32,10 @@ class ErrorHandler:
         return categorize(error)
 
     def log_error(self, error: Exception, context: str) -> None:
-        """Record an error somewhere of your own; the default leaves it to the logging handler."""
+        """Record an error somewhere of your own; the default leaves it to the logging handler.
+
+        `context` may also be "handler": the error is what another hook raised.
+        """
 
 
 @attrs.define(eq=False)

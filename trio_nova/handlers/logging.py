@@ -28,6 +28,9 @@ from trio_nova.messages import (
 
 __all__ = ["LoggingHandler", "describe"]
 
+# A library leaves it to the application whether anything is shown.
+logging.getLogger("trio_nova").addHandler(logging.NullHandler())
+
 _LOUD = (RetryScheduled, PeerSilent, ConsumerLagged, Dropped, ClockJumped)
 _QUIET = (StateChanged, PingSent, PongReceived)
 
@@ -74,7 +77,7 @@ class LoggingHandler:
         self._log(logging.WARNING, event)
 
     def wants_messages(self) -> bool:
-        """Return whether message events are worth making; asked when a link comes up."""
+        """Return whether message events are worth making; asked for every batch of them."""
         return self.logger.isEnabledFor(logging.DEBUG)
 
     def _log(self, level: int, event: Event) -> None:

@@ -103,11 +103,8 @@ async def _race(addresses: Sequence[str], host: str, port: int) -> trio.SocketSt
             failed.set()
             lanes.release()
             return
-        if won:  # another one arrived in the same instant
-            sock.close()
-        else:
-            won.append(sock)
-            nursery.cancel_scope.cancel(reason="another address answered first")
+        won.append(sock)
+        nursery.cancel_scope.cancel(reason="another address answered first")
 
     try:
         async with trio.open_nursery() as nursery:
@@ -118,9 +115,9 @@ async def _race(addresses: Sequence[str], host: str, port: int) -> trio.SocketSt
                 with trio.move_on_after(STAGGER):
                     await failed.wait()
         if won:
-            return trio.SocketStream(won.pop())
+            return trio.SocketStream(won.pop(0))
     finally:
-        for sock in won:  # cancelled with a winner at hand
+        for sock in won:  # a second one came in the same instant, or we were cancelled with a winner at hand
             sock.close()
     cause = failures[0] if len(failures) == 1 else ExceptionGroup("every address failed", failures)
     raise ConnectFailed(f"cannot connect to {host}:{port}: {_plain(failures[0])}", phase="tcp") from cause

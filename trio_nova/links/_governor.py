@@ -53,15 +53,23 @@ class ConnectGovernor:
             await lock.acquire()
             turn = Turn(lock)
             try:
-                while (when := self._all.admits_at(trio.current_time())) > trio.current_time():
-                    await trio.sleep_until(when)
-                self._all.spend(trio.current_time())
+                await self._wait_for_room()
                 yield turn
             finally:
                 turn.release()
         finally:
             if not lock.locked() and self._locks.get(address) is lock:
                 del self._locks[address]
+
+    async def _wait_for_room(self) -> None:
+        # Others who share the limits, for other addresses, may take the room while we wait for it.
+        while True:
+            now = trio.current_time()
+            when = self._all.admits_at(now)
+            if when <= now:
+                self._all.spend(now)
+                return
+            await trio.sleep_until(when)
 
 
 _shared: trio.lowlevel.RunVar[ConnectGovernor] = trio.lowlevel.RunVar("trio_nova governor")

@@ -32,6 +32,7 @@ class Resolver(Protocol):
         Raises:
             ConnectFailed: with phase "dns", where there is none.
         """
+        ...
 
 
 @attrs.frozen(kw_only=True)
@@ -67,14 +68,17 @@ class Link(Protocol):
     @property
     def subprotocol(self) -> str | None:
         """The subprotocol that the server chose, if any."""
+        ...
 
     @property
     def response_headers(self) -> Sequence[tuple[str, str]]:
         """The headers of the server's 101 response, names in lower case."""
+        ...
 
     @property
     def stalled_since(self) -> float | None:
         """Trio's time when the peer last accepted a byte of the write under way; None when none is under way."""
+        ...
 
     async def receive_some(self) -> Sequence[Frame]:
         """Wait for what comes next and return it, oldest first.
@@ -86,6 +90,7 @@ class Link(Protocol):
         Raises:
             LinkLost: when no frame will come any more; all that came before has been returned.
         """
+        ...
 
     async def send_all(self, frames: Sequence[Frame]) -> None:
         """Hand the frames to the operating system, in order, none torn by another.
@@ -94,7 +99,9 @@ class Link(Protocol):
 
         Raises:
             LinkLost: the link is gone; any of the frames may have left.
+            BadMessage: a text holds half a surrogate pair, which UTF-8 cannot say; what came before it has left.
         """
+        ...
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Say goodbye and wait for the answer, at most `Dial.close_timeout` seconds; then close.
@@ -102,9 +109,11 @@ class Link(Protocol):
         Needs no other task to read meanwhile. Where a write is stuck the goodbye is skipped. Cancelling
         this aborts the link. Never raises but `trio.Cancelled`.
         """
+        ...
 
     def abort(self) -> None:
         """Close at once, without a goodbye: both directions end with LinkLost."""
+        ...
 
 
 class Transport(Protocol):
@@ -116,3 +125,4 @@ class Transport(Protocol):
         Entering it raises ConnectFailed, or one of its kinds, if no link came up. The time limit is
         the caller's cancel scope; cancelling leaves no socket behind.
         """
+        ...

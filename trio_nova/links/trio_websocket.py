@@ -89,6 +89,8 @@ class _Block:
         self._dial = dial
         self._make = make
 
+    # Left in the middle by a KeyboardInterrupt, either of these would leave Trio's scopes misnested.
+    @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Link:
         self._link = await self._make(self._dial)
         self._manager = trio.open_nursery()
@@ -102,6 +104,7 @@ class _Block:
             raise
         return self._link
 
+    @trio.lowlevel.enable_ki_protection
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
