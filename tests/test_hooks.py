@@ -8,7 +8,6 @@ The last test derives the hooks from the handler classes and finds the ones that
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -23,7 +22,7 @@ import trio_nova
 from trio_nova.codecs import JsonCodec
 from trio_nova.core.backoff import ListBackoff
 from trio_nova.core.limits import RollingWindow
-from trio_nova.errors import BadMessage, ConfigError, HandshakeRejected, LinkLost, NotSent, OutcomeUnknown, SessionOver
+from trio_nova.errors import BadMessage, ConfigError, HandshakeRejected, LinkLost, NotSent, SessionOver
 from trio_nova.handlers import (
     AlwaysReconnect,
     ConnectionHandler,
@@ -49,7 +48,6 @@ from trio_nova.messages import (
     ErrorEvent,
     Event,
     Ping,
-    Pong,
     Queue,
     Reconnect,
     Reject,
@@ -336,7 +334,14 @@ async def test_a_hook_asked_while_the_session_closes_changes_nothing(action: Act
 # --------------------------------------------------------------------------- hooks that fail
 
 DECIDING = [
-    Hook(ConnectionHandler, "connection_info", "dialling", first_dial=Refuse(), early=True, options={"retry_first_connect": True}),
+    Hook(
+        ConnectionHandler,
+        "connection_info",
+        "dialling",
+        first_dial=Refuse(),
+        early=True,
+        options={"retry_first_connect": True},
+    ),
     Hook(ConnectionHandler, "status", "up", act=lambda conn: conn.health()),
     Hook(MessageHandler, "validate_message", "up", say_hi),
     Hook(
@@ -347,6 +352,7 @@ DECIDING = [
             "connection_handler": SaysHello,
             "rate_limit_handler": lambda: RateLimitHandler([RollingWindow(9, 1.0)], costs={"dear": 9.0}),
         },
+        early=True,
         sent_without=["hello"],
     ),
     Hook(ErrorHandler, "should_reconnect", "down", drop),
@@ -476,7 +482,8 @@ async def test_replies_of_both_hooks_of_a_loss_wait_for_the_next_link(autojump_c
 
     async with ScriptedServer(first, then=echo) as server:
         async with connect(server, connection_handler=Life, error_handler=Errors) as conn:
-            assert await conn.receive() == "from the error handler"
+            with trio.fail_after(PATIENCE):
+                assert await conn.receive() == "from the error handler"
             assert [dialled.at for dialled in server.dials] == [0.0, 1.0]
 
 
@@ -494,7 +501,8 @@ async def test_every_link_that_came_up_is_told_to_have_ended(how: str, autojump_
             return None
 
         def handle_frame(self, kind: str, data: str | bytes) -> Action:
-            return {"Retry": Retry(0.0), "Close": Close()}.get(how) if data == "hi" else None
+            answers: dict[str, Action] = {"Retry": Retry(0.0), "Close": Close()}
+            return answers.get(how) if data == "hi" else None
 
         def handle_timeout(self, clock: str) -> Action:
             return Retry(0.0)
@@ -524,15 +532,17 @@ async def test_what_a_message_of_a_lost_link_asks_for_does_not_disturb_the_next(
 
     async def first(peer: Peer) -> None:
         await peer.accept()
+        await peer.expect("go on")
         await peer.send("one", "fill", "two")
+        await trio.sleep(1.0)
         await peer.drop()
 
     async with ScriptedServer(first, then=echo) as server:
         async with connect(server, message_handler=Slow, inbox_size=1) as conn:
-            await trio.sleep(1.0)  # the inbox is full: "two" waits for the hook, and nobody reads
-            with pytest.raises(OutcomeUnknown):
-                await conn.send("is there anybody?")
-            await trio.sleep(1.0)
+            with pytest.raises(trio.WouldBlock):
+                conn.receive_nowait()  # from now on the inbox forgets nothing
+            await conn.send("go on")
+            await trio.sleep(2.0)  # the inbox is full, so "two" waits for the hook; meanwhile the link is lost
             assert await conn.receive() == "one"
             assert await conn.receive() == "fill"
             assert await conn.receive() == "two"
@@ -588,3 +598,458 @@ async def test_a_text_that_is_no_unicode_is_refused_and_the_session_goes_on(auto
         await conn.send("still there")
         assert await conn.receive() == "still there"
         assert conn.epoch == 1
+
+
+# --------------------------------------------------------------------------- hooks that decide
+
+
+async def hang_up(peer: Peer) -> None:
+    """Accept, and drop the link at once: one loss."""
+    await peer.accept()
+    await peer.drop()
+
+
+async def greet(peer: Peer) -> None:
+    await peer.accept()
+    await peer.send("hi")
+    await peer.echo()
+
+
+async def test_connection_info_changes_every_dial_and_handle_connect_sees_the_answer(autojump_clock: MockClock) -> None:
+    seen: list[tuple[int, str | None, str]] = []
+
+    class Wanders(ConnectionHandler):
+        def connection_info(self, info: ConnectionInfo) -> ConnectionInfo:
+            n = info.epoch
+            return attrs.evolve(
+                info, url=f"ws://s{n}.test/{n}?a={n}", headers={"X-Link": str(n)}, subprotocols=(f"v{n}",)
+            )
+
+        def handle_connect(self, info: ConnectionInfo) -> Action:
+            seen.append((info.epoch, info.subprotocol, dict(info.response_headers)["x-served-by"]))
+            return None
+
+    async def accept(peer: Peer) -> None:
+        request = await peer.read_request()
+        await peer.accept({"X-Served-By": request.headers["host"]}, request.headers["sec-websocket-protocol"])
+
+    async def first(peer: Peer) -> None:
+        await accept(peer)
+        await peer.drop()
+
+    async def second(peer: Peer) -> None:
+        await accept(peer)
+        await peer.echo()
+
+    async with ScriptedServer(first, second) as server:
+        async with connect(server, connection_handler=Wanders):
+            await trio.sleep(PATIENCE)
+    requests = [dialled.request for dialled in server.dials if dialled.request is not None]
+    assert [dialled.host for dialled in server.dials] == ["s1.test", "s2.test"]
+    assert [request.target for request in requests] == ["/1?a=1", "/2?a=2"]
+    assert [request.headers["x-link"] for request in requests] == ["1", "2"]
+    assert seen == [(1, "v1", "s1.test"), (2, "v2", "s2.test")]
+
+
+async def test_status_is_part_of_the_health(autojump_clock: MockClock) -> None:
+    class Reports(ConnectionHandler):
+        def status(self) -> Mapping[str, object]:
+            return {"venue": "open"}
+
+    async with ScriptedServer(echo) as server, connect(server, connection_handler=Reports) as conn:
+        assert conn.health().details == {"venue": "open"}
+
+
+@attrs.define(eq=False)
+class Decides(ErrorHandler):
+    """Notes what it is asked, and answers `decision`; None: the advice."""
+
+    decision: Retry | Stop | None = None
+    asked: list[tuple[type[Exception], int, object]] = attrs.field(factory=list)
+
+    def should_reconnect(self, error: Exception, attempt: int, advice: Retry | Stop) -> Retry | Stop:
+        self.asked.append((type(error), attempt, advice))
+        return self.decision or advice
+
+
+async def test_should_reconnect_is_told_the_failures_in_a_row_and_the_advice(autojump_clock: MockClock) -> None:
+    handler = Decides()
+    async with ScriptedServer(hang_up, hang_up, then=echo) as server:
+        async with connect(server, error_handler=handler):
+            await trio.sleep(PATIENCE)
+    assert handler.asked == [(LinkLost, 1, Retry(BACKOFF)), (LinkLost, 2, Retry(BACKOFF))]
+    assert [dialled.at for dialled in server.dials] == [0.0, BACKOFF, 2 * BACKOFF]
+
+
+async def refuse_with_401(peer: Peer) -> None:
+    await peer.reject(401)
+
+
+@pytest.mark.parametrize(
+    ("handler", "second", "dials", "raised"),
+    [
+        (Decides(Retry(7.0)), echo, [0.0, 7.0], None),
+        (Decides(Stop(TROUBLE)), echo, [0.0], Trouble),
+        (ErrorHandler, refuse_with_401, [0.0, 3.0], HandshakeRejected),
+        (AlwaysReconnect, refuse_with_401, [0.0, 3.0, 8.0], None),
+        (FailFast, echo, [0.0], LinkLost),
+        (LogAndContinue, echo, [0.0, 3.0], None),
+    ],
+    ids=["Retry", "Stop", "default", "AlwaysReconnect", "FailFast", "LogAndContinue"],
+)
+async def test_should_reconnect_decides(
+    handler: Any,
+    second: Step,
+    dials: list[float],
+    raised: type[Exception] | None,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    left: Exception | None = None
+    async with ScriptedServer(hang_up, second, then=echo) as server:
+        try:
+            async with connect(server, error_handler=handler):
+                await trio.sleep(PATIENCE)
+        except Exception as exc:
+            left = exc
+    assert [dialled.at for dialled in server.dials] == dials
+    assert type(left) is (type(None) if raised is None else raised)
+    logged = [record for record in caplog.records if record.name == "trio_nova.errors"]
+    assert [record.levelname for record in logged] == (["WARNING"] if handler is LogAndContinue else [])
+
+
+async def test_classify_error_names_the_category_and_log_error_is_told_of_every_error(
+    autojump_clock: MockClock,
+) -> None:
+    logged: list[tuple[type[Exception], str]] = []
+    metrics = MetricsCollector()
+
+    class Errors(ErrorHandler):
+        def classify_error(self, error: Exception) -> Category:
+            return "rate_limit"
+
+        def log_error(self, error: Exception, context: str) -> None:
+            logged.append((type(error), context))
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send("hi")
+        await peer.expect("now")
+        await peer.drop()
+
+    async with ScriptedServer(script, Refuse(), then=echo) as server:
+        async with connect(server, error_handler=Errors, message_handler=RefusesHi, metrics_collector=metrics) as conn:
+            async with conn.listen() as events:
+                await conn.send("now")
+                await trio.sleep(PATIENCE)
+                await conn.aclose()
+                categories = [event.category async for event in events if isinstance(event, ErrorEvent)]
+    assert [context for _, context in logged] == ["message", "link", "connect"]
+    assert set(categories) == {"rate_limit"}
+    assert metrics.counters["errors.rate_limit"] == 3
+
+
+@attrs.define(eq=False)
+class Limiter(RateLimitHandler):
+    """Answers each question with the next of `answers`, then Allow."""
+
+    answers: list[Decision] = attrs.field(factory=list)
+    asked: list[RateRequest] = attrs.field(factory=list)
+
+    def check_rate_limit(self, request: RateRequest) -> Decision:
+        self.asked.append(request)
+        return self.answers.pop(0) if self.answers else Allow()
+
+
+async def test_check_rate_limit_allows_queues_and_rejects(autojump_clock: MockClock) -> None:
+    limiter = Limiter(answers=[Allow(), Queue(5.0), Allow(), Reject("too dear")])
+    async with ScriptedServer(echo) as server:
+        async with connect(server, rate_limit_handler=limiter) as conn:
+            await conn.send({"method": "quote"})
+            assert trio.current_time() == 0.0
+            await conn.send("b")
+            assert trio.current_time() == 5.0
+            with pytest.raises(NotSent, match="too dear"):
+                await conn.send("c")
+            await conn.ping()
+        await server.dials[0].wait_ended()
+    messages = [
+        (received.at, received.frame) for received in server.dials[0].journal if isinstance(received.frame, str)
+    ]
+    assert messages == [(0.0, '{"method":"quote"}'), (5.0, "b")]
+    assert [(asked.kind, asked.size, asked.control) for asked in limiter.asked] == [
+        ("quote", 18, False),
+        ("", 1, False),
+        ("", 1, False),
+        ("", 1, False),
+        ("", 8, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "sent_at"),
+    [("normal", [0.0, 10.0]), ("always_allow", [0.0, 0.0]), ("always_queue", [4.0, 14.0]), ("always_reject", [])],
+)
+async def test_the_modes_of_the_rate_limit(mode: Any, sent_at: list[float], autojump_clock: MockClock) -> None:
+    handler = RateLimitHandler([RollingWindow(1, 10.0)])
+    async with ScriptedServer(echo) as server:
+        async with connect(server, rate_limit_handler=handler) as conn:
+            handler.mode = mode  # it may change at any time
+
+            async def send(message: str) -> None:
+                if mode == "always_reject":
+                    with pytest.raises(NotSent):
+                        await conn.send(message)
+                else:
+                    await conn.send(message)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, "a")
+                nursery.start_soon(send, "b")
+                await trio.sleep(3.5)
+                if mode == "always_queue":
+                    handler.mode = "normal"
+        await server.dials[0].wait_ended()
+    journal = server.dials[0].journal
+    assert [received.at for received in journal if isinstance(received.frame, str)] == pytest.approx(sent_at)
+
+
+async def test_the_mode_of_a_limiter_without_limits_can_change(autojump_clock: MockClock) -> None:
+    handler = RateLimitHandler()
+    async with ScriptedServer(echo) as server, connect(server, rate_limit_handler=handler) as conn:
+        await conn.send("a")
+        handler.mode = "always_reject"
+        with pytest.raises(NotSent):
+            await conn.send("b")
+
+
+async def test_a_ping_that_the_rate_limit_rejects_raises_and_does_not_wait_for_its_pong(
+    autojump_clock: MockClock,
+) -> None:
+    limiter = RateLimitHandler(mode="always_reject")
+    async with ScriptedServer(echo) as server, connect(server, rate_limit_handler=limiter) as conn:
+        with trio.fail_after(PATIENCE), pytest.raises(NotSent):
+            await conn.ping()
+        limiter.mode = "normal"
+        assert await conn.ping() == 0.0
+
+
+async def test_message_type_prices_what_is_sent(autojump_clock: MockClock) -> None:
+    class Prices(MessageHandler):
+        def message_type(self, message: Any) -> str:
+            return "dear" if message == "order" else "cheap"
+
+    limiter = RateLimitHandler([RollingWindow(10, 10.0)], costs={"dear": 10.0, "cheap": 1.0})
+    async with ScriptedServer(echo) as server:
+        async with connect(server, message_handler=Prices, rate_limit_handler=limiter) as conn:
+            await conn.send("order")
+            await conn.send("question")
+            assert trio.current_time() == 10.0
+
+
+class Wraps(MessageHandler):
+    """Changes what comes and what goes."""
+
+    def validate_message(self, message: Any) -> Any:
+        if message == "bad":
+            raise BadMessage("bad it is")
+        return {"seen": message}
+
+    def encode_message(self, message: Any) -> Any:
+        if message == "forbidden":
+            raise TROUBLE
+        return f"<{message}>"
+
+    def handle_message(self, kind: str, message: Any) -> Action:
+        return Reply("reply") if message == {"seen": "hi"} else None
+
+
+async def test_messages_are_validated_changed_and_encoded_on_their_way(autojump_clock: MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send("bad", "hi")
+        await peer.expect("<reply>")
+        await peer.echo()
+
+    async with ScriptedServer(script) as server:
+        async with connect(server, message_handler=Wraps) as conn:
+            assert await conn.receive() == {"seen": "hi"}
+            await conn.send("text")
+            assert await conn.receive() == {"seen": "<text>"}
+            with pytest.raises(BadMessage) as caught:
+                await conn.send("forbidden")
+            assert caught.value.__cause__ is TROUBLE
+            await conn.send_text("exact")  # exactly this text: no hook changes it
+            assert await conn.receive() == {"seen": "exact"}
+            assert conn.statistics().errors == 1
+            assert conn.epoch == 1
+
+
+# --------------------------------------------------------------------------- the heartbeat
+
+
+async def test_the_heartbeat_pings_at_its_interval_and_off_is_off(autojump_clock: MockClock) -> None:
+    for heartbeat, expected in (("ping", [2.0, 4.0, 6.0]), ("off", [])):
+        async with ScriptedServer(echo) as server:
+            async with connect(server, heartbeat=heartbeat, ping_interval=2.0, pong_timeout=1.0) as conn:
+                started = trio.current_time()
+                await trio.sleep(7.0)
+                assert conn.latency == (0.0 if expected else None)
+        journal = server.dials[0].journal
+        assert [received.at - started for received in journal if isinstance(received.frame, Ping)] == expected
+
+
+async def test_a_message_heartbeat_expects_its_answer_and_keeps_it_to_itself(autojump_clock: MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.expect('{"op":"ping"}')
+        await trio.sleep(0.25)
+        await peer.send('{"op":"pong"}', '{"op":"news"}')
+        await peer.mute()
+
+    heartbeat = MessageHeartbeat({"op": "ping"}, lambda message: message["op"] == "pong")
+    async with ScriptedServer(script, then=echo) as server:
+        async with connect(server, codec=JsonCodec(), heartbeat=heartbeat, ping_interval=2.0, pong_timeout=1.0) as conn:
+            assert await conn.receive() == {"op": "news"}
+            assert conn.latency == 0.25
+            await conn.wait_state(trio_nova.State.DISCONNECTED)
+            assert trio.current_time() == 5.0  # probed again at 4 s, and no answer to that
+
+
+async def test_the_servers_own_heartbeat_is_answered_ahead_of_a_queue(autojump_clock: MockClock) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.expect("first")
+        await trio.sleep(1.0)  # "second" waits for the limit
+        await peer.send("test_request")
+        await peer.expect("test")
+        assert trio.current_time() == 1.0
+        await peer.expect("second")
+        await peer.echo()
+
+    heartbeat = ServerHeartbeat(lambda message: "test" if message == "test_request" else None)
+    limiter = RateLimitHandler([RollingWindow(2, 10.0)], reserve=1.0)
+    async with ScriptedServer(script) as server:
+        async with connect(server, heartbeat=heartbeat, rate_limit_handler=limiter) as conn:
+            await conn.send("first")
+            await conn.send("second")
+            with pytest.raises(trio.WouldBlock):
+                conn.receive_nowait()  # the question was not for us
+
+
+# --------------------------------------------------------------------------- hooks that watch
+
+WATCHING = [
+    (LoggingHandler, "log_connection_event"),
+    (LoggingHandler, "log_message_event"),
+    (LoggingHandler, "log_error_event"),
+    (LoggingHandler, "wants_messages"),
+    (MetricsCollector, "handle_connection_event"),
+    (MetricsCollector, "handle_message_event"),
+    (MetricsCollector, "handle_message_batch"),
+    (MetricsCollector, "handle_error_event"),
+]
+
+
+@pytest.mark.parametrize(("role", "name"), WATCHING, ids=lambda value: getattr(value, "__name__", value))
+async def test_a_watcher_that_fails_costs_nothing_but_one_line_in_the_log(
+    role: type, name: str, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "trio_nova")  # so that message events are wanted
+
+    def method(self: object, *args: object) -> None:
+        raise TROUBLE
+
+    method.__name__ = name
+    handler = type("Failing", (role,), {name: method})()
+    async with ScriptedServer(greet) as server:
+        async with connect(server, message_handler=RefusesHi, **{FIELDS[role]: handler}) as conn:
+            await conn.send("echo")
+            assert await conn.receive() == "echo"
+    failures = [record for record in caplog.records if f"{name}() failed" in record.message]
+    assert len(failures) == 1
+    assert [dialled.ended for dialled in server.dials] == ["closed"]
+
+
+EXPECTED_EVENTS = """
+    StateChanged(connecting) DialStarted StateChanged(connected) LinkOpened StateChanged(ready) BecameReady
+    MessageEvent(sent) MessageEvent(received) ErrorEvent(message)
+    StateChanged(disconnected) LinkClosed ErrorEvent(link) StateChanged(reconnecting) RetryScheduled
+    StateChanged(connecting) DialStarted StateChanged(connected) LinkOpened Reconnected StateChanged(ready) BecameReady
+    StateChanged(closing) LinkClosed StateChanged(closed) SessionEnded
+"""
+
+
+@pytest.mark.parametrize(
+    ("role", "prefix"), [(LoggingHandler, "log"), (MetricsCollector, "handle")], ids=["logging", "metrics"]
+)
+async def test_logging_and_metrics_are_told_every_event_in_order(
+    role: type, prefix: str, autojump_clock: MockClock
+) -> None:
+    told: list[str] = []
+
+    def hear(self: object, event: Event) -> None:
+        detail = next((getattr(event, name) for name in ("new", "direction", "context") if hasattr(event, name)), "")
+        told.append(type(event).__name__ + (f"({detail})" if detail else ""))
+
+    hooks = {f"{prefix}_{family}_event": hear for family in ("connection", "message", "error")}
+    if role is LoggingHandler:
+        hooks["wants_messages"] = lambda self: True  # type: ignore[assignment, misc]
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.expect("go on")
+        await peer.send("news")
+        await peer.send("hi")
+        await trio.sleep(1.0)
+        await peer.drop()
+
+    async with ScriptedServer(script, then=echo) as server:
+        handler = type("Recorder", (role,), hooks)
+        async with connect(server, message_handler=RefusesHi, **{FIELDS[role]: handler}) as conn:
+            await conn.send("go on")
+            await trio.sleep(PATIENCE)
+    assert told == EXPECTED_EVENTS.split()
+
+
+# --------------------------------------------------------------------------- handlers, and whether none is forgotten
+
+
+@attrs.define(eq=False)
+class Counting(MessageHandler):
+    seen: list[Any] = attrs.field(factory=list)
+
+    def handle_message(self, kind: str, message: Any) -> Action:
+        self.seen.append(message)
+        return Reply(len(self.seen)) if message == "hi" else None
+
+
+@pytest.mark.parametrize(
+    ("handler", "answers"),
+    [(Counting(), ["1", "3"]), (Counting, ["1", "1"]), (lambda: Counting(["one before"]), ["2", "2"])],
+    ids=["an instance is shared", "a class is not", "a factory is asked for each session"],
+)
+async def test_a_handler_may_be_an_instance_a_class_or_a_factory(
+    handler: Any, answers: list[str], autojump_clock: MockClock
+) -> None:
+    for answer in answers:
+        async with ScriptedServer(greet) as server, connect(server, message_handler=handler) as conn:
+            assert await conn.receive() == "hi"
+            assert await conn.receive() == answer
+
+
+def test_no_hook_is_missing_here() -> None:
+    of_their_own = {(MessageHandler, "encode_message")}
+    not_asked_by_sessions = {(MetricsCollector, "snapshot")}
+    listed = {(hook.role, hook.name) for hook in ACTING + DECIDING} | {*WATCHING} | of_their_own | not_asked_by_sessions
+    offered = {
+        (role, name)
+        for role in FIELDS
+        for name, member in vars(role).items()
+        if callable(member) and not name.startswith("_")
+    }
+    assert listed == offered
+    contexts = {hook.context for hook in ACTING if hook.name == "handle_error"}
+    documented = ErrorHandler.handle_error.__doc__ or ""
+    assert all(f'"{context}"' in documented for context in contexts)
+    assert documented.count('"') == 2 * len(contexts)

@@ -282,8 +282,7 @@ def test_what_was_admitted_is_written_though_the_next_one_must_wait() -> None:
 def test_what_the_limiter_rejects_was_not_sent_and_the_rest_goes_on() -> None:
     bad, good = message("bad"), message("good")
     outcomes, outbox = watched(bad, good), filled(bad, good)
-    decide: Admit = lambda outgoing: Reject("too dear") if outgoing is bad else Allow()  # noqa: E731
-    assert write_all(outbox, admit=decide) == ["good"]
+    assert write_all(outbox, admit=lambda each: Reject("too dear") if each is bad else Allow()) == ["good"]
     [error] = outcomes[bad]
     assert isinstance(error, NotSent)
     assert "too dear" in str(error)
@@ -356,7 +355,11 @@ def test_what_is_in_a_batch_under_construction_cannot_be_withdrawn_any_more() ->
 def test_whoever_is_told_of_a_refusal_may_withdraw_others(lane: Lane) -> None:
     told, other = message("told", lane), message("other", lane)
     outbox = filled(told, other)
-    told.when_settled = lambda outgoing, error: outbox.withdraw(other) and None
+
+    def take_back(outgoing: Outgoing, error: NovaError | None) -> None:
+        outbox.withdraw(other)
+
+    told.when_settled = take_back
     outbox.link_lost(None)
     outbox.refuse_waiting("over")
     assert outbox.idle
@@ -468,7 +471,8 @@ class AnyUse(RuleBasedStateMachine):
         def admit(outgoing: Outgoing) -> Decision:
             decision = decisions[len(asked)] if len(asked) < len(decisions) else "allow"
             asked.append((outgoing, decision))
-            return {"allow": Allow(), "queue": Queue(self.now + 1.0), "reject": Reject("no")}[decision]
+            answers: dict[str, Decision] = {"allow": Allow(), "queue": Queue(self.now + 1.0), "reject": Reject("no")}
+            return answers[decision]
 
         step = self.outbox.next_step(self.now, ready, admit)
         assert [outgoing for outgoing, _ in asked] == expected[: len(asked)]

@@ -120,7 +120,10 @@ class Wire:
             delay = self.script.get(address, float("inf"))
             if isinstance(delay, OSError):
                 raise delay
-            await (delay.wait() if isinstance(delay, trio.Event) else trio.sleep(delay))
+            if isinstance(delay, trio.Event):
+                await delay.wait()
+            else:
+                await trio.sleep(delay)
         finally:
             self.at_once -= 1
         sock = socket.socket()

@@ -1,0 +1,130 @@
+"""Which answer belongs to which question.
+
+A request is matched by its id, by a matcher of its own, or, for services without ids, in the order of
+the questions. An id is the pair of its type and its value: 1, "1", 1.0 and True are four ids. A late
+answer, to a request that was given up, is recognized as such and never settles a newer one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import attrs
+
+from trio_nova.errors import NotSent
+
+__all__ = ["Late", "Ledger", "Pending", "identity"]
+
+MAX_GIVEN_UP = 4096
+"""Ids of requests given up on this link that are remembered, to recognize late answers."""
+
+Identity = tuple[type, Hashable]
+
+
+def identity(id: Hashable) -> Identity:
+    """Return what an id is compared by."""
+    return (type(id), id)
+
+
+@attrs.define(eq=False, kw_only=True)
+class Pending:
+    """A request whose answer is awaited."""
+
+    id: Identity | None = None
+    """None: it is matched by `matches`, or in order."""
+    matches: Callable[[Any], bool] | None = attrs.field(default=None, repr=False)
+    given_up: bool = False
+    """Nobody waits any more: what answers it is late."""
+    waiter: Any = attrs.field(default=None, repr=False)
+    """Who waits; not looked at here."""
+    asked_at: float = 0.0
+
+
+@attrs.frozen
+class Late:
+    """The message answers a request that was given up."""
+
+
+@attrs.define
+class Ledger:
+    """The requests that are under way on one session."""
+
+    _by_id: dict[Identity, Pending] = attrs.field(factory=dict, init=False)
+    _matchers: dict[Pending, None] = attrs.field(factory=dict, init=False)
+    _in_order: OrderedDict[Pending, None] = attrs.field(factory=OrderedDict, init=False)
+    _given_up: OrderedDict[Identity, None] = attrs.field(factory=OrderedDict, init=False)
+    _last_id: int = attrs.field(default=0, init=False)
+
+    def __len__(self) -> int:
+        return len(self._by_id) + len(self._matchers) + len(self._in_order)
+
+    @property
+    def expects(self) -> bool:
+        """Whether a message without an id can be an answer."""
+        return bool(self._matchers or self._in_order)
+
+    def allot(self) -> int:
+        """Return an id that this session has not used yet."""
+        while True:
+            self._last_id += 1
+            if identity(self._last_id) not in self._by_id and identity(self._last_id) not in self._given_up:
+                return self._last_id
+
+    def open(self, pending: Pending) -> None:
+        """Expect an answer from now on.
+
+        Raises:
+            NotSent: a request of the same id is under way, or was given up and may still be answered.
+        """
+        if pending.id is not None:
+            if pending.id in self._by_id or pending.id in self._given_up:
+                raise NotSent(f"a request with the id {pending.id[1]!r} is under way already")
+            self._by_id[pending.id] = pending
+        elif pending.matches is not None:
+            self._matchers[pending] = None
+        else:
+            self._in_order[pending] = None
+
+    def match(self, message: Any, id: Hashable | None, *, in_order: bool = True) -> Pending | Late | None:
+        """Return, and close, the request that `message` answers; None where it answers none.
+
+        `id` is the id that the message carries as an answer. With `in_order` off a message without one is
+        only shown to matchers: it is known to be something else.
+        """
+        if id is not None:
+            key = identity(id)
+            pending = self._by_id.pop(key, None)
+            if pending is not None:
+                return pending
+            if key in self._given_up:
+                del self._given_up[key]
+                return Late()
+        for pending in self._matchers:
+            if pending.matches is not None and pending.matches(message):
+                del self._matchers[pending]
+                return Late() if pending.given_up else pending
+        if in_order and id is None and self._in_order:
+            pending, _ = self._in_order.popitem(last=False)
+            return Late() if pending.given_up else pending
+        return None
+
+    def give_up(self, pending: Pending, *, sent: bool) -> None:
+        """Stop waiting. Where the question was `sent`, its answer may still come, and is then late."""
+        pending.given_up = True
+        if pending.id is not None:
+            if self._by_id.pop(pending.id, None) is not None and sent:
+                self._given_up[pending.id] = None
+                if len(self._given_up) > MAX_GIVEN_UP:
+                    self._given_up.popitem(last=False)
+        elif pending.matches is not None:
+            self._matchers.pop(pending, None)
+        elif not sent:
+            self._in_order.pop(pending, None)
+
+    def link_lost(self) -> None:
+        """Forget what was given up: no answer to it can come any more. What is under way is the caller's to give up."""
+        self._given_up.clear()
+        for pending in [pending for pending in self._in_order if pending.given_up]:
+            del self._in_order[pending]
