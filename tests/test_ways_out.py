@@ -578,32 +578,39 @@ except KeyboardInterrupt:
     assert result.stdout == "interrupted\n", result.stderr
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, kw_only=True)
 class InterruptedAt(trio_nova.LoggingHandler):
-    """Is interrupted while it logs an event of this kind, the first one."""
+    """Is interrupted while it logs that the session gets into a state."""
 
-    kind: type[trio_nova.Event]
-    interrupt: BaseException | None = attrs.field(factory=KeyboardInterrupt)
+    state: State
 
     def log_connection_event(self, event: trio_nova.Event) -> None:
-        if isinstance(event, self.kind) and self.interrupt is not None:
-            interrupt, self.interrupt = self.interrupt, None
-            raise interrupt
+        if isinstance(event, trio_nova.StateChanged) and event.new == self.state:
+            raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", [polite, Refuse()], ids=["closed", "gave_up"])
-@pytest.mark.parametrize("kind", [trio_nova.SessionEnded, trio_nova.StateChanged, trio_nova.DialStarted])
-async def test_an_interrupt_in_an_observer_leaves_bare_even_at_the_very_end(
-    autojump_clock: trio.testing.MockClock, step: Step, kind: type[trio_nova.Event]
+@pytest.mark.parametrize(
+    ("step", "state"),
+    [
+        (polite, State.CONNECTING),
+        (polite, State.READY),
+        (fickle, State.DISCONNECTED),
+        (fickle, State.RECONNECTING),
+        (Refuse(), State.FAILED),
+    ],
+    ids=lambda value: value.value if isinstance(value, State) else "",
+)
+async def test_an_interrupt_amid_a_change_of_state_leaves_bare(
+    autojump_clock: trio.testing.MockClock, step: Step, state: State
 ) -> None:
     left = None
     async with ScriptedServer(step) as server:
         with trio.fail_after(10.0):
             try:
                 async with open_connection(
-                    URL, stream_factory=server.stream_factory, logging_handler=lambda: InterruptedAt(kind)
+                    URL, stream_factory=server.stream_factory, logging_handler=lambda: InterruptedAt(state=state)
                 ):
-                    await trio.lowlevel.checkpoint()
+                    await trio.sleep_forever()
             except BaseException as exc:
                 left = exc
         assert our_tasks() == []

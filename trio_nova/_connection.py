@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, NoReturn
@@ -10,10 +10,12 @@ from typing import Any, NoReturn
 import attrs
 import trio
 
+from trio_nova._auth import Authenticator
 from trio_nova._events import Listener, ListenerOverflow
 from trio_nova._inbound import Inbound
 from trio_nova._mailbox import Receiver
 from trio_nova._outbound import Outbound, check_payload
+from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._supervisor import Supervisor
 from trio_nova.codecs import encode_json
@@ -82,12 +84,14 @@ class Connection:
     the time-out.
     """
 
-    def __init__(self, session: Session, inbound: Inbound, outbound: Outbound, supervisor: Supervisor) -> None:
-        self._session = session
-        self._inbound = inbound
-        self._outbound = outbound
-        self._supervisor = supervisor
-        self._receiver = inbound.receiver
+    def __init__(self, block: ConnectionBlock) -> None:
+        self._session = block.session
+        self._inbound = block.inbound
+        self._outbound = block.outbound
+        self._requests = block.requests
+        self._authenticator = block.authenticator
+        self._supervisor = block.supervisor
+        self._receiver = block.inbound.receiver
 
     def __repr__(self) -> str:
         session = self._session
@@ -207,6 +211,49 @@ class Connection:
         """Send a message as JSON in a text frame, whatever the codec; otherwise like `send`."""
         outbound = self._outbound
         await outbound.send(encode_json(message), outbound.kind_of(message))
+
+    async def request(
+        self,
+        message: Any,
+        *,
+        matches: Callable[[Any], bool] | None = None,
+        idempotent: bool = False,
+        priority: int = 0,
+    ) -> Any:
+        """Send a question and return its answer. Any task may ask, any number at once.
+
+        `Config.correlation` says how an answer is told: by its id, which the session allots where the
+        question has none; or, for services without ids, by the order. Cancelling stops waiting; an
+        answer that comes later is not given to anybody else.
+
+        Args:
+            message: the question, for the codec.
+            matches: tells the answer by its content, where neither id nor order does.
+            idempotent: ask again on the next link where this one is lost first. Nothing else is ever repeated.
+            priority: as for `send`.
+
+        Raises:
+            RequestFailed: the answer says no; `reply` is what it says.
+            NotSent, Expired: as for `send`; also where the link was lost before the question was written,
+                or where a question of the same id is under way.
+            OutcomeUnknown: the link was lost before the answer came.
+            SessionOver: the session has ended.
+        """
+        return await self._requests.request(message, matches=matches, idempotent=idempotent, priority=priority)
+
+    async def authenticate(self, credentials: Any = None) -> None:
+        """Authenticate the living link again, now; with other credentials from now on, where some are given.
+
+        Raises:
+            AuthFailed: the service refuses. The session goes on with the link as it is.
+            SessionOver: the session has ended.
+        """
+        session = self._session
+        session.check_open()
+        if credentials is not None:
+            session.reconfigure(configure(session.config, {"credentials": credentials}), ("credentials",))
+        await session.wait_state(State.READY)
+        await self._authenticator.sign_in(refresh=True)
 
     async def ping(self) -> float:
         """Send a ping and return the seconds until its pong. Cancelling stops waiting for it.
@@ -423,10 +470,12 @@ class ConnectionBlock:
     """
 
     def __init__(self, session: Session) -> None:
-        self._session = session
-        self._outbound = Outbound(session)
-        self._inbound = Inbound(session, self._outbound)
-        self._supervisor = Supervisor(session, self._inbound, self._outbound)
+        self.session = session
+        self.outbound = Outbound(session)
+        self.requests = Requests(session, self.outbound)
+        self.authenticator = Authenticator(session, self.outbound, self.requests)
+        self.inbound = Inbound(session, self.outbound, self.requests)
+        self.supervisor = Supervisor(session, self.inbound, self.outbound, self.requests, self.authenticator)
         self._manager = trio.open_nursery()
         self._nursery: trio.Nursery | None = None
         self._tasks = trio.CancelScope(shield=True)
@@ -434,7 +483,7 @@ class ConnectionBlock:
     # Left in the middle by a KeyboardInterrupt, either of these would leave Trio's scopes misnested.
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Connection:
-        session = self._session
+        session = self.session
         if self._nursery is not None:
             raise ConfigError("target", "a connection block can be entered once; call open_connection again")
         self._nursery = await self._manager.__aenter__()
@@ -451,7 +500,7 @@ class ConnectionBlock:
             await self._leave(self._nursery)
             raise session.session_over()
         session.block.__enter__()
-        return Connection(session, self._inbound, self._outbound, self._supervisor)
+        return Connection(self)
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(
@@ -463,12 +512,12 @@ class ConnectionBlock:
         assert self._nursery is not None
         rest = raised
         try:
-            if self._session.block.__exit__(kind, raised, trace):
+            if self.session.block.__exit__(kind, raised, trace):
                 rest = None
         except BaseException as left:  # a group, without the cancellation that was ours
             rest = left
         await self._leave(self._nursery)
-        failure = self._session.failure
+        failure = self.session.failure
         if failure is not None and _is_mere_consequence(rest):
             _raise_with_own_context(failure)
         if failure is not None and rest is not None and failure is not rest:
@@ -479,9 +528,9 @@ class ConnectionBlock:
     async def _leave(self, nursery: trio.Nursery) -> None:
         """End the session and wait until nothing of it is left. A KeyboardInterrupt cuts it short, and goes on up."""
         nursery.cancel_scope.shield = True
-        self._session.close()
+        self.session.close()
         try:
-            await self._session.over.wait()
+            await self.session.over.wait()
         except BaseException:  # KeyboardInterrupt: nothing else passes the shield
             self._tasks.cancel(reason="interrupted while closing")
             raise
@@ -491,13 +540,13 @@ class ConnectionBlock:
     @trio.lowlevel.enable_ki_protection
     async def _serve(self) -> None:
         """Run the tasks of the session until the supervisor says that it is over."""
-        session = self._session
+        session = self.session
         try:
             with self._tasks:
                 try:
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._inbound.dispatch, name="nova:dispatcher")
-                        nursery.start_soon(self._outbound.expire, name="nova:expiry")
+                        nursery.start_soon(self.inbound.dispatch, name="nova:dispatcher")
+                        nursery.start_soon(self.outbound.expire, name="nova:expiry")
                         nursery.start_soon(self._supervise, nursery.cancel_scope, name="nova:supervisor")
                 except BaseException as exc:
                     cancelled, defect = _split_cancelled(exc)
@@ -508,11 +557,12 @@ class ConnectionBlock:
         finally:
             if not session.is_over:
                 session.close()
-            self._supervisor.finish()
+            self.supervisor.finish()
             session.over.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def _supervise(self, scope: trio.CancelScope) -> None:
-        await self._supervisor.supervise()
+        await self.supervisor.supervise()
         scope.cancel(reason="the session is over")
 
 

@@ -9,6 +9,7 @@ import attrs
 
 from trio_nova._mailbox import Mailbox, Receiver
 from trio_nova._outbound import Outbound
+from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.core.bounded import BoundedQueue
@@ -46,6 +47,7 @@ class Inbound:
 
     _session: Session
     _outbound: Outbound
+    _requests: Requests
     inbox: Mailbox[Any] = attrs.field(init=False)
     receiver: Receiver[Any] = attrs.field(init=False)
     """The receive side, as the connection holds it."""
@@ -117,6 +119,8 @@ class Inbound:
                 continue
             if wants_events:
                 session.emit(MessageEvent, direction="received", kind=frame_kind(frame), size=length, message=message)
+            if self._requests.expecting and self._requests.take(message, in_order=True):
+                continue
             if self._hears_messages or self._hears_frames:
                 staged.append((_Staged(frame, message, session.epoch), length))
             else:

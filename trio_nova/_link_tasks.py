@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import attrs
 import trio
 
+from trio_nova._auth import Authenticator
 from trio_nova._inbound import Inbound
 from trio_nova._outbound import Outbound
 from trio_nova._session import Session
@@ -15,7 +16,7 @@ from trio_nova._signal import Signal
 from trio_nova.core.outbox import Idle, Lane, Outgoing, WaitUntil, Write
 from trio_nova.core.pulse import Dead, Probe, Pulse, Wait
 from trio_nova.core.session import SessionEvent
-from trio_nova.errors import LinkLost, NovaError
+from trio_nova.errors import LinkLost, NotSent, NovaError, OutcomeUnknown
 from trio_nova.handlers import ConnectionHandler, ConnectionInfo, RateLimitHandler
 from trio_nova.links import Link
 from trio_nova.messages import (
@@ -56,12 +57,15 @@ class LinkTasks:
     _session: Session
     _inbound: Inbound
     _outbound: Outbound
+    _authenticator: Authenticator
     _link: Link
     _info: ConnectionInfo
     pulse: Pulse = attrs.field(init=False)
     pulse_changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the heartbeat."""
     _lost: LinkLost | None = attrs.field(default=None, init=False)
+    setup_error: NovaError | None = attrs.field(default=None, init=False)
+    """Why this link could not be set up, or not be kept authenticated."""
     _ending: trio.Event = attrs.field(factory=trio.Event, init=False)
     _pongs: dict[bytes, _AwaitedPong] = attrs.field(factory=dict, init=False)
     _probe_sent_at: float = attrs.field(default=math.inf, init=False)
@@ -75,18 +79,22 @@ class LinkTasks:
         session, number = self._session, self._session.epoch
         session.on_leave = self._ending.set
         async with trio.open_nursery() as nursery:
-            self._set_up()
+            more = self._begin_setup()
             nursery.start_soon(self._read, name=f"nova:reader#{number}")
             nursery.start_soon(self._write_paced, name=f"nova:writer#{number}")
             nursery.start_soon(self._watch, name=f"nova:heartbeat#{number}")
             limiter = session.handlers.rate_limit
             if type(limiter).handle_tick is not RateLimitHandler.handle_tick:
                 nursery.start_soon(self._tick, limiter, name=f"nova:limiter#{number}")
+            if more:
+                nursery.start_soon(self._set_up, nursery, name=f"nova:setup#{number}")
             await self._ending.wait()
             if session.goodbye is None or session.goodbye.then is not None:
                 session.apply(SessionEvent.LOSE)
             if self._lost is None and session.goodbye is not None:
                 await self._say_goodbye(session.goodbye.code, session.goodbye.reason)
+            elif self._lost is None and self.setup_error is not None:
+                await self._say_goodbye(1000, "")
             self._link.abort()
             nursery.cancel_scope.cancel(reason="the link has ended")
         lost = self._lost or LinkLost(1006, "", number)
@@ -117,12 +125,45 @@ class LinkTasks:
 
     # ----------------------------------------------------------------- setup
 
-    def _set_up(self) -> None:
+    def _begin_setup(self) -> bool:
+        """Greet the link; return whether there is more to do before it is ready."""
         session = self._session
         action = session.ask(session.handlers.connection.handle_connect, self._info)
         session.perform(action, session.epoch, Lane.SETUP)
-        if session.goodbye is None:
+        if session.goodbye is not None:
+            return False
+        if self._authenticator.needed:
+            return True
+        session.apply(SessionEvent.COMPLETE)
+        return False
+
+    async def _set_up(self, nursery: trio.Nursery) -> None:
+        """Do what must be done before the application's messages flow, in order; a step that fails ends the link."""
+        session = self._session
+        if self._ending.is_set():
+            return
+        try:
+            if self._authenticator.needed:
+                session.apply(SessionEvent.AUTHENTICATE)
+                await self._authenticator.sign_in()
+                nursery.start_soon(self._keep_authenticated, name=f"nova:auth#{session.epoch}")
+        except NovaError as error:
+            self._give_up(error)
+            return
+        if not self._ending.is_set():
             session.apply(SessionEvent.COMPLETE)
+            self._outbound.changed.set()
+
+    async def _keep_authenticated(self) -> None:
+        self._give_up(await self._authenticator.keep_fresh())
+
+    def _give_up(self, error: NovaError) -> None:
+        """End this link, which is up but of no use; where it was lost, the reader says so."""
+        if isinstance(error, NotSent | OutcomeUnknown | LinkLost) and isinstance(error.__cause__, LinkLost):
+            return
+        if self.setup_error is None:
+            self.setup_error = error
+            self._ending.set()
 
     # ----------------------------------------------------------------- reader
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn
 
@@ -49,6 +49,10 @@ def check_payload(payload: str | bytes) -> str | bytes:
         except UnicodeEncodeError as exc:
             raise BadMessage("a text with half a surrogate pair cannot be sent") from exc
     return payload
+
+
+WhenSettled = Callable[[Outgoing, NovaError | None], None]
+"""Told once what became of a frame: None for written, else why it was not, or is not known to be."""
 
 
 @attrs.define(eq=False)
@@ -111,25 +115,37 @@ class Outbound:
             SessionOver: the session has ended.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        outgoing = self._outgoing(frame, lane, kind, priority)
         task = trio.lowlevel.current_task()
 
         def settled(outgoing: Outgoing, error: NovaError | None) -> None:
             trio.lowlevel.reschedule(task, outcome.Value(None) if error is None else outcome.Error(error))
 
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
-            outgoing.when_settled = None
-            self.outbox.withdraw(outgoing)
-            self._settled.unpark_all()
+            self.withdraw(outgoing)
             return trio.lowlevel.Abort.SUCCEEDED
 
         try:
-            self._put(outgoing)
+            outgoing = self.post(frame, settled, kind, priority, lane)
         except NovaError:
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise
-        outgoing.when_settled = settled
         await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def post(
+        self, frame: Frame, when_settled: WhenSettled, kind: str = "", priority: int = 0, lane: Lane = Lane.APPLICATION
+    ) -> Outgoing:
+        """Accept `frame`, and tell `when_settled` once what became of it; raises like `send` where it is refused."""
+        outgoing = self._outgoing(frame, lane, kind, priority)
+        self._put(outgoing)
+        outgoing.when_settled = when_settled
+        return outgoing
+
+    def withdraw(self, outgoing: Outgoing) -> bool:
+        """Take a frame back, and tell nobody of it any more; False where it has left, or is leaving."""
+        outgoing.when_settled = None
+        withdrawn = self.outbox.withdraw(outgoing)
+        self._settled.unpark_all()
+        return withdrawn
 
     def reply(self, messages: Sequence[Any], lane: Lane) -> None:
         """Send what a hook answered. Nobody waits for it: one that is not written is reported as an error."""

@@ -257,7 +257,8 @@ class Session:
     def give_up(self, error: BaseException) -> None:
         """End the session with `error` where there is no link to say goodbye on."""
         self.failure = error
-        self.apply(SessionEvent.GIVE_UP)
+        if not self.is_over:
+            self.apply(SessionEvent.GIVE_UP)
         self.block.cancel(reason="the session has failed")
 
     def redial(self, delay: float, reason: str = "") -> None:

@@ -10,14 +10,16 @@ from functools import partial
 import attrs
 import trio
 
+from trio_nova._auth import Authenticator
 from trio_nova._inbound import Inbound
 from trio_nova._link_tasks import LinkTasks
 from trio_nova._outbound import Outbound
+from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova.config import check_headers
 from trio_nova.core.recovery import advise
 from trio_nova.core.session import SessionEvent, State
-from trio_nova.errors import ConfigError, ConnectFailed, ConnectTimeout, LinkLost, Phase
+from trio_nova.errors import AuthFailed, ConfigError, ConnectFailed, ConnectTimeout, LinkLost, NovaError, Phase
 from trio_nova.handlers import ConnectionInfo
 from trio_nova.links import Dial, Link, shared_governor
 from trio_nova.messages import (
@@ -39,6 +41,8 @@ from trio_nova.urls import Url
 
 __all__ = ["Supervisor"]
 
+_CONTEXTS: dict[type[Exception], str] = {LinkLost: "link", AuthFailed: "auth"}
+
 
 @attrs.define(eq=False)
 class Supervisor:
@@ -47,6 +51,8 @@ class Supervisor:
     _session: Session
     _inbound: Inbound
     _outbound: Outbound
+    _requests: Requests
+    _authenticator: Authenticator
     link: LinkTasks | None = attrs.field(default=None, init=False)
     """The tasks of the present link."""
     _phase: Phase = attrs.field(default="dns", init=False)
@@ -163,7 +169,7 @@ class Supervisor:
     def _enter_phase(self, phase: Phase) -> None:
         self._phase = phase
 
-    async def _hold(self, link: Link, info: ConnectionInfo, connect_time: float) -> LinkLost:
+    async def _hold(self, link: Link, info: ConnectionInfo, connect_time: float) -> NovaError:
         session = self._session
         opened = trio.current_time()
         session.epoch += 1
@@ -172,14 +178,15 @@ class Supervisor:
             session.apply(SessionEvent.UPGRADE)
         session.emit(LinkOpened, connect_time=connect_time, subprotocol=link.subprotocol)
         info = attrs.evolve(info, subprotocol=link.subprotocol, response_headers=tuple(link.response_headers))
-        self.link = LinkTasks(session, self._inbound, self._outbound, link, info)
+        tasks = self.link = LinkTasks(session, self._inbound, self._outbound, self._authenticator, link, info)
         try:
-            lost = await self.link.run()
+            lost = await tasks.run()
         finally:
             self.link = None
         session.close_info = CloseInfo.of(lost)
         session.last_error = lost
         self._outbound.link_lost(lost)
+        self._requests.link_lost(lost)
         session.emit(
             LinkClosed,
             code=lost.code,
@@ -188,7 +195,7 @@ class Supervisor:
             duration=trio.current_time() - opened,
             detail=lost.detail,
         )
-        return lost
+        return tasks.setup_error or lost
 
     # ----------------------------------------------------------------- between links
 
@@ -202,7 +209,7 @@ class Supervisor:
         spread = config.spread()
         may_retry = session.opened.is_set() or config.retry_first_connect
         advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry)
-        second = session.report(ended, "link" if isinstance(ended, LinkLost) else "connect")
+        second = session.report(ended, _CONTEXTS.get(type(ended), "connect"))
         if isinstance(second, Reply | ReplyMany):
             session.perform(second, session.epoch)
         for action in (answer, second):

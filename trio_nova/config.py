@@ -24,6 +24,7 @@ from trio_nova.errors import ConfigError
 from trio_nova.handlers import (
     AuthHandler,
     ConnectionHandler,
+    Correlation,
     ErrorHandler,
     Heartbeat,
     LoggingHandler,
@@ -238,6 +239,8 @@ class Config:
     """An async function `(host, port)` that returns the byte stream to speak over, any `trio.abc.Stream`."""
     transport: Transport = attrs.field(factory=TrioWebsocketTransport, validator=_has("open"))
     """What opens links."""
+    auth_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
+    """For the service's answer to an authentication, all its steps together."""
     max_message_size: int = attrs.field(default=16 * 1024 * 1024, validator=_count(least=1))
     """Bytes of one received message. A larger one ends the link with code 1009."""
     connect_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
@@ -278,6 +281,10 @@ class Config:
     """What a full inbox does: "block" stops reading, so that the peer feels it; "drop_oldest"; "drop_newest"."""
     codec: Codec = attrs.field(factory=RawCodec, validator=_has("encode", "decode"))
     """Between messages and payloads."""
+    correlation: Correlation = attrs.field(
+        factory=Correlation, validator=_has("request_id", "tag", "reply_id", "failure")
+    )
+    """How answers are matched to questions."""
     credentials: Any = attrs.field(default=None, repr=False)
     """Handed to the auth handler on every link."""
 
@@ -327,6 +334,7 @@ RECONFIGURABLE = frozenset(
         "ssl_context",
         "proxy",
         "connect_timeout",
+        "auth_timeout",
         "close_timeout",
         "ping_interval",
         "pong_timeout",

@@ -323,6 +323,53 @@ class RateRejected(ConnectionEvent):
 
 
 @attrs.frozen(kw_only=True)
+class RequestSent(ConnectionEvent):
+    pass
+
+
+@attrs.frozen(kw_only=True)
+class RequestResolved(ConnectionEvent):
+    round_trip: float
+    """Seconds from the call to the answer."""
+
+
+@attrs.frozen(kw_only=True)
+class RequestUnresolved(ConnectionEvent):
+    """A request ended without a good answer."""
+
+    error: Exception
+
+
+@attrs.frozen(kw_only=True)
+class AnswerUnmatched(ConnectionEvent):
+    """An answer came to no request under way. `late`: to one that had been given up; it goes no further.
+
+    Any other goes on as an ordinary message.
+    """
+
+    late: bool
+
+
+@attrs.frozen(kw_only=True)
+class AuthStarted(ConnectionEvent):
+    refresh: bool
+    """Whether a living link is authenticated again."""
+
+
+@attrs.frozen(kw_only=True)
+class Authenticated(ConnectionEvent):
+    refresh: bool
+    duration: float
+    expires_in: float | None
+
+
+@attrs.frozen(kw_only=True)
+class AuthUnsuccessful(ConnectionEvent):
+    refresh: bool
+    error: Exception
+
+
+@attrs.frozen(kw_only=True)
 class MessageEvent(Event):
     """About one message: logged by `log_message_event`. Only made where somebody listens."""
 

@@ -4,9 +4,14 @@ A `def` hook decides and cannot block. It answers with an action (see `trio_nova
 None: go on. Handlers own their state; one instance may serve several sessions where that makes sense.
 """
 
+from trio_nova.handlers.auth import AuthExchange as AuthExchange
 from trio_nova.handlers.auth import AuthHandler as AuthHandler
+from trio_nova.handlers.auth import AuthOk as AuthOk
+from trio_nova.handlers.auth import AuthRefused as AuthRefused
 from trio_nova.handlers.connection import ConnectionHandler as ConnectionHandler
 from trio_nova.handlers.connection import ConnectionInfo as ConnectionInfo
+from trio_nova.handlers.correlation import Correlation as Correlation
+from trio_nova.handlers.correlation import InOrder as InOrder
 from trio_nova.handlers.error import AlwaysReconnect as AlwaysReconnect
 from trio_nova.handlers.error import ErrorHandler as ErrorHandler
 from trio_nova.handlers.error import FailFast as FailFast

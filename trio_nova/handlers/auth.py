@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import attrs
 
 
-
 def reveal(value: Any) -> Any:
     """Return the value of a secret, or the value itself."""
     return value.reveal() if hasattr(value, "reveal") else value
@@ -96,7 +95,9 @@ class AuthHandler:
         if isinstance(given, str):
             given = {"token": given}
         if not isinstance(given, Mapping):
-            raise TypeError("the default AuthHandler takes a token, or a mapping with a token, or an api_key and a secret")
+            raise TypeError(
+                "the default AuthHandler takes a token, or a mapping with a token, or an api_key and a secret"
+            )
         timestamp = int(self.wall_clock() * 1000)
         if "token" in given:
             return {"type": "auth", "timestamp": timestamp, "token": reveal(given["token"])}

@@ -212,6 +212,7 @@ class _Link(ABC):
 
     # What the block needs.
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Serve the link until it is lost or aborted; what fails below ends it, and nothing else."""
         try:

@@ -1,0 +1,319 @@
+"""Questions and answers: every question settles, with the right answer or with what is known."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_nova import (
+    AnswerUnmatched,
+    BadMessage,
+    Connection,
+    JsonCodec,
+    ListBackoff,
+    MessageHandler,
+    NotSent,
+    OutcomeUnknown,
+    Reply,
+    RequestFailed,
+    RequestResolved,
+    RequestSent,
+    RequestUnresolved,
+    State,
+    open_connection,
+)
+from trio_nova.testing import HangDial, Peer, ScriptedServer, echo
+
+URL = "ws://server.test/"
+AT_ONCE = ListBackoff([0.0])
+
+
+def connect(server: ScriptedServer, **options: Any) -> Any:
+    return open_connection(
+        URL, **{"stream_factory": server.stream_factory, "codec": JsonCodec(), "backoff": AT_ONCE, **options}
+    )
+
+
+async def answer(peer: Peer) -> None:
+    """Answer every question with its double."""
+    await peer.accept()
+    while isinstance(frame := await peer.receive(), str):
+        question = json.loads(frame)
+        await peer.send_json({"id": question["id"], "result": question["n"] * 2})
+
+
+async def test_each_answer_goes_to_its_question_from_any_task(autojump_clock: trio.abc.Clock) -> None:
+    async def shuffle(peer: Peer) -> None:
+        await peer.accept()
+        questions = [await peer.receive_json() for _ in range(50)]
+        random.Random(7).shuffle(questions)
+        for question in questions:
+            await peer.send_json({"method": "notification", "id": question["id"]})
+            await peer.send_json({"id": question["id"], "result": question["n"] * 2})
+        await peer.serve_until_closed()
+
+    answers: dict[int, int] = {}
+    async with ScriptedServer(shuffle) as server, connect(server) as conn:
+
+        async def ask(n: int) -> None:
+            answers[n] = (await conn.request({"n": n}))["result"]
+
+        async with trio.open_nursery() as nursery:
+            for n in range(50):
+                nursery.start_soon(ask, n)
+        # What was no answer went the way of ordinary messages.
+        assert len(await conn.receive_batch()) == 50
+    assert answers == {n: 2 * n for n in range(50)}
+
+
+async def test_without_ids_answers_come_in_order(autojump_clock: trio.abc.Clock) -> None:
+    async with (
+        ScriptedServer(echo) as server,
+        open_connection(URL, stream_factory=server.stream_factory) as conn,
+    ):
+        assert await conn.request("Hello") == "Hello"
+        got: list[str] = []
+
+        async def ask(text: str) -> None:
+            got.append(await conn.request(text))
+            assert got[-1] == text
+
+        async with trio.open_nursery() as nursery:
+            for n in range(10):
+                nursery.start_soon(ask, f"question {n}")
+        assert len(got) == 10
+
+
+async def test_a_cancelled_question_without_an_id_keeps_its_place(autojump_clock: trio.abc.Clock) -> None:
+    async def late(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await peer.receive()
+        await peer.send("first", "second")
+        await peer.serve_until_closed()
+
+    async with (
+        ScriptedServer(late) as server,
+        open_connection(URL, stream_factory=server.stream_factory) as conn,
+        conn.listen() as events,
+    ):
+        with trio.move_on_after(1):
+            await conn.request("one")
+        assert await conn.request("two") == "second"
+        unmatched = [event for event in await events.receive_batch() if isinstance(event, AnswerUnmatched)]
+        assert [event.late for event in unmatched] == [True]
+
+
+async def test_a_matcher_tells_the_answer_and_takes_nothing_else(autojump_clock: trio.abc.Clock) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await peer.send_json({"type": "tick", "n": 1})
+        await peer.send_json({"type": "status", "up": True})
+        await peer.send_json({"type": "tick", "n": 2})
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(talk) as server, connect(server) as conn:
+        reply = await conn.request({"type": "status"}, matches=lambda message: message["type"] == "status")
+        assert reply == {"type": "status", "up": True}
+        await wait_all_tasks_blocked()
+        assert await conn.receive_batch() == [{"type": "tick", "n": 1}, {"type": "tick", "n": 2}]
+
+
+async def test_an_answer_that_says_no_is_an_error_that_holds_it(autojump_clock: trio.abc.Clock) -> None:
+    async def refuse(peer: Peer) -> None:
+        await peer.accept()
+        question = await peer.receive_json()
+        await peer.send_json({"id": question["id"], "error": {"code": 7, "message": "not today"}})
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(refuse) as server, connect(server) as conn:
+        with pytest.raises(RequestFailed, match="not today") as caught:
+            await conn.request({"n": 1})
+        assert isinstance(caught.value.reply, dict)
+        assert caught.value.reply["error"]["code"] == 7
+
+
+async def test_a_live_id_is_refused_and_nothing_is_sent(autojump_clock: trio.abc.Clock) -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.accept()
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(silent) as server:
+        async with connect(server) as conn, trio.open_nursery() as nursery:
+            nursery.start_soon(conn.request, {"id": 1, "n": 1})
+            await wait_all_tasks_blocked()
+            with pytest.raises(NotSent):
+                await conn.request({"id": 1, "n": 2})
+            for other in ("1", 1.5, True):  # another type is another id
+                nursery.start_soon(conn.request, {"id": other})
+            nursery.start_soon(conn.request, {"n": "an id of the session's"})
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        sent = [frame for frame in server.dials[0].frames if isinstance(frame, str)]
+    assert sorted(sent) == sorted(
+        ['{"id":1,"n":1}', '{"id":"1"}', '{"id":1.5}', '{"id":true}', """{"n":"an id of the session's","id":2}"""]
+    )
+
+
+async def test_a_late_answer_settles_nobody_else(autojump_clock: trio.abc.Clock) -> None:
+    async def slow(peer: Peer) -> None:
+        await peer.accept()
+        first = await peer.receive_json()
+        second = await peer.receive_json()
+        assert first["id"] != second["id"]
+        await peer.send_json({"id": first["id"], "result": "late"})
+        await peer.send_json({"id": second["id"], "result": "in time"})
+        await peer.send_json({"id": second["id"], "result": "again"})
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(slow) as server, connect(server) as conn, conn.listen() as events:
+        with trio.move_on_after(1):
+            await conn.request({"n": 1})
+        assert (await conn.request({"n": 2}))["result"] == "in time"
+        assert (await conn.receive())["result"] == "again"
+        unmatched = [event.late for event in await events.receive_batch() if isinstance(event, AnswerUnmatched)]
+        assert unmatched == [True, False]
+
+
+async def test_questions_settle_at_once_when_their_link_is_lost(autojump_clock: trio.abc.Clock) -> None:
+    async def lose(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await trio.sleep(5)
+        await peer.reset()
+
+    outcomes: dict[str, type] = {}
+    settled_at: list[float] = []
+    async with ScriptedServer(lose, HangDial(), max_buffer=2000) as server:
+        started = trio.current_time()
+        async with connect(server, connect_timeout=1000) as conn, trio.open_nursery() as nursery:
+
+            async def ask(name: str, size: int) -> None:
+                try:
+                    await conn.request({"name": name, "pad": "x" * size})
+                except (NotSent, OutcomeUnknown) as exc:
+                    outcomes[name] = type(exc)
+                    settled_at.append(trio.current_time() - started)
+
+            nursery.start_soon(ask, "answered never", 10)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(ask, "being written", 10_000)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(ask, "queued", 10)
+    assert outcomes == {"answered never": OutcomeUnknown, "being written": OutcomeUnknown, "queued": NotSent}
+    assert settled_at == [5.0] * 3
+
+
+async def test_only_what_is_marked_idempotent_is_asked_again(autojump_clock: trio.abc.Clock) -> None:
+    async def lose(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await peer.receive()
+        await peer.drop()
+
+    async with ScriptedServer(lose, answer) as server, connect(server) as conn, trio.open_nursery() as nursery:
+
+        async def order() -> None:
+            with pytest.raises(OutcomeUnknown):
+                await conn.request({"n": 1})
+
+        async def query() -> None:
+            assert (await conn.request({"n": 21}, idempotent=True))["result"] == 42
+
+        nursery.start_soon(order)
+        nursery.start_soon(query)
+    assert [frame for frame in server.dials[1].frames if isinstance(frame, str)][0].startswith('{"n":21')
+    assert len([frame for frame in server.dials[1].frames if isinstance(frame, str)]) == 1
+
+
+async def test_a_handler_may_be_slow_and_a_request_of_its_task_is_answered(autojump_clock: trio.abc.Clock) -> None:
+    """A task that a message started asks a question while more messages come: nothing is in anybody's way."""
+
+    async def feed(peer: Peer) -> None:
+        await peer.accept()
+        for n in range(20):
+            await peer.send_json({"tick": n})
+            question = await peer.receive_json()
+            await peer.send_json({"id": question["id"], "result": question["about"]})
+        await peer.serve_until_closed()
+
+    class Answering(MessageHandler):
+        def handle_message(self, kind: str, message: Any) -> Reply | None:
+            return None
+
+    async with ScriptedServer(feed) as server, connect(server, message_handler=Answering) as conn:
+        for n in range(20):
+            tick = await conn.receive()
+            assert tick == {"tick": n}
+            assert (await conn.request({"about": n}))["result"] == n
+
+
+async def test_requests_are_told_as_events(autojump_clock: trio.abc.Clock) -> None:
+    async with ScriptedServer(answer) as server, connect(server) as conn, conn.listen() as events:
+        await conn.request({"n": 1})
+        await conn.aclose()
+        with pytest.raises(BadMessage):
+            await conn.request({"n": object()})
+        kinds = [type(event) for event in await events.receive_batch()]
+    assert [kind for kind in kinds if kind in (RequestSent, RequestResolved, RequestUnresolved)] == [
+        RequestSent,
+        RequestResolved,
+    ]
+
+
+async def test_a_thousand_questions_over_twenty_losses_each_settle_once(autojump_clock: trio.abc.Clock) -> None:
+    draw = random.Random(3)
+    answered: Counter[int] = Counter()
+
+    async def flaky(peer: Peer) -> None:
+        await peer.accept()
+        for _ in range(draw.randrange(20, 60)):
+            question = await peer.receive_json()
+            if draw.random() < 0.8:
+                await peer.send_json({"id": question["id"], "result": question["n"] * 2})
+                answered[question["n"]] += 1
+        await (peer.drop() if draw.random() < 0.5 else peer.reset())
+
+    outcomes: dict[int, str] = {}
+
+    async def ask(conn: Connection, n: int) -> None:
+        await trio.sleep(draw.random() * 100)
+        try:
+            reply = await conn.request({"n": n})
+        except (NotSent, OutcomeUnknown) as exc:
+            result = type(exc).__name__
+        else:
+            assert reply["result"] == n * 2
+            result = "answered"
+        assert n not in outcomes
+        outcomes[n] = result
+
+    async with ScriptedServer(*[flaky] * 20, then=answer) as server:
+        async with connect(server, backoff=ListBackoff([1.0])) as conn:
+            async with trio.open_nursery() as nursery:
+                for n in range(1000):
+                    nursery.start_soon(ask, conn, n)
+            assert conn.epoch >= 20
+    assert len(outcomes) == 1000
+    counted = Counter(outcomes.values())
+    assert counted["answered"] > 500
+    assert counted["OutcomeUnknown"] > 20
+    assert max(answered.values()) == 1
+
+
+async def test_a_question_asked_while_down_waits_for_the_next_link(autojump_clock: trio.abc.Clock) -> None:
+    async def drop(peer: Peer) -> None:
+        await peer.accept()
+        await peer.drop()
+
+    async with ScriptedServer(drop, answer) as server, connect(server, backoff=ListBackoff([10.0])) as conn:
+        await conn.wait_state(State.RECONNECTING)
+        assert (await conn.request({"n": 4}))["result"] == 8
+        assert conn.epoch == 2

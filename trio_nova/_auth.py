@@ -1,0 +1,187 @@
+"""Authentication on a link: before anything of the application's, and again before the grant expires."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import trio
+
+from trio_nova._outbound import Outbound
+from trio_nova._requests import Requests
+from trio_nova._session import Session
+from trio_nova._signal import Signal
+from trio_nova.core.outbox import Lane
+from trio_nova.errors import (
+    AuthFailed,
+    ConnectFailed,
+    LinkLost,
+    NotSent,
+    NovaError,
+    OutcomeUnknown,
+    RequestFailed,
+    RetryAdvice,
+    printable,
+)
+from trio_nova.handlers import AuthHandler, AuthOk, AuthRefused
+from trio_nova.messages import Authenticated, AuthStarted, AuthUnsuccessful
+
+__all__ = ["Authenticator"]
+
+SHORTEST_GRANT = 10.0
+"""Seconds. A service that grants less, or nonsense, is taken to grant this: it must not make us ask without end."""
+REFRESH_TRIES = 3
+"""How often a refresh may fail before the link is given up."""
+
+
+@attrs.define(eq=False)
+class _Exchange:
+    """What an AuthHandler talks through, see `AuthExchange`."""
+
+    _requests: Requests
+    _outbound: Outbound
+
+    async def ask(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None]) -> AuthOk:
+        reply = await self._requests.request(message, matches=lambda m: judge(m) is not None, lane=Lane.SETUP)
+        match judge(reply):
+            case AuthOk() as ok:
+                return ok
+            case AuthRefused(reason):
+                raise AuthFailed(f"the service refuses the credentials: {printable(reason)}")
+            case _:
+                raise AuthFailed("the service's answer was not understood")
+
+    async def request(self, message: Any) -> Any:
+        return await self._requests.request(message, lane=Lane.SETUP)
+
+    async def send(self, message: Any) -> None:
+        await self._outbound.send(self._outbound.encode(message), lane=Lane.SETUP)
+
+
+@attrs.define(eq=False)
+class Authenticator:
+    """Proves who we are, on every link, and keeps the proof fresh."""
+
+    _session: Session
+    _outbound: Outbound
+    _requests: Requests
+    _refusals: int = attrs.field(default=0, init=False)
+    """How often in a row the service has refused."""
+    _expires_at: float = attrs.field(default=math.inf, init=False)
+    _granted_at: float = attrs.field(default=0.0, init=False)
+    _renewed: Signal = attrs.field(factory=Signal, init=False)
+    _turn: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    """One authentication at a time: two at once could end with the older credentials."""
+
+    @property
+    def needed(self) -> bool:
+        """Whether a link must be authenticated before it is ready."""
+        handler = type(self._session.handlers.auth)
+        return (
+            self._session.config.credentials is not None
+            or handler.authenticate is not AuthHandler.authenticate
+            or handler.encode_auth_request is not AuthHandler.encode_auth_request
+        )
+
+    async def sign_in(self, *, refresh: bool = False) -> None:
+        """Authenticate the present link.
+
+        Raises:
+            AuthFailed: the service refuses, or does not answer in time.
+            ConnectFailed: the provider of credentials failed.
+        """
+        session = self._session
+        async with self._turn:
+            session.emit(AuthStarted, refresh=refresh)
+            started = trio.current_time()
+            try:
+                with trio.move_on_after(session.config.auth_timeout) as scope:
+                    ok = await self._authenticate()
+                if scope.cancelled_caught:
+                    raise AuthFailed(
+                        f"no answer to the authentication within {session.config.auth_timeout:g} s",
+                        retry=RetryAdvice.BACKOFF,
+                    )
+            except NovaError as error:
+                session.emit(AuthUnsuccessful, refresh=refresh, error=error)
+                raise
+            self._refusals = 0
+            self._granted_at = trio.current_time()
+            self._expires_at = math.inf if ok.expires_in is None else self._granted_at + _lifetime(ok.expires_in)
+            duration = self._granted_at - started
+            session.emit(Authenticated, refresh=refresh, duration=duration, expires_in=ok.expires_in)
+            self._renewed.set()
+
+    async def _authenticate(self) -> AuthOk:
+        session = self._session
+        source = session.config.credentials
+        credentials = await self._credentials(source)
+        try:
+            ok = await session.handlers.auth.authenticate(_Exchange(self._requests, self._outbound), credentials)
+            if not isinstance(ok, AuthOk):
+                raise TypeError(f"authenticate() returned {type(ok).__name__}, not AuthOk")
+        except (NotSent, OutcomeUnknown, LinkLost):
+            raise
+        except (AuthFailed, RequestFailed) as error:
+            self._refusals += 1
+            # A provider may have handed out what has expired since: once more, with what it says next.
+            again = callable(source) and self._refusals < 2
+            retry = RetryAdvice.BACKOFF if again or error.retry is RetryAdvice.BACKOFF else RetryAdvice.NEVER
+            raise AuthFailed(str(error), retry=retry) from error
+        except NovaError:
+            raise
+        except Exception as exc:
+            raise AuthFailed(f"the auth handler failed: {type(exc).__name__}") from exc
+        return ok
+
+    async def _credentials(self, source: Any) -> Any:
+        if not callable(source):
+            return source
+        try:
+            return await source()
+        except Exception as exc:
+            raise ConnectFailed("the provider of credentials failed", phase="auth") from exc
+
+    async def keep_fresh(self) -> AuthFailed | NovaError:
+        """Authenticate the living link again before each grant expires; return the error when that fails for good."""
+        session = self._session
+        failures = 0
+        while True:
+            now = trio.current_time()
+            if now < self._refresh_at():
+                await self._renewed.wait(self._refresh_at())
+                continue
+            remaining = self._expires_at - now
+            if remaining > 0 and not self._wants_refresh(remaining):
+                await self._renewed.wait(now + max(1.0, remaining / 10))
+                continue
+            try:
+                await self.sign_in(refresh=True)
+                failures = 0
+            except (NotSent, OutcomeUnknown, LinkLost) as error:
+                return error
+            except (AuthFailed, ConnectFailed) as error:
+                failures += 1
+                if failures >= REFRESH_TRIES or error.retry is RetryAdvice.NEVER:
+                    return error
+                session.note(error, "auth")
+                await trio.sleep(session.config.backoff.delay(failures, session.config.spread()) or 1.0)
+
+    def _refresh_at(self) -> float:
+        if self._expires_at == math.inf:
+            return math.inf
+        half = self._granted_at + (self._expires_at - self._granted_at) / 2
+        return max(half, self._expires_at - self._session.handlers.auth.refresh_before)
+
+    def _wants_refresh(self, remaining: float) -> bool:
+        try:
+            return self._session.handlers.auth.needs_reauthentication(remaining)
+        except Exception as exc:
+            self._session.handler_failed(exc)
+            return True
+
+
+def _lifetime(seconds: float) -> float:
+    return seconds if seconds >= SHORTEST_GRANT else SHORTEST_GRANT  # a NaN too

@@ -1,0 +1,173 @@
+"""Questions and their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import attrs
+import outcome
+import trio
+
+from trio_nova._outbound import Outbound
+from trio_nova._session import Session
+from trio_nova.codecs import RawCodec
+from trio_nova.core.ledger import Late, Ledger, Pending, identity
+from trio_nova.core.outbox import Lane, Outgoing
+from trio_nova.errors import LinkLost, NotSent, NovaError, OutcomeUnknown, RequestFailed, printable
+from trio_nova.messages import AnswerUnmatched, RequestResolved, RequestSent, RequestUnresolved
+
+__all__ = ["Requests"]
+
+
+@attrs.define(eq=False)
+class _Waiter:
+    """The task that waits for an answer; told once."""
+
+    task: trio.lowlevel.Task
+    outgoing: Outgoing | None = None
+    epoch: int = 0
+    """The link that the question was written on; 0 while it is not."""
+
+
+@attrs.define(eq=False)
+class Requests:
+    """Every question settles: with its answer, or with what is known of it when no answer can come."""
+
+    _session: Session
+    _outbound: Outbound
+    _ledger: Ledger = attrs.field(factory=Ledger, init=False)
+    _pending: dict[Pending, _Waiter] = attrs.field(factory=dict, init=False)
+    _by_id: bool = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        # A raw codec returns text: no id can be read from it, so its answers come in order.
+        self._by_id = not isinstance(self._session.config.codec, RawCodec)
+
+    @property
+    def under_way(self) -> int:
+        """How many questions wait for their answer."""
+        return len(self._pending)
+
+    async def request(
+        self,
+        message: Any,
+        *,
+        matches: Callable[[Any], bool] | None = None,
+        idempotent: bool = False,
+        priority: int = 0,
+        lane: Lane = Lane.APPLICATION,
+    ) -> Any:
+        """Send a question and return its answer; see `Connection.request`."""
+        while True:
+            epoch = self._session.epoch
+            try:
+                return await self._ask(message, matches, priority, lane)
+            except (NotSent, OutcomeUnknown) as error:
+                lost = isinstance(error.__cause__, LinkLost) and error.__cause__.epoch >= epoch
+                if not (idempotent and lost) or self._session.is_closing:
+                    raise
+
+    async def _ask(self, message: Any, matches: Callable[[Any], bool] | None, priority: int, lane: Lane) -> Any:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        session, started = self._session, trio.current_time()
+        message, id = (message, None) if matches is not None else self._identify(message)
+        frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
+        pending = Pending(id=None if id is None else identity(id), matches=matches)
+        self._ledger.open(pending)  # NotSent, where the id is taken
+        waiter = self._pending[pending] = _Waiter(trio.lowlevel.current_task())
+
+        def settled(outgoing: Outgoing, error: NovaError | None) -> None:
+            if error is not None:
+                self._settle(pending, outcome.Error(error))
+            else:
+                waiter.epoch = session.epoch
+                session.emit(RequestSent)
+
+        def abort(raise_cancel: object) -> trio.lowlevel.Abort:
+            sent = waiter.outgoing is None or not self._outbound.withdraw(waiter.outgoing)
+            del self._pending[pending]
+            self._ledger.give_up(pending, sent=sent)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        try:
+            waiter.outgoing = self._outbound.post(frame, settled, kind, priority, lane)
+        except NovaError:
+            del self._pending[pending]
+            self._ledger.give_up(pending, sent=False)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            raise
+        try:
+            reply = await trio.lowlevel.wait_task_rescheduled(abort)
+            reason = session.config.correlation.failure(reply)
+            if reason is not None:
+                raise RequestFailed(f"the service refused the request: {printable(reason)}", reply=reply)
+        except NovaError as error:
+            session.emit(RequestUnresolved, error=error)
+            raise
+        session.emit(RequestResolved, round_trip=trio.current_time() - started)
+        return reply
+
+    def _identify(self, message: Any) -> tuple[Any, Hashable | None]:
+        correlation = self._session.config.correlation
+        if not self._by_id:
+            return message, None
+        own = correlation.request_id(message)
+        if own is not None:
+            return message, own
+        id = self._ledger.allot()
+        tagged = correlation.tag(message, id)
+        return (message, None) if tagged is None else (tagged, id)
+
+    def _settle(self, pending: Pending, result: outcome.Outcome[Any]) -> None:
+        waiter = self._pending.pop(pending, None)
+        if waiter is not None:
+            self._ledger.give_up(pending, sent=waiter.epoch != 0)
+            trio.lowlevel.reschedule(waiter.task, result)
+
+    # ----------------------------------------------------------------- the reader's side
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a message might be an answer; else `take` need not be asked."""
+        return bool(self._pending) or self._by_id
+
+    def take(self, message: Any, *, in_order: bool) -> bool:
+        """Settle the question that `message` answers; True where it goes no further.
+
+        `in_order` is False for a message that is known to be something else, if it has no id.
+        """
+        id = self._session.config.correlation.reply_id(message) if self._by_id else None
+        if id is None and not self._ledger.expects:
+            return False
+        match self._ledger.match(message, id, in_order=in_order):
+            case Pending() as pending:
+                waiter = self._pending.pop(pending, None)
+                if waiter is not None:
+                    trio.lowlevel.reschedule(waiter.task, outcome.Value(message))
+                return True
+            case Late():
+                self._session.emit(AnswerUnmatched, late=True)
+                return True
+            case None:
+                if id is not None:
+                    self._session.emit(AnswerUnmatched, late=False)
+                return False
+
+    # ----------------------------------------------------------------- ends
+
+    def link_lost(self, lost: LinkLost) -> None:
+        """Settle all questions that were accepted while this link was up: no answer to them can come.
+
+        What waited for it to leave again settles as NotSent; what was asked since is not affected.
+        """
+        for pending, waiter in list(self._pending.items()):
+            if waiter.epoch:
+                self._fail(pending, OutcomeUnknown("the link was lost before the answer"), lost)
+            elif waiter.outgoing is not None and self._outbound.withdraw(waiter.outgoing):
+                self._fail(pending, NotSent("the link was lost before it was written"), lost)
+        self._ledger.link_lost()
+
+    def _fail(self, pending: Pending, error: NovaError, cause: LinkLost) -> None:
+        error.__cause__ = cause
+        self._settle(pending, outcome.Error(error))
