@@ -218,10 +218,9 @@ async def listen(conn: Connection, log: Log) -> None:
 
 
 async def paused(conn: Connection, log: Log) -> None:
-    for _ in range(10):
-        async with conn.paused():
-            await trio.lowlevel.checkpoint()
-        await trio.lowlevel.checkpoint()
+    async with conn.paused():
+        await trio.sleep(0.01)
+    await trio.lowlevel.checkpoint()
 
 
 async def lose_link(conn: Connection, log: Log) -> None:
@@ -452,6 +451,35 @@ async def test_every_call_can_be_cancelled_at_every_moment(
     assert sum(points.values()) >= LINKS[kind].points
 
 
+@pytest.mark.parametrize("seed", range(5))
+async def test_a_pause_at_any_moment_loses_nothing(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+    _run._r.seed(seed)
+
+    async def count(peer: Peer) -> None:
+        await peer.accept()
+        for number in range(200):
+            await peer.send(str(number))
+        await peer.serve_until_closed()
+
+    async def stutter() -> None:
+        for _ in range(2_000):  # bounded: while it lasts, virtual time stands still
+            async with conn.paused():
+                await trio.lowlevel.checkpoint()
+            for _ in range(seed + 1):
+                await trio.lowlevel.checkpoint()
+
+    async with ScriptedServer(count) as server:
+        async with open_at(server) as conn, trio.open_nursery() as nursery:
+            nursery.start_soon(stutter)
+            with trio.fail_after(60.0):
+                received = [await conn.receive() for _ in range(200)]
+            nursery.cancel_scope.cancel(reason="all has come")
+    assert received == [str(number) for number in range(200)]
+
+
 # --------------------------------------------------------------------------- a blocked sender blinds nobody
 
 PING_INTERVAL = 5.0
@@ -489,21 +517,22 @@ async def test_a_dead_peer_is_noticed_in_time_whatever_the_senders_do(
         await conn.send_text("queued")
 
     async with ScriptedServer(deaf, Counter(0.0)) as server:
-        async with (
-            open_connection(
-                URL,
-                stream_factory=server.stream_factory,
-                ping_interval=PING_INTERVAL,
-                pong_timeout=PONG_TIMEOUT,
-                backoff=trio_nova.ListBackoff([0.0]),
-            ) as conn,
-            conn.listen() as events,
-            trio.open_nursery() as nursery,
-        ):
-            if sending_from is not None:
-                nursery.start_soon(send_two, sending_from)
-            silent = [event async for event in until_link_closed(events) if isinstance(event, PeerSilent)]
-            await conn.wait_ready()
+        with trio.fail_after(60.0):
+            async with (
+                open_connection(
+                    URL,
+                    stream_factory=server.stream_factory,
+                    ping_interval=PING_INTERVAL,
+                    pong_timeout=PONG_TIMEOUT,
+                    backoff=trio_nova.ListBackoff([0.0]),
+                ) as conn,
+                conn.listen() as events,
+                trio.open_nursery() as nursery,
+            ):
+                if sending_from is not None:
+                    nursery.start_soon(send_two, sending_from)
+                silent = [event async for event in until_link_closed(events) if isinstance(event, PeerSilent)]
+                await conn.wait_ready()
         await server.dials[1].wait_ended()
     assert [event.at for event in silent] == [noticed_at]
     assert [event.clock for event in silent] == [clock]

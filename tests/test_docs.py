@@ -42,6 +42,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SERVER = ("127.0.0.1", 8765)
 """Where the programs of the documentation find the tutorial's server."""
 
+PATIENCE = 3600.0
+"""Seconds, virtual ones, after which a program has failed: with heartbeats, virtual time never stands still."""
+
 _BLOCK = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -77,7 +80,7 @@ def read(page: str) -> str:
 
 
 def blocks_of(path: Path) -> list[Block]:
-    page, text = str(path.relative_to(ROOT)), path.read_text("utf-8")
+    page, text = path.relative_to(ROOT).as_posix(), path.read_text("utf-8")
     found = [Block(page, text.count("\n", 0, at.start()) + 1, at[1], at[2]) for at in _BLOCK.finditer(text)]
     following = zip(found, [*found[1:], None], strict=False)
     return [
@@ -146,13 +149,13 @@ def run_with(script: Script) -> Callable[..., object]:
     """Return what stands in for `trio.run`: it serves `script` at port 8765, in virtual time."""
     real_run = trio.run
 
-    async def on_stage(main: Callable[..., Awaitable[object]], *args: object) -> object:
+    async def on_stage(main: Callable[..., Awaitable[object]], *args: object) -> None:
         async with ScriptedServer(then=script) as server:
             trio.socket.set_custom_socket_factory(Network(server))
-            return await main(*args)
+            await within_patience(partial(main, *args))
 
-    def run(main: Callable[..., Awaitable[object]], *args: object) -> object:
-        return real_run(on_stage, main, *args, clock=MockClock(autojump_threshold=0))
+    def run(main: Callable[..., Awaitable[object]], *args: object) -> None:
+        real_run(on_stage, main, *args, clock=MockClock(autojump_threshold=0))
 
     return run
 
@@ -188,6 +191,11 @@ async def test_the_tutorials_server_serves(monkeypatch: pytest.MonkeyPatch) -> N
             nursery.cancel_scope.cancel()
 
 
+async def within_patience(test: Callable[[], Awaitable[object]]) -> None:
+    with trio.fail_after(PATIENCE):
+        await test()
+
+
 @pytest.mark.parametrize("block", TESTS, ids=str)
 def test_the_tests_on_a_page_pass(block: Block) -> None:
     definitions = block.run_definitions("documentation")
@@ -195,7 +203,9 @@ def test_the_tests_on_a_page_pass(block: Block) -> None:
     assert tests, "neither a program that ends in trio.run(main) nor a test"
     for test in tests:
         clock = MockClock(autojump_threshold=0)
-        trio.run(partial(test, **dict.fromkeys(inspect.signature(test).parameters, clock)), clock=clock)
+        trio.run(
+            within_patience, partial(test, **dict.fromkeys(inspect.signature(test).parameters, clock)), clock=clock
+        )
 
 
 def test_an_output_stands_behind_the_program_that_prints_it() -> None:
@@ -220,7 +230,7 @@ def links() -> Iterator[tuple[str, str]]:
     for path in PAGES:
         prose = _BLOCK.sub("", path.read_text("utf-8"))
         for target in re.findall(r"\]\(([^)\s]+)\)", prose):
-            yield str(path.relative_to(ROOT)), target
+            yield path.relative_to(ROOT).as_posix(), target
 
 
 def anchors(path: Path) -> set[str]:

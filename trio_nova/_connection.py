@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 import attrs
+import msgspec
 import trio
 
 from trio_nova._auth import Authenticator
@@ -17,6 +18,7 @@ from trio_nova._mailbox import Receiver
 from trio_nova._outbound import Outbound, check_payload
 from trio_nova._requests import Requests
 from trio_nova._session import Session
+from trio_nova._subscriptions import Feed, FeedOptions, Subscriptions
 from trio_nova._supervisor import Supervisor
 from trio_nova.codecs import encode_json
 from trio_nova.config import RECONFIGURABLE, Config, configure, target_url
@@ -29,6 +31,7 @@ from trio_nova.messages import (
     Pong,
     check_close,
 )
+from trio_nova.secrets import discreet
 
 __all__ = ["Connection", "ConnectionBlock", "Health", "Statistics", "open_connection", "run_connection"]
 
@@ -65,7 +68,10 @@ class Health:
     """How a session is: a snapshot."""
 
     status: str
-    """"ok" where application messages flow, "down" where they wait for a link, "over"."""
+    """"ok" or "degraded" where application messages flow, "down" where they wait for a link, "over".
+
+    Degraded: the service has rejected a subscription that is still wanted.
+    """
     state: State
     epoch: int
     latency: float | None
@@ -90,6 +96,7 @@ class Connection:
         self._outbound = block.outbound
         self._requests = block.requests
         self._authenticator = block.authenticator
+        self._subscriptions = block.subscriptions
         self._supervisor = block.supervisor
         self._receiver = block.inbound.receiver
 
@@ -161,7 +168,7 @@ class Connection:
         """Return how the session is."""
         session = self._session
         return Health(
-            status="ok" if session.ready else "over" if session.is_over else "down",
+            status=self._status(),
             state=session.state,
             epoch=session.epoch,
             latency=session.latency,
@@ -171,8 +178,16 @@ class Connection:
             details=session.status(),
         )
 
+    def _status(self) -> str:
+        if self._session.is_over:
+            return "over"
+        if not self._session.ready:
+            return "down"
+        return "degraded" if self._subscriptions.book.degraded else "ok"
+
     # ----------------------------------------------------------------- sending
 
+    @discreet
     async def send(self, message: Any, *, priority: int = 0) -> None:
         """Send a message, through the message handler's `encode_message` and the codec.
 
@@ -195,23 +210,27 @@ class Connection:
         kind = outbound.kind_of(message)
         await outbound.send(outbound.encode(message), kind, priority)
 
+    @discreet
     async def send_text(self, text: str) -> None:
         """Send a text frame with exactly this text; otherwise like `send`."""
         if not isinstance(text, str):
             raise BadMessage(f"send_text takes a str, not a {type(text).__name__}")
         await self._outbound.send(check_payload(text))
 
+    @discreet
     async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Send a binary frame with exactly these bytes; otherwise like `send`."""
         if not isinstance(data, bytes | bytearray | memoryview):
             raise BadMessage(f"send_bytes takes bytes, not a {type(data).__name__}")
         await self._outbound.send(bytes(data))
 
+    @discreet
     async def send_json(self, message: Any) -> None:
         """Send a message as JSON in a text frame, whatever the codec; otherwise like `send`."""
         outbound = self._outbound
         await outbound.send(encode_json(message), outbound.kind_of(message))
 
+    @discreet
     async def request(
         self,
         message: Any,
@@ -240,6 +259,60 @@ class Connection:
             SessionOver: the session has ended.
         """
         return await self._requests.request(message, matches=matches, idempotent=idempotent, priority=priority)
+
+    @discreet
+    @asynccontextmanager
+    async def subscribe(
+        self, channel: str, /, *, feed: FeedOptions | None = None, **params: Any
+    ) -> AsyncIterator[Feed]:
+        """Hear a channel while in the block: `async with conn.subscribe("trades.BTC") as feed`.
+
+        The block is entered once the service has confirmed the subscription, which waits for a link if
+        there is none. It is restored on every later link, in the order in which subscriptions were first
+        made, until the block is left. Two blocks of one channel are one subscription on the wire, each
+        with a feed of its own.
+
+        Args:
+            channel: what the service calls it.
+            feed: how the feed holds what is not yet taken; see `FeedOptions`.
+            params: what else the service is to be told.
+
+        Raises:
+            SubscriptionRejected: the service refuses, or does not answer.
+            SessionOver: the session has ended.
+        """
+        async with self._subscriptions.subscribe(channel, feed or FeedOptions(), params) as made:
+            yield made
+
+    def export_subscriptions(self) -> str:
+        """Return what is subscribed to, as JSON, for `import_subscriptions` of another session."""
+        return msgspec.json.encode(self._subscriptions.book.export()).decode()
+
+    def import_subscriptions(self, text: str) -> None:
+        """Want all that an export holds, until `unsubscribe`; its messages are received as ordinary ones.
+
+        A block of `subscribe` for the same channel takes them over while it lasts.
+
+        Raises:
+            ConfigError: it is not what `export_subscriptions` returns; nothing is changed.
+        """
+        try:
+            rows = msgspec.json.decode(text, type=list[Any])
+        except (msgspec.MsgspecError, RecursionError) as exc:
+            raise ConfigError("subscriptions", "not an export of subscriptions") from exc
+        self._subscriptions.load(rows)
+
+    def unsubscribe(self, channel: str, /, **params: Any) -> None:
+        """Give up what `import_subscriptions` wants; blocks of `subscribe` keep theirs.
+
+        Raises:
+            ConfigError: it was not imported.
+        """
+        self._subscriptions.unload(channel, params)
+
+    def subscriptions(self) -> Mapping[str, str]:
+        """Return the state of every subscription, by channel: wanted, requested, confirmed or rejected."""
+        return {each.channel: each.state.value for each in self._subscriptions.book if each.users}
 
     async def authenticate(self, credentials: Any = None) -> None:
         """Authenticate the living link again, now; with other credentials from now on, where some are given.
@@ -380,6 +453,7 @@ class Connection:
         while session.epoch == epoch or not session.ready:
             await session.wait_state(State.READY if not session.ready else State.DISCONNECTED)
 
+    @discreet
     def reconfigure(self, **changes: Any) -> None:
         """Change options of the living session; those about the dial count from the next one.
 
@@ -418,6 +492,7 @@ class Connection:
         await self._session.over.wait()
 
 
+@discreet
 def open_connection(target: str, *, config: Config | None = None, **overrides: Any) -> ConnectionBlock:
     """Open a session that stays up while the block lasts.
 
@@ -444,6 +519,7 @@ def open_connection(target: str, *, config: Config | None = None, **overrides: A
     return ConnectionBlock(session)
 
 
+@discreet
 async def run_connection(
     target: str,
     *,
@@ -474,8 +550,11 @@ class ConnectionBlock:
         self.outbound = Outbound(session)
         self.requests = Requests(session, self.outbound)
         self.authenticator = Authenticator(session, self.outbound, self.requests)
-        self.inbound = Inbound(session, self.outbound, self.requests)
-        self.supervisor = Supervisor(session, self.inbound, self.outbound, self.requests, self.authenticator)
+        self.subscriptions = Subscriptions(session, self.outbound, self.requests)
+        self.inbound = Inbound(session, self.outbound, self.requests, self.subscriptions)
+        self.supervisor = Supervisor(
+            session, self.inbound, self.outbound, self.requests, self.authenticator, self.subscriptions
+        )
         self._manager = trio.open_nursery()
         self._nursery: trio.Nursery | None = None
         self._tasks = trio.CancelScope(shield=True)
@@ -541,6 +620,7 @@ class ConnectionBlock:
     async def _serve(self) -> None:
         """Run the tasks of the session until the supervisor says that it is over."""
         session = self.session
+        session.redactor.guard_task()
         try:
             with self._tasks:
                 try:

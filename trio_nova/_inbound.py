@@ -12,6 +12,7 @@ from trio_nova._outbound import Outbound
 from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Signal
+from trio_nova._subscriptions import Subscriptions
 from trio_nova.core.bounded import BoundedQueue
 from trio_nova.errors import BadMessage
 from trio_nova.handlers import ConnectionHandler, Heartbeat, MessageHandler
@@ -36,9 +37,11 @@ MAX_STAGED = 256
 
 @attrs.frozen
 class _Staged:
-    frame: Frame
-    message: Any
+    frame: Frame = attrs.field(repr=False)
+    message: Any = attrs.field(repr=False)
     epoch: int
+    is_data: bool = False
+    """Whether a feed has it: it does not go to the inbox as well."""
 
 
 @attrs.define(eq=False)
@@ -48,6 +51,7 @@ class Inbound:
     _session: Session
     _outbound: Outbound
     _requests: Requests
+    _subscriptions: Subscriptions
     inbox: Mailbox[Any] = attrs.field(init=False)
     receiver: Receiver[Any] = attrs.field(init=False)
     """The receive side, as the connection holds it."""
@@ -83,13 +87,14 @@ class Inbound:
     @property
     def clogged(self) -> bool:
         """Whether reading must stop: something received has found no room yet."""
-        return self.inbox.clogged or self._staged.clogged
+        return self.inbox.clogged or self._staged.clogged or self._subscriptions.clogged
 
     def take_in(self, frames: Sequence[Frame], on_probe_answer: Any) -> None:
         """Take in what a link returned. If `clogged` then, `wait_for_room` before you read on."""
         session = self._session
         wants_events = session.hub.wants_messages
         decode = session.config.codec.decode
+        subscriptions = self._subscriptions
         taken: list[tuple[Any, int]] = []
         staged: list[tuple[_Staged, int]] = []
         size = messages = 0
@@ -119,7 +124,11 @@ class Inbound:
                 continue
             if wants_events:
                 session.emit(MessageEvent, direction="received", kind=frame_kind(frame), size=length, message=message)
-            if self._requests.expecting and self._requests.take(message, in_order=True):
+            if self._requests.expecting and self._requests.take(message, subscriptions.is_data):
+                continue
+            if subscriptions.active and subscriptions.take(message):
+                if self._hears_messages or self._hears_frames:
+                    staged.append((_Staged(frame, message, session.epoch, is_data=True), length))
                 continue
             if self._hears_messages or self._hears_frames:
                 staged.append((_Staged(frame, message, session.epoch), length))
@@ -138,6 +147,7 @@ class Inbound:
         """Wait until all that was taken in has found its place. Cancelling loses nothing."""
         await self._staged.wait_for_room()
         await self.inbox.wait_for_room()
+        await self._subscriptions.wait_for_room()
 
     def pause(self) -> None:
         """Stop reading, now, until `resume` has been called as often."""
@@ -209,7 +219,8 @@ class Inbound:
             return
         if self._hears_messages:
             session.perform(session.ask(session.handlers.message.handle_message, kind, staged.message), staged.epoch)
-        self._keep([(staged.message, len(frame))])
+        if not staged.is_data:
+            self._keep([(staged.message, len(frame))])
 
     # ----------------------------------------------------------------- ends
 

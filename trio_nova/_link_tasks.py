@@ -13,6 +13,7 @@ from trio_nova._inbound import Inbound
 from trio_nova._outbound import Outbound
 from trio_nova._session import Session
 from trio_nova._signal import Signal
+from trio_nova._subscriptions import Subscriptions
 from trio_nova.core.outbox import Idle, Lane, Outgoing, WaitUntil, Write
 from trio_nova.core.pulse import Dead, Probe, Pulse, Wait
 from trio_nova.core.session import SessionEvent
@@ -58,6 +59,7 @@ class LinkTasks:
     _inbound: Inbound
     _outbound: Outbound
     _authenticator: Authenticator
+    _subscriptions: Subscriptions
     _link: Link
     _info: ConnectionInfo
     pulse: Pulse = attrs.field(init=False)
@@ -79,7 +81,7 @@ class LinkTasks:
         session, number = self._session, self._session.epoch
         session.on_leave = self._ending.set
         async with trio.open_nursery() as nursery:
-            more = self._begin_setup()
+            more = self._begin_setup(nursery)
             nursery.start_soon(self._read, name=f"nova:reader#{number}")
             nursery.start_soon(self._write_paced, name=f"nova:writer#{number}")
             nursery.start_soon(self._watch, name=f"nova:heartbeat#{number}")
@@ -125,15 +127,16 @@ class LinkTasks:
 
     # ----------------------------------------------------------------- setup
 
-    def _begin_setup(self) -> bool:
+    def _begin_setup(self, nursery: trio.Nursery) -> bool:
         """Greet the link; return whether there is more to do before it is ready."""
         session = self._session
         action = session.ask(session.handlers.connection.handle_connect, self._info)
         session.perform(action, session.epoch, Lane.SETUP)
         if session.goodbye is not None:
             return False
-        if self._authenticator.needed:
+        if self._authenticator.needed or self._subscriptions.wanted:
             return True
+        self._subscriptions.open(nursery)
         session.apply(SessionEvent.COMPLETE)
         return False
 
@@ -147,6 +150,10 @@ class LinkTasks:
                 session.apply(SessionEvent.AUTHENTICATE)
                 await self._authenticator.sign_in()
                 nursery.start_soon(self._keep_authenticated, name=f"nova:auth#{session.epoch}")
+            self._subscriptions.open(nursery)
+            if self._subscriptions.wanted:
+                session.apply(SessionEvent.RESTORE)
+                await self._subscriptions.wait_restored()
         except NovaError as error:
             self._give_up(error)
             return

@@ -32,7 +32,7 @@ class Mailbox(Generic[T]):
     """Makes the item that stands where so many were dropped; None: nothing stands there."""
     claimed: bool = attrs.field(default=False, init=False)
     """Whether anybody has ever received from it."""
-    _backlog: deque[tuple[T, int]] = attrs.field(factory=deque, init=False)
+    _backlog: deque[tuple[T, int]] = attrs.field(factory=deque, init=False, repr=False)
     """The rest of a batch that did not fit: it has been received, so it must not be lost."""
     _takers: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     _putters: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)

@@ -224,7 +224,9 @@ class Outbound:
         try:
             decision: Decision = session.handlers.rate_limit.check_rate_limit(request)
             if not isinstance(decision, Allow | Queue | Reject):
-                raise ConfigError("check_rate_limit", f"answered {decision!r}, not Allow, Queue or Reject")
+                raise ConfigError(
+                    "check_rate_limit", f"answered a {type(decision).__name__}, not Allow, Queue or Reject"
+                )
         except Exception as exc:
             session.handler_failed(exc)
             return Reject("the rate limiter failed")

@@ -132,14 +132,15 @@ class Requests:
         """Whether a message might be an answer; else `take` need not be asked."""
         return bool(self._pending) or self._by_id
 
-    def take(self, message: Any, *, in_order: bool) -> bool:
+    def take(self, message: Any, is_data: Callable[[Any], bool]) -> bool:
         """Settle the question that `message` answers; True where it goes no further.
 
-        `in_order` is False for a message that is known to be something else, if it has no id.
+        A message without an id answers the oldest question without one, unless it `is_data` of a subscription.
         """
         id = self._session.config.correlation.reply_id(message) if self._by_id else None
         if id is None and not self._ledger.expects:
             return False
+        in_order = id is None and self._ledger.expects and not is_data(message)
         match self._ledger.match(message, id, in_order=in_order):
             case Pending() as pending:
                 waiter = self._pending.pop(pending, None)

@@ -13,11 +13,11 @@ import attrs
 import trio
 
 from trio_nova._events import Hub
-from trio_nova.config import Config, made
+from trio_nova.config import Config, check_plaintext, made
 from trio_nova.core.outbox import Lane
 from trio_nova.core.session import TERMINAL, SessionEvent, State, StateMachine
 from trio_nova.core.verdict import Attempts
-from trio_nova.errors import ConfigError, SessionOver
+from trio_nova.errors import ConfigError, NovaError, SessionOver
 from trio_nova.handlers import (
     AuthHandler,
     ConnectionHandler,
@@ -45,6 +45,7 @@ from trio_nova.messages import (
     StateChanged,
     Stop,
 )
+from trio_nova.secrets import Redactor, Secret, ask_credentials, forget_locals
 from trio_nova.urls import Url
 
 __all__ = ["Counts", "Goodbye", "Handlers", "Session"]
@@ -126,6 +127,8 @@ class Session:
     hub: Hub = attrs.field(init=False)
     attempts: Attempts = attrs.field(init=False)
     counts: Counts = attrs.field(factory=Counts, init=False)
+    redactor: Redactor = attrs.field(factory=Redactor, init=False)
+    """Knows what of this session must never be shown."""
 
     epoch: int = attrs.field(default=0, init=False)
     """The number of the present link, or of the last one."""
@@ -153,6 +156,7 @@ class Session:
     _waiters: list[_StateWaiter] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self._keep_secret(self.config)
         self.handlers = Handlers.of(self.config)
         self.hub = Hub(self.handlers.logging, self.handlers.metrics, self.config.events)
         self.attempts = Attempts(self.config.max_attempts, self.config.min_uptime)
@@ -277,16 +281,50 @@ class Session:
             self.apply(SessionEvent.END if self.failure is None else SessionEvent.GIVE_UP)
 
     def reconfigure(self, config: Config, changed: tuple[str, ...]) -> None:
-        """Use other options from now on."""
+        """Use other options from now on; ConfigError where they would send secrets in plain text."""
+        self._keep_secret(config)
         self.config = config
         self.hub.families = config.events
         self.attempts.max_attempts, self.attempts.min_uptime = config.max_attempts, config.min_uptime
         self.emit(Reconfigured, fields=changed)
 
+    # ----------------------------------------------------------------- secrets
+
+    def _keep_secret(self, config: Config) -> None:
+        headers = config.headers if isinstance(config.headers, Mapping) else {}
+        check_plaintext(self.url, config, headers)
+        self.redactor.learn_url(self.url.full)
+        self.redactor.learn_headers(headers)
+        if config.proxy is not None:
+            self.redactor.learn_url(config.proxy.reveal())
+        if isinstance(config.credentials, Secret):
+            self.redactor.learn(config.credentials)
+
+    async def ask_credentials(self) -> Secret[Any] | None:
+        """Return the credentials that `Config.credentials` holds or provides now; None where there are none.
+
+        They are never shown from then on, whoever repeats them. The caller bounds the wait.
+
+        Raises:
+            AuthFailed, ConfigError, ConnectFailed: the provider failed.
+        """
+        credentials = await ask_credentials(self.config.credentials)
+        if credentials is not None:
+            self.redactor.learn(credentials)
+        return credentials
+
+    def protect(self, error: BaseException) -> None:
+        """Let `error` show no secret: not in the locals of our frames and, where it is ours, not in its words."""
+        forget_locals(error)
+        if isinstance(error, NovaError):
+            self.redactor.cleanse(error)
+
     # ----------------------------------------------------------------- events and hooks
 
     def emit(self, event: type[Event], /, **fields: Any) -> None:
         """Make an event of this kind and tell it to all who want it."""
+        if isinstance(error := fields.get("error"), BaseException):
+            self.protect(error)
         self.hub.emit(event(at=trio.current_time(), epoch=self.epoch, **fields))
 
     def ask(self, hook: Callable[..., Any], *args: Any) -> Action:
@@ -294,7 +332,7 @@ class Session:
         try:
             answer = hook(*args)
             if answer is not None and not isinstance(answer, ACTIONS):
-                raise ConfigError(hook.__name__, f"answered {answer!r}, which is not an action")
+                raise ConfigError(hook.__name__, f"answered a {type(answer).__name__}, which is not an action")
         except Exception as exc:
             self.handler_failed(exc)
             return None

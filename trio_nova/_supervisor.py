@@ -16,7 +16,8 @@ from trio_nova._link_tasks import LinkTasks
 from trio_nova._outbound import Outbound
 from trio_nova._requests import Requests
 from trio_nova._session import Session
-from trio_nova.config import check_headers
+from trio_nova._subscriptions import Subscriptions
+from trio_nova.config import check_headers, check_plaintext
 from trio_nova.core.recovery import advise
 from trio_nova.core.session import SessionEvent, State
 from trio_nova.errors import AuthFailed, ConfigError, ConnectFailed, ConnectTimeout, LinkLost, NovaError, Phase
@@ -37,7 +38,7 @@ from trio_nova.messages import (
     SessionEnded,
     Stop,
 )
-from trio_nova.urls import Url
+from trio_nova.secrets import ask_provider
 
 __all__ = ["Supervisor"]
 
@@ -53,6 +54,7 @@ class Supervisor:
     _outbound: Outbound
     _requests: Requests
     _authenticator: Authenticator
+    _subscriptions: Subscriptions
     link: LinkTasks | None = attrs.field(default=None, init=False)
     """The tasks of the present link."""
     _phase: Phase = attrs.field(default="dns", init=False)
@@ -92,6 +94,7 @@ class Supervisor:
         session.finish()
         self._outbound.end()
         self._inbound.end()
+        self._subscriptions.end()
         session.emit(SessionEnded, error=session.failure)
         session.hub.close()
         session.opened.set()
@@ -115,7 +118,7 @@ class Supervisor:
                         scope.deadline = math.inf
                         turn.release()
                         return await self._hold(link, info, trio.current_time() - started)
-                except (ConnectFailed, ConfigError) as error:
+                except (AuthFailed, ConfigError, ConnectFailed) as error:
                     return error
         if session.goodbye is not None:
             return ConnectFailed("the attempt was given up", phase=self._phase)
@@ -128,15 +131,10 @@ class Supervisor:
         """Ask afresh, for every dial, what may have changed since the last one."""
         session, config = self._session, self._session.config
         self._phase = "connect"
-        headers = config.headers
-        if not isinstance(headers, Mapping):
-            try:
-                headers = await headers()
-            except Exception as exc:
-                raise ConnectFailed("the provider of headers failed", phase="connect") from exc
+        given = config.headers
         info = ConnectionInfo(
-            url=session.url.full,
-            headers=headers,
+            url=session.url,
+            headers=given if isinstance(given, Mapping) else await ask_provider(given, "headers", "connect"),
             subprotocols=config.subprotocols,
             attempt=session.attempts.made,
             epoch=session.epoch + 1,
@@ -144,16 +142,19 @@ class Supervisor:
         try:
             answer = session.handlers.connection.connection_info(info)
             if not isinstance(answer, ConnectionInfo):
-                raise ConfigError("connection_info", f"answered {answer!r}, which is no ConnectionInfo")
+                raise ConfigError("connection_info", f"answered a {type(answer).__name__}, which is no ConnectionInfo")
         except Exception as exc:
             session.handler_failed(exc)
             return info
         return answer
 
     def _dial(self, info: ConnectionInfo) -> Dial:
-        config = self._session.config
+        config, redactor = self._session.config, self._session.redactor
+        redactor.learn_url(info.url.full)
+        redactor.learn_headers(info.headers)
+        check_plaintext(info.url, config, info.headers)
         return Dial(
-            url=Url.parse(info.url, "connection_info"),
+            url=info.url,
             epoch=info.epoch,
             headers=check_headers(info.headers),
             subprotocols=tuple(info.subprotocols),
@@ -178,15 +179,19 @@ class Supervisor:
             session.apply(SessionEvent.UPGRADE)
         session.emit(LinkOpened, connect_time=connect_time, subprotocol=link.subprotocol)
         info = attrs.evolve(info, subprotocol=link.subprotocol, response_headers=tuple(link.response_headers))
-        tasks = self.link = LinkTasks(session, self._inbound, self._outbound, self._authenticator, link, info)
+        tasks = self.link = LinkTasks(
+            session, self._inbound, self._outbound, self._authenticator, self._subscriptions, link, info
+        )
         try:
             lost = await tasks.run()
         finally:
             self.link = None
+        session.protect(lost)
         session.close_info = CloseInfo.of(lost)
         session.last_error = lost
         self._outbound.link_lost(lost)
         self._requests.link_lost(lost)
+        self._subscriptions.link_lost(lost)
         session.emit(
             LinkClosed,
             code=lost.code,
@@ -225,7 +230,7 @@ class Supervisor:
         try:
             decision = session.handlers.error.should_reconnect(ended, attempt, advice)
             if not isinstance(decision, Retry | Stop):
-                raise ConfigError("should_reconnect", f"answered {decision!r}, not Retry or Stop")
+                raise ConfigError("should_reconnect", f"answered a {type(decision).__name__}, not Retry or Stop")
         except Exception as exc:
             session.handler_failed(exc)
             return advice

@@ -20,7 +20,7 @@ from trio_nova.codecs import Codec, RawCodec
 from trio_nova.core.backoff import Backoff, ExponentialBackoff
 from trio_nova.core.bounded import OVERFLOWS, Overflow
 from trio_nova.core.outbox import Buffer
-from trio_nova.errors import ConfigError
+from trio_nova.errors import ConfigError, printable
 from trio_nova.handlers import (
     AuthHandler,
     ConnectionHandler,
@@ -36,9 +36,28 @@ from trio_nova.handlers import (
     SubscriptionHandler,
 )
 from trio_nova.links import ConnectGovernor, Resolver, StreamFactory, SystemResolver, Transport, TrioWebsocketTransport
+from trio_nova.secrets import (
+    CredentialsSource,
+    HeaderMap,
+    Secret,
+    as_secret,
+    discreet,
+    is_secret_name,
+    secret_parameter,
+)
 from trio_nova.urls import Url
 
-__all__ = ["RECONFIGURABLE", "Config", "HeadersProvider", "Made", "WhenDown", "check_headers", "configure", "made"]
+__all__ = [
+    "RECONFIGURABLE",
+    "Config",
+    "HeadersProvider",
+    "Made",
+    "WhenDown",
+    "check_headers",
+    "check_plaintext",
+    "configure",
+    "made",
+]
 
 H = TypeVar("H")
 
@@ -157,6 +176,33 @@ def _is_latin1(text: str) -> bool:
     return all(ord(c) < 256 for c in text)
 
 
+def check_plaintext(url: Url, config: Config, headers: Mapping[str, str]) -> None:
+    """Refuse to send credentials where everybody on the way can read them.
+
+    Raises:
+        ConfigError: `url` is a ws:// one to another machine, and what is to be sent there looks secret.
+    """
+    if url.secure or url.loopback or config.allow_plaintext_credentials:
+        return
+    advice = f"to {url.host}: use wss://, or set allow_plaintext_credentials"
+    if url.userinfo:
+        raise ConfigError("target", f"its login would travel in plain text {advice}")
+    if (name := secret_parameter(url.query)) is not None:
+        raise ConfigError("target", f"its parameter {printable(name, 40)!r} would travel in plain text {advice}")
+    if (name := next(filter(is_secret_name, headers), None)) is not None:
+        raise ConfigError("headers", f"{name} would travel in plain text {advice}")
+    if config.credentials is not None:
+        raise ConfigError("credentials", f"they would travel in plain text {advice}")
+
+
+def _masked_headers(value: Any) -> Any:
+    return HeaderMap(value) if isinstance(value, Mapping) else value
+
+
+def _masked_credentials(value: Any) -> Any:
+    return value if value is None or callable(value) else as_secret(value)
+
+
 def _headers(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if isinstance(value, Mapping):
         check_headers(value, attribute.name)
@@ -182,11 +228,17 @@ def _subprotocol_tuple(value: Any) -> Any:
         raise ConfigError("subprotocols", f"must be a sequence of names, not {value!r}") from None
 
 
-def _proxy(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if value is not None and (
-        not isinstance(value, str) or not re.match(r"(http|socks4|socks5|socks5h)://[^/]", value)
-    ):
+def _masked_proxy(value: str | Secret[str] | None) -> Secret[str] | None:
+    return None if value is None else as_secret(value)
+
+
+def _proxy(config: Any, attribute: attrs.Attribute[Any], value: Secret[Any] | None) -> None:
+    if value is not None and not _is_proxy_url(value.reveal()):
         _fail(attribute, "must be a URL: http://, socks4:// or socks5://[user:password@]host:port")
+
+
+def _is_proxy_url(value: Any) -> bool:
+    return isinstance(value, str) and re.match(r"(http|socks4|socks5|socks5h)://[^/]", value) is not None
 
 
 def _ssl_context(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -222,18 +274,27 @@ def _heartbeat(value: Any) -> Any:
     return PingHeartbeat() if value == "ping" else value
 
 
+def _init_discreetly(cls: type[H]) -> type[H]:
+    # What attrs generates has all options for its locals: none of them may leave with the error about another.
+    cls.__init__ = discreet(cls.__init__)  # type: ignore[method-assign]
+    return cls
+
+
+@_init_discreetly
 @attrs.frozen(kw_only=True)
 class Config:
     """Every option of a session. Durations are seconds; `math.inf` is off."""
 
     # ----------------------------------------------------------------- the dial
-    headers: Mapping[str, str] | HeadersProvider = attrs.field(factory=dict, validator=_headers, repr=False)
+    headers: Mapping[str, str] | HeadersProvider = attrs.field(
+        factory=dict, converter=_masked_headers, validator=_headers, repr=False
+    )
     """Sent with every upgrade; or an async function that returns them, asked before every dial."""
     subprotocols: tuple[str, ...] = attrs.field(default=(), converter=_subprotocol_tuple, validator=_subprotocols)
     """Offered, most wanted first."""
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, validator=_ssl_context)
     """None: the default, which verifies, and offers ALPN http/1.1 only."""
-    proxy: str | None = attrs.field(default=None, validator=_proxy, repr=False)
+    proxy: Secret[str] | None = attrs.field(default=None, converter=_masked_proxy, validator=_proxy, repr=False)
     """`http://user:password@host:port` (CONNECT), `socks4://` or `socks5://`; needs the extra `proxy`."""
     stream_factory: StreamFactory | None = attrs.field(default=None, validator=attrs.validators.optional(_callable))
     """An async function `(host, port)` that returns the byte stream to speak over, any `trio.abc.Stream`."""
@@ -241,6 +302,8 @@ class Config:
     """What opens links."""
     auth_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
     """For the service's answer to an authentication, all its steps together."""
+    subscription_timeout: float = attrs.field(default=30.0, validator=_seconds(finite=True))
+    """For the service's confirmation of a subscription; one that is not confirmed is asked for once more."""
     max_message_size: int = attrs.field(default=16 * 1024 * 1024, validator=_count(least=1))
     """Bytes of one received message. A larger one ends the link with code 1009."""
     connect_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
@@ -285,8 +348,13 @@ class Config:
         factory=Correlation, validator=_has("request_id", "tag", "reply_id", "failure")
     )
     """How answers are matched to questions."""
-    credentials: Any = attrs.field(default=None, repr=False)
-    """Handed to the auth handler on every link."""
+    credentials: CredentialsSource = attrs.field(default=None, converter=_masked_credentials, repr=False)
+    """Handed to the auth handler on every link: a value, an async function that returns one, or `FromEnvironment`.
+
+    A value is kept as a `Secret`. See `trio_nova.secrets.ask_credentials`.
+    """
+    allow_plaintext_credentials: bool = attrs.field(default=False, validator=_bool)
+    """Whether credentials may travel over ws:// to another machine, where everybody on the way can read them."""
 
     # ----------------------------------------------------------------- strategies
     on_handler_error: Literal["raise", "log", "close"] = attrs.field(
@@ -335,6 +403,7 @@ RECONFIGURABLE = frozenset(
         "proxy",
         "connect_timeout",
         "auth_timeout",
+        "subscription_timeout",
         "close_timeout",
         "ping_interval",
         "pong_timeout",
@@ -353,6 +422,7 @@ RECONFIGURABLE = frozenset(
 _FIELDS = attrs.fields_dict(Config)
 
 
+@discreet
 def configure(base: Config, changes: Mapping[str, Any]) -> Config:
     """Return `base` with `changes`, by field name.
 

@@ -351,6 +351,69 @@ class AnswerUnmatched(ConnectionEvent):
 
 
 @attrs.frozen(kw_only=True)
+class SubscriptionConfirmed(ConnectionEvent):
+    channel: str
+    restored: bool
+    """Whether it was confirmed before, on an earlier link."""
+
+
+@attrs.frozen(kw_only=True)
+class SubscriptionRefused(ConnectionEvent):
+    channel: str
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class SubscriptionsRestored(ConnectionEvent):
+    """All subscriptions were asked for again, and answered, on a new link."""
+
+    confirmed: int
+    rejected: int
+    duration: float
+
+
+@attrs.frozen(kw_only=True)
+class Gap(ConnectionEvent):
+    """Messages may be, or are known to be, missing between the one before and the one after this notice.
+
+    A feed that asked for notices receives it in its place, before the next message.
+    """
+
+    channel: str
+    epoch_from: int
+    epoch_to: int
+    since: float
+    until: float
+    cause: str
+    outcome: Literal["resumed", "lost", "unknown"]
+    """"resumed": nothing is missing after all; "lost": something is; "unknown": the service gives no means to tell."""
+    lost: int | None = None
+    """How many messages are missing, where that is known."""
+
+
+@attrs.frozen(kw_only=True)
+class Resynced(ConnectionEvent):
+    """A feed is whole again: the next message is a snapshot."""
+
+    channel: str
+
+
+@attrs.frozen(kw_only=True)
+class FeedStale(ConnectionEvent):
+    """No data came on a confirmed subscription for longer than its `max_age`."""
+
+    channel: str
+    age: float
+
+
+@attrs.frozen(kw_only=True)
+class DataUnclaimed(ConnectionEvent):
+    """Data came for a channel that nobody is subscribed to; told for the first of each link, then only counted."""
+
+    channel: str
+
+
+@attrs.frozen(kw_only=True)
 class AuthStarted(ConnectionEvent):
     refresh: bool
     """Whether a living link is authenticated again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import attrs
@@ -12,6 +12,7 @@ from trio_nova._connection import Connection, ConnectionBlock
 from trio_nova._session import Session
 from trio_nova.config import Config, configure, target_url
 from trio_nova.errors import ConfigError
+from trio_nova.secrets import discreet
 
 __all__ = ["Registry"]
 
@@ -24,10 +25,10 @@ class Registry:
     _known: set[str] = attrs.field(factory=set, init=False)
     """The ids in use, those that are still connecting too."""
 
-    @asynccontextmanager
-    async def open_connection(
+    @discreet
+    def open_connection(
         self, id: str, target: str, *, config: Config | None = None, **overrides: Any
-    ) -> AsyncIterator[Connection]:
+    ) -> AbstractAsyncContextManager[Connection]:
         """Open a connection that can be found under `id` once it is ready, for as long as the block lasts.
 
         Otherwise like `trio_nova.open_connection`.
@@ -35,9 +36,13 @@ class Registry:
         Raises:
             ConfigError: the id is in use.
         """
+        return self._keep(Session(target_url(target), configure(config or Config(), overrides), id=id))
+
+    @asynccontextmanager
+    async def _keep(self, session: Session) -> AsyncIterator[Connection]:
+        id = session.id
         if id in self._known:
             raise ConfigError("id", f"there is a connection {id!r} already")
-        session = Session(target_url(target), configure(config or Config(), overrides), id=id)
         self._known.add(id)
         try:
             async with ConnectionBlock(session) as connection:

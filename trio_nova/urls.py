@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 import attrs
 
 from trio_nova.errors import ConfigError
+from trio_nova.secrets import Secret, as_secret
 
 __all__ = ["Url"]
 
@@ -27,9 +28,8 @@ class Url:
     """Without brackets, lower case, IDNA-encoded."""
     port: int
     path: str = "/"
-    query: str = attrs.field(default="", repr=False)
-    userinfo: str = attrs.field(default="", repr=False)
-    """`user:password`, percent-encoded as written; sent as Basic authorization (RFC 7617)."""
+    _query: Secret[str] = attrs.field(default="", converter=as_secret, repr=False, alias="query")
+    _userinfo: Secret[str] = attrs.field(default="", converter=as_secret, repr=False, alias="userinfo")
 
     @classmethod
     def parse(cls, text: str, field: str = "target") -> Url:
@@ -60,6 +60,15 @@ class Url:
             query=quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]"),
             userinfo=userinfo,
         )
+
+    @property
+    def query(self) -> str:
+        return self._query.reveal()
+
+    @property
+    def userinfo(self) -> str:
+        """`user:password`, percent-encoded as written; sent as Basic authorization (RFC 7617)."""
+        return self._userinfo.reveal()
 
     @property
     def scheme(self) -> str:

@@ -32,10 +32,12 @@ class BoundedQueue(Generic[T]):
     """Bytes held."""
     dropped: int = attrs.field(default=0, init=False)
     """Items dropped since the queue was made."""
-    _items: deque[T] = attrs.field(factory=deque, init=False)
+    _items: deque[T] = attrs.field(factory=deque, init=False, repr=False)
     _sizes: deque[int] = attrs.field(factory=deque, init=False)
     _lost: deque[int] = attrs.field(factory=lambda: deque([0]), init=False)
     """How many were dropped just before each item, and, last, before the one to come."""
+    _first: int = attrs.field(default=0, init=False)
+    """The serial number of the oldest item."""
 
     def __len__(self) -> int:
         return len(self._items)
@@ -67,6 +69,21 @@ class BoundedQueue(Generic[T]):
         self.size += size
         return True
 
+    @property
+    def next_serial(self) -> int:
+        """The serial number of the next item that is taken in."""
+        return self._first + len(self._items)
+
+    def replace(self, serial: int, item: T, size: int) -> bool:
+        """Put `item` in the place of the one with this serial number; False where that has been taken."""
+        place = serial - self._first
+        if not 0 <= place < len(self._items):
+            return False
+        self.size += size - self._sizes[place]
+        self._items[place] = item
+        self._sizes[place] = size
+        return True
+
     def take_lost(self) -> int:
         """Return, once, how many items were dropped just before the one that comes next; after it, it is forgotten."""
         lost, self._lost[0] = self._lost[0], 0
@@ -77,11 +94,13 @@ class BoundedQueue(Generic[T]):
         item = self._items.popleft()
         self.size -= self._sizes.popleft()
         self._lost.popleft()
+        self._first += 1
         return item
 
     def pop_all(self) -> list[T]:
         """Remove and return all items, oldest first."""
         items = list(self._items)
+        self._first += len(items)
         self._items.clear()
         self._sizes.clear()
         self._lost = deque([self._lost[-1]])

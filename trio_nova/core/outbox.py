@@ -59,7 +59,7 @@ class Buffer:
 class Outgoing:
     """One frame on its way out."""
 
-    frame: Frame
+    frame: Frame = attrs.field(repr=False)
     lane: Lane
     size: int
     queued_at: float

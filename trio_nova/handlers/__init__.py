@@ -26,4 +26,7 @@ from trio_nova.handlers.message import MessageHandler as MessageHandler
 from trio_nova.handlers.metrics import MetricsCollector as MetricsCollector
 from trio_nova.handlers.rate_limit import RateLimitHandler as RateLimitHandler
 from trio_nova.handlers.rate_limit import RateRequest as RateRequest
+from trio_nova.handlers.subscription import Channel as Channel
+from trio_nova.handlers.subscription import Granted as Granted
+from trio_nova.handlers.subscription import Refused as Refused
 from trio_nova.handlers.subscription import SubscriptionHandler as SubscriptionHandler

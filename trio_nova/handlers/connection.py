@@ -6,19 +6,36 @@ from collections.abc import Mapping
 
 import attrs
 
-from trio_nova.errors import LinkLost
+from trio_nova.errors import ConfigError, LinkLost
 from trio_nova.messages import Action
+from trio_nova.secrets import HeaderMap
+from trio_nova.urls import Url
 
 __all__ = ["ConnectionHandler", "ConnectionInfo"]
+
+
+def _url(value: str | Url) -> Url:
+    if isinstance(value, str):
+        return Url.parse(value, "connection_info")
+    if not isinstance(value, Url):
+        raise ConfigError("connection_info", f"url must be a Url or its text, not a {type(value).__name__}")
+    return value
+
+
+def _header_map(value: Mapping[str, str]) -> Mapping[str, str]:
+    if not isinstance(value, Mapping):
+        raise ConfigError("connection_info", f"headers must be a mapping, not a {type(value).__name__}")
+    return HeaderMap(value)
 
 
 @attrs.frozen(kw_only=True)
 class ConnectionInfo:
     """What is to be dialled, or, once a link is up, what was."""
 
-    url: str = attrs.field(repr=False)
-    """In full: it may hold a token."""
-    headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    url: Url = attrs.field(converter=_url)
+    """May be given as text. Its `with_query` adds a token, its `full` shows all."""
+    headers: Mapping[str, str] = attrs.field(factory=dict, converter=_header_map)
+    """Masked where they are printed."""
     subprotocols: tuple[str, ...] = ()
     attempt: int = 0
     """How many attempts in a row have failed before this one."""

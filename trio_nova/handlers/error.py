@@ -9,6 +9,7 @@ import attrs
 from trio_nova.core.verdict import categorize
 from trio_nova.errors import printable
 from trio_nova.messages import Action, Category, Retry, Stop
+from trio_nova.secrets import redacted
 
 __all__ = ["AlwaysReconnect", "ErrorHandler", "FailFast", "LogAndContinue"]
 
@@ -62,4 +63,4 @@ class LogAndContinue(ErrorHandler):
     """Log every error as a warning, and follow the advice."""
 
     def log_error(self, error: Exception, context: str) -> None:
-        _logger.warning("%s: %s: %s", context, type(error).__name__, printable(str(error)))
+        _logger.warning("%s: %s: %s", context, type(error).__name__, printable(redacted(str(error))))

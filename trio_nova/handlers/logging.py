@@ -25,6 +25,7 @@ from trio_nova.messages import (
     SessionEnded,
     StateChanged,
 )
+from trio_nova.secrets import redacted
 
 __all__ = ["LoggingHandler", "describe"]
 
@@ -92,7 +93,7 @@ class LoggingHandler:
 
 
 def describe(event: Event) -> dict[str, object]:
-    """Return the event's name and fields, fit for a log: no message content, peer's text escaped and cut."""
+    """Return the event's name and fields, fit for a log: no message content, no secret, peer's text escaped and cut."""
     fields: dict[str, object] = {"event": type(event).__name__}
     for field in attrs.fields(type(event)):
         if not field.repr:
@@ -104,7 +105,7 @@ def describe(event: Event) -> dict[str, object]:
             case bool() | int() | None:
                 fields[field.name] = value
             case BaseException():
-                fields[field.name] = printable(f"{type(value).__name__}: {value}")
+                fields[field.name] = printable(redacted(f"{type(value).__name__}: {value}"))
             case _:
-                fields[field.name] = printable(str(value))
+                fields[field.name] = printable(redacted(str(value)))
     return fields

@@ -10,6 +10,7 @@ import trio
 
 from trio_nova.errors import ConfigError, ConnectFailed, NovaError, RetryAdvice
 from trio_nova.links._seam import Dial
+from trio_nova.secrets import Secret, discreet, forget_locals
 
 __all__ = ["connect_through"]
 
@@ -32,8 +33,8 @@ class _Proxy:
     kind: str
     host: str
     port: int
-    user: str | None = attrs.field(repr=False)
-    password: str | None = attrs.field(repr=False)
+    user: Secret[str] | None
+    password: Secret[str] | None
 
 
 async def connect_through(
@@ -69,15 +70,15 @@ async def connect_through(
         proxy_type=python_socks.ProxyType[proxy.kind],
         host=proxy.host,
         port=proxy.port,
-        username=proxy.user,
-        password=proxy.password,
+        username=None if proxy.user is None else proxy.user.reveal(),
+        password=None if proxy.password is None else proxy.password.reveal(),
         rdns=True,
         forward=leg,  # type: ignore[arg-type]
     )
     try:
         await connector.connect(dial.url.host, dial.url.port, timeout=float("inf"))
-    except NovaError:
-        raise
+    except NovaError as exc:
+        raise forget_locals(exc)  # noqa: B904 - it is the same one
     except python_socks.ProxyError as exc:
         refused = exc.error_code == 407 or str(exc) in _DENIED
         status = f" with status {exc.error_code}" if exc.error_code is not None else ""
@@ -86,16 +87,20 @@ async def connect_through(
         # Not `from exc`: a proxy may repeat in its answer what was sent to it.
         raise ConnectFailed(f"the proxy {where} {why}{status}", phase="proxy", retry=advice) from None
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-        raise ConnectFailed(f"the connection through the proxy {where} was cut off", phase="proxy") from exc
+        raise ConnectFailed(f"the connection through the proxy {where} was cut off", phase="proxy") from forget_locals(
+            exc
+        )
     except Exception as exc:
-        raise ConnectFailed(f"the proxy {where} cannot be used: {type(exc).__name__}", phase="proxy") from exc
+        why = f"the proxy {where} cannot be used: {type(exc).__name__}"
+        raise ConnectFailed(why, phase="proxy") from forget_locals(exc)
     return stream
 
 
-def _parse(text: str) -> _Proxy:
+@discreet
+def _parse(url: Secret[str]) -> _Proxy:
     """Take the proxy's URL apart; no message repeats it, as it holds the login."""
     try:
-        parts = urlsplit(text)
+        parts = urlsplit(url.reveal())
         port = parts.port
     except ValueError:
         raise ConfigError("proxy", "is not a URL") from None
@@ -103,8 +108,9 @@ def _parse(text: str) -> _Proxy:
         raise ConfigError("proxy", f"the scheme must be one of {', '.join(_SCHEMES)}")
     if not parts.hostname:
         raise ConfigError("proxy", "the URL has no host")
-    user = unquote(parts.username) if parts.username is not None else None
-    password = unquote(parts.password or "") if user is not None else None
+    user = password = None
+    if parts.username is not None:
+        user, password = Secret(unquote(parts.username)), Secret(unquote(parts.password or ""))
     kind, usual_port = _SCHEMES[parts.scheme]
     return _Proxy(kind, parts.hostname, port or usual_port, user, password)
 

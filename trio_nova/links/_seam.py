@@ -8,7 +8,7 @@ exceptions into `trio_nova.errors` before they cross the seam; the contract suit
 from __future__ import annotations
 
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -17,6 +17,7 @@ import trio
 
 from trio_nova.errors import Phase
 from trio_nova.messages import Frame
+from trio_nova.secrets import Secret, as_secret
 from trio_nova.urls import Url
 
 StreamFactory = Callable[[str, int], Awaitable[trio.abc.Stream]]
@@ -35,6 +36,10 @@ class Resolver(Protocol):
         ...
 
 
+def _masked(headers: Iterable[tuple[str, str | Secret[str]]]) -> tuple[tuple[str, Secret[str]], ...]:
+    return tuple((name, as_secret(value)) for name, value in headers)
+
+
 @attrs.frozen(kw_only=True)
 class Dial:
     """All that a transport needs to open one link."""
@@ -42,12 +47,12 @@ class Dial:
     url: Url
     epoch: int
     """The number of the link to be opened, from 1."""
-    headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
+    headers: tuple[tuple[str, Secret[str]], ...] = attrs.field(default=(), converter=_masked, repr=False)
     """Sent with the upgrade. Already checked: no CR, LF or NUL, no name that the handshake owns."""
     subprotocols: tuple[str, ...] = ()
     ssl_context: ssl.SSLContext | None = None
     """None: the library's default context, which verifies and offers ALPN http/1.1 only."""
-    proxy: str | None = attrs.field(default=None, repr=False)
+    proxy: Secret[str] | None = attrs.field(default=None, converter=attrs.converters.optional(as_secret), repr=False)
     stream_factory: StreamFactory | None = None
     resolver: Resolver
     max_message_size: int

@@ -402,7 +402,7 @@ class _AdoptedLink(_Link):
 
 
 def _upgrade_headers(dial: Dial) -> list[tuple[bytes, bytes]]:
-    headers = [(name.encode("ascii"), value.encode()) for name, value in dial.headers]
+    headers = [(name.encode("ascii"), value.reveal().encode()) for name, value in dial.headers]
     if dial.url.userinfo and not any(name.lower() == b"authorization" for name, _ in headers):
         user, _, password = dial.url.userinfo.partition(":")
         login = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)

@@ -7,7 +7,7 @@ import heapq
 import itertools
 import json
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, TypeGuard
+from typing import Any, Literal, TypeAlias
 
 import attrs
 import trio
@@ -16,11 +16,10 @@ from trio_nova.messages import Frame
 from trio_nova.testing._frames import ClosePayload
 from trio_nova.testing._peer import Disconnected, Peer
 
-__all__ = ["CUT", "Asked", "Cut", "Said", "Verb", "VenueLink"]
+__all__ = ["CUT", "Asked", "Cut", "Said", "VenueLink", "Verb"]
 
 PATIENCE = 5.0
 """Seconds for which a venue that hangs up waits for its client to read what was said before."""
-
 
 
 class Cut(enum.Enum):
@@ -88,11 +87,13 @@ class VenueLink:
     """Why the venue ended the link; empty where it did not."""
     _fate: Literal["", "close", "drop", "reset"] = ""
     _goodbye: ClosePayload = attrs.field(factory=ClosePayload)
-    _backlog: list[str | Cut] = attrs.field(factory=list, repr=False)
+    _backlog: list[str] = attrs.field(factory=list, repr=False)
     _later: list[tuple[float, int, Any]] = attrs.field(factory=list, repr=False)
     """A heap of what is due in the future; the number in the middle keeps the order of what is due together."""
     _serial: itertools.count[int] = attrs.field(factory=itertools.count, repr=False)
     _writing: bool = False
+    _cut: bool = False
+    """`CUT` was due: nothing more is queued, and the link is dropped once all is written."""
     _work: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, repr=False)
     _idle: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, repr=False)
     _reading: trio.CancelScope = attrs.field(factory=trio.CancelScope, repr=False)
@@ -200,17 +201,15 @@ class VenueLink:
                 due, _, message = heapq.heappop(self._later)
                 self._enqueue(due, message)
             if not self._backlog:
+                if self._cut:
+                    self.drop("cut")
                 self._idle.unpark_all()
                 with trio.move_on_at(self._later[0][0] if self._later else float("inf")):
                     await self._work.park()
                 continue
-            frames = [*itertools.takewhile(_is_message, self._backlog)]
-            cut = len(frames) < len(self._backlog)
-            self._backlog.clear()
-            if frames and not self.muted:
+            frames, self._backlog = self._backlog, []
+            if not self.muted:
                 await self._send(frames)
-            if cut:
-                self.drop("cut")
 
     async def _send(self, frames: list[str]) -> None:
         self._writing = True
@@ -222,14 +221,12 @@ class VenueLink:
             self._writing = False
 
     def _enqueue(self, at: float, message: Any) -> None:
-        if not self.live:
+        if not self.live or self._cut:
+            return
+        if message is CUT:
+            self._cut = True
             return
         self.said.append(Said(at, message, len(self.journal)))
-        sendable = isinstance(message, str | Cut)
-        self._backlog.append(message if sendable else json.dumps(message, separators=(",", ":")))
+        self._backlog.append(message if isinstance(message, str) else json.dumps(message, separators=(",", ":")))
         if len(self._backlog) > self.max_backlog:
             self.drop("the client does not read")
-
-
-def _is_message(queued: str | Cut) -> TypeGuard[str]:
-    return isinstance(queued, str)

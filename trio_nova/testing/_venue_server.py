@@ -21,7 +21,7 @@ from trio_nova.testing._rates import Counter, RateLimit, worst_window
 from trio_nova.testing._server import Listening, Script, ScriptedServer
 from trio_nova.testing._twists import Later, Twist
 from trio_nova.testing._upgrade import HeadersLike
-from trio_nova.testing._venue_link import Asked, VenueLink
+from trio_nova.testing._venue_link import VenueLink
 
 __all__ = ["VenueServer", "decode_json"]
 
@@ -316,9 +316,6 @@ class VenueServer(abc.ABC):
     def _lose(self, link: VenueLink) -> None:
         """Forget what lasts as long as its link."""
         self._counters.pop(link.number, None)
-
-    def _journal(self, link: VenueLink, asked: Asked) -> None:
-        link.journal.append(asked)
 
 
 def _say_all(link: VenueLink, messages: list[Any]) -> None:

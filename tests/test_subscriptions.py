@@ -1,0 +1,308 @@
+"""Subscriptions: confirmed, restored in order, given up, and honest about what was missed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_nova import (
+    ConfigError,
+    Dropped,
+    FeedOptions,
+    Gap,
+    JsonCodec,
+    Lagged,
+    ListBackoff,
+    State,
+    SubscriptionRejected,
+    open_connection,
+)
+from trio_nova.testing import Opcode, Peer, ScriptedServer
+
+URL = "ws://server.test/"
+AT_ONCE = ListBackoff([0.0])
+
+
+def connect(server: ScriptedServer, **options: Any) -> Any:
+    return open_connection(
+        URL, **{"stream_factory": server.stream_factory, "codec": JsonCodec(), "backoff": AT_ONCE, **options}
+    )
+
+
+class Service:
+    """Confirms every channel but the forbidden, and keeps what it was asked."""
+
+    def __init__(self, *, forbidden: set[str] | None = None, mute: set[str] | None = None) -> None:
+        self.forbidden = forbidden or set()
+        self.mute = mute or set()
+        self.asked: list[list[str]] = []
+        self.subscribed: set[str] = set()
+        self.peer: Peer | None = None
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.accept()
+        self.peer = peer
+        asked: list[str] = []
+        self.asked.append(asked)
+        self.subscribed = set()
+        while isinstance(frame := await peer.receive(), str):
+            message = json.loads(frame)
+            match message:
+                case {"type": "subscribe", "channel": channel}:
+                    asked.append(channel)
+                    if channel in self.forbidden:
+                        await peer.send_json({"type": "error", "channel": channel, "reason": "forbidden"})
+                    elif channel not in self.mute:
+                        self.subscribed.add(channel)
+                        await peer.send_json({"type": "subscribed", "channel": channel})
+                case {"type": "unsubscribe", "channel": channel}:
+                    asked.append(f"-{channel}")
+                    self.subscribed.discard(channel)
+                case other:
+                    await peer.send_json(other)
+
+    async def publish(self, channel: str, n: int) -> None:
+        assert self.peer is not None
+        if channel in self.subscribed:
+            await self.peer.send_json({"channel": channel, "n": n})
+
+
+async def test_a_feed_hears_its_channel_and_leaving_gives_it_up(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server) as conn:
+        async with conn.subscribe("a", depth=10) as feed, conn.subscribe("b") as other:
+            for n in range(3):
+                await service.publish("a", n)
+                await service.publish("b", -n)
+            assert [(await feed.receive())["n"] for _ in range(3)] == [0, 1, 2]
+            assert [(await other.receive())["n"] for _ in range(3)] == [0, -1, -2]
+            assert dict(conn.subscriptions()) == {"a": "confirmed", "b": "confirmed"}
+        await wait_all_tasks_blocked()
+        assert service.subscribed == set()
+        assert json.loads(next(f for f in server.dials[0].frames if isinstance(f, str))) == {
+            "type": "subscribe",
+            "channel": "a",
+            "params": {"depth": 10},
+        }
+        with pytest.raises(trio.WouldBlock):
+            conn.receive_nowait()
+
+
+async def test_two_users_of_a_channel_are_one_subscription(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server) as conn:
+        async with conn.subscribe("a") as first:
+            async with conn.subscribe("a") as second:
+                await service.publish("a", 1)
+                assert await first.receive() == await second.receive() == {"channel": "a", "n": 1}
+            await wait_all_tasks_blocked()
+            assert service.subscribed == {"a"}
+            with pytest.raises(ConfigError, match="params"):
+                async with conn.subscribe("a", depth=1):
+                    pass
+        await wait_all_tasks_blocked()
+        assert service.asked == [["a", "-a"]]
+
+
+async def test_a_refused_channel_is_told_to_whoever_asked_and_the_others_stand(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service(forbidden={"secret"})
+    async with ScriptedServer(service) as server, connect(server) as conn, conn.subscribe("a") as feed:
+        with pytest.raises(SubscriptionRejected, match="forbidden"):
+            async with conn.subscribe("secret"):
+                raise AssertionError("never entered")
+        await service.publish("a", 1)
+        assert (await feed.receive())["n"] == 1
+
+
+async def test_restored_in_order_on_the_next_link_before_it_is_ready(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+
+    async def hold(conn: Any, name: str, task_status: Any) -> None:
+        async with conn.subscribe(name) as feed:
+            task_status.started(feed)
+            await trio.sleep_forever()
+
+    async with ScriptedServer(then=service) as server, connect(server) as conn, trio.open_nursery() as nursery:
+
+        async def start(name: str) -> Any:
+            async def run(task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+                await hold(conn, name, task_status)
+
+            return await nursery.start(run)
+
+        feeds = [await start(f"channel {n}") for n in range(20)]
+        assert service.peer is not None
+        await service.peer.drop()
+        await conn.wait_state(State.RESTORING)
+        await conn.wait_ready()
+        assert service.asked == [[f"channel {n}" for n in range(20)]] * 2
+        await service.publish("channel 7", 1)
+        assert (await feeds[7].receive())["n"] == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_gap_stands_in_its_place_for_those_who_ask(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+    async with ScriptedServer(then=service) as server, connect(server, backoff=ListBackoff([5.0])) as conn:
+        async with conn.subscribe("a", feed=FeedOptions(notices=True)) as feed, conn.subscribe("a") as plain:
+            await service.publish("a", 1)
+            await wait_all_tasks_blocked()
+            assert service.peer is not None
+            await service.peer.send_frame(Opcode.CLOSE, (1012).to_bytes(2, "big") + b"restart")
+            await conn.wait_state(State.DISCONNECTED)
+            await conn.wait_ready()
+            await service.publish("a", 2)
+            await wait_all_tasks_blocked()
+            first, gap, second = await feed.receive_batch()
+            assert (first["n"], second["n"]) == (1, 2)
+            assert isinstance(gap, Gap)
+            assert (gap.epoch_from, gap.epoch_to, gap.outcome) == (1, 2, "unknown")
+            assert gap.until - gap.since == pytest.approx(5.0)
+            assert "1012" in gap.cause
+            assert [message["n"] for message in await plain.receive_batch()] == [1, 2]
+
+
+async def test_what_is_given_up_while_down_is_not_asked_for_again(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+    async with (
+        ScriptedServer(then=service) as server,
+        connect(server, backoff=ListBackoff([5.0])) as conn,
+        conn.subscribe("kept"),
+    ):
+        async with conn.subscribe("given up"):
+            assert service.peer is not None
+            await service.peer.drop()
+            await conn.wait_state(State.RECONNECTING)
+        await conn.wait_ready()
+        assert service.asked == [["kept", "given up"], ["kept"]]
+
+
+async def test_a_subscription_made_while_down_waits_for_the_link(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+    async with ScriptedServer(then=service) as server, connect(server, backoff=ListBackoff([5.0])) as conn:
+        while service.peer is None:
+            await trio.sleep(0.1)
+        await service.peer.drop()
+        await conn.wait_state(State.RECONNECTING)
+        async with conn.subscribe("a"):
+            assert conn.epoch == 2
+        await wait_all_tasks_blocked()
+        assert service.asked == [[], ["a", "-a"]]
+
+
+async def test_one_that_is_never_answered_is_asked_once_more_and_then_refused(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service(mute={"a"})
+    async with ScriptedServer(service) as server, connect(server) as conn:
+        started = trio.current_time()
+        with pytest.raises(SubscriptionRejected, match="no answer"):
+            async with conn.subscribe("a"):
+                raise AssertionError("never entered")
+        assert trio.current_time() - started == pytest.approx(60)
+        assert service.asked == [["a", "a"]]
+
+
+async def test_one_refused_on_restore_ends_its_feed_and_leaves_the_session_degraded(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service()
+    async with ScriptedServer(then=service) as server, connect(server) as conn:
+        async with conn.subscribe("a") as feed, conn.subscribe("b") as other:
+            service.forbidden.add("a")
+            assert service.peer is not None
+            await service.peer.drop()
+            with pytest.raises(SubscriptionRejected, match="forbidden"):
+                await feed.receive()
+            await conn.wait_ready()
+            assert conn.health().status == "degraded"
+            await service.publish("b", 1)
+            assert (await other.receive())["n"] == 1
+        assert conn.health().status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (FeedOptions(size=3, overflow="drop_oldest", notices=True), [("dropped", 7), 7, 8, 9]),
+        (FeedOptions(size=3, overflow="drop_newest", notices=True), [0, 1, 2, ("dropped", 7)]),
+        (FeedOptions(size=3, overflow="drop_oldest"), [7, 8, 9]),
+        (FeedOptions(size=3, conflate=lambda message: message["n"] % 2), [8, 9]),
+    ],
+)
+async def test_a_feed_keeps_what_its_policy_says(
+    autojump_clock: trio.abc.Clock, options: FeedOptions, expected: list[Any]
+) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server) as conn:
+        async with conn.subscribe("a", feed=options) as feed, conn.subscribe("a") as roomy:
+            for n in range(10):
+                await service.publish("a", n)
+            await wait_all_tasks_blocked()
+            shown = [
+                ("dropped", item.count) if isinstance(item, Dropped) else item["n"] for item in await feed.receive_batch()
+            ]
+            assert shown == expected
+            assert [message["n"] for message in await roomy.receive_batch()] == list(range(10))
+
+
+async def test_a_feed_that_may_not_drop_fails_or_stops_the_reading(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server) as conn:
+        async with (
+            conn.subscribe("a", feed=FeedOptions(size=2, overflow="fail")) as strict,
+            conn.subscribe("b", feed=FeedOptions(size=2)) as blocking,
+        ):
+            for n in range(5):
+                await service.publish("a", n)
+            await wait_all_tasks_blocked()
+            assert [(await strict.receive())["n"] for _ in range(2)] == [0, 1]
+            with pytest.raises(Lagged):
+                await strict.receive()
+            for n in range(20):
+                await service.publish("b", n)
+            await wait_all_tasks_blocked()
+            assert blocking.waiting == 2
+            assert not conn.health().reading
+            assert [(await blocking.receive())["n"] for _ in range(20)] == list(range(20))
+            await wait_all_tasks_blocked()
+            assert conn.health().reading
+
+
+async def test_subscriptions_are_exported_and_imported(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+    async with ScriptedServer(then=service) as server:
+        async with connect(server) as conn, conn.subscribe("a"), conn.subscribe("b"):
+            text = conn.export_subscriptions()
+        async with connect(server) as conn:
+            conn.import_subscriptions(text)
+            await wait_all_tasks_blocked()
+            assert service.asked[-1] == ["a", "b"]
+            await service.publish("a", 1)
+            assert (await conn.receive())["n"] == 1
+            conn.unsubscribe("a")
+            await wait_all_tasks_blocked()
+            assert service.subscribed == {"b"}
+            with pytest.raises(ConfigError):
+                conn.unsubscribe("a")
+            for wrong in ("{", "[1]", '[{"channel": 3}]'):
+                with pytest.raises(ConfigError):
+                    conn.import_subscriptions(wrong)
+
+
+def test_feed_options_are_checked() -> None:
+    wrong: list[Callable[[], FeedOptions]] = [
+        lambda: FeedOptions(size=0),
+        lambda: FeedOptions(overflow="explode"),  # type: ignore[arg-type]
+        lambda: FeedOptions(max_age=0),
+    ]
+    for make in wrong:
+        with pytest.raises(ValueError, match=r"size|overflow|max_age"):
+            make()

@@ -1,0 +1,589 @@
+"""Subscriptions: what the program wants to hear, brought to every link, and the feeds it hears it by."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal, TypeAlias
+
+import attrs
+import trio
+
+from trio_nova import messages as messages_
+from trio_nova._mailbox import Mailbox, Receiver
+from trio_nova._outbound import Outbound
+from trio_nova._requests import Requests
+from trio_nova._session import Session
+from trio_nova._signal import Signal
+from trio_nova.core.bounded import BoundedQueue
+from trio_nova.core.outbox import Lane
+from trio_nova.core.sequence import Deliver, Duplicate, GapFound, Held, NeedSnapshot, Resynced, Tracker
+from trio_nova.core.subscriptions import Book, Subscription, SubscriptionState
+from trio_nova.errors import (
+    ConfigError,
+    Lagged,
+    LinkLost,
+    NotSent,
+    NovaError,
+    OutcomeUnknown,
+    RequestFailed,
+    SessionOver,
+    SubscriptionRejected,
+    printable,
+)
+from trio_nova.handlers import Channel, Granted, Refused
+from trio_nova.messages import (
+    DataUnclaimed,
+    Dropped,
+    Event,
+    Gap,
+    SubscriptionConfirmed,
+    SubscriptionRefused,
+    SubscriptionsRestored,
+)
+
+__all__ = ["Feed", "FeedOptions", "Subscriptions"]
+
+MAX_OUTSTANDING = 16
+"""Messages that ask for subscriptions whose answer is awaited, on a service that answers them as requests."""
+MAX_FAILURES = 2
+"""How often a subscription may go unanswered before it counts as refused."""
+
+FeedOverflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "fail"]
+
+
+@attrs.frozen(kw_only=True)
+class FeedOptions:
+    """How one feed holds what its consumer has not yet taken."""
+
+    size: int = attrs.field(default=1024, validator=attrs.validators.ge(1))
+    """Messages that may wait."""
+    overflow: FeedOverflow = attrs.field(
+        default="block", validator=attrs.validators.in_(("block", "drop_oldest", "drop_newest", "fail"))
+    )
+    """When full: "block" stops reading for the whole connection; "fail" ends the feed with Lagged."""
+    conflate: Callable[[Any], Hashable] | None = None
+    """Of the messages that wait with the same key, as this returns it, only the newest is kept."""
+    notices: bool = False
+    """Whether `Gap`, `Resynced` and `Dropped` stand between the messages, in their place."""
+    max_age: float = attrs.field(default=math.inf, validator=attrs.validators.gt(0))
+    """Seconds without data after which a `FeedStale` is told."""
+
+
+@attrs.define(eq=False)
+class Feed(Receiver[Any]):
+    """The messages of one subscription, for one consumer. Made by `Connection.subscribe`.
+
+    Iteration ends with the session. It raises SubscriptionRejected where the service takes the
+    subscription back, and Lagged where the consumer is too slow for a feed that may not drop.
+    """
+
+    channel: str = ""
+    options: FeedOptions = attrs.field(factory=FeedOptions)
+    _latest: dict[Hashable, int] = attrs.field(factory=dict, init=False)
+    """Of each conflation key, the serial number of its message in the queue."""
+
+    @classmethod
+    def of(cls, channel: str, options: FeedOptions, notice: Callable[[int], Any]) -> Feed:
+        overflow = "block" if options.overflow == "fail" else options.overflow
+        queue: BoundedQueue[Any] = BoundedQueue(max_items=options.size, overflow=overflow)
+        return cls(Mailbox(queue, notice=notice if options.notices else None), channel, options)
+
+    @property
+    def dropped(self) -> int:
+        """Messages that the overflow policy has dropped."""
+        return self._mailbox.queue.dropped
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait to be received."""
+        return len(self._mailbox.queue)
+
+    @property
+    def clogged(self) -> bool:
+        return self._mailbox.clogged
+
+    def put(self, message: Any) -> None:
+        """Take a message in; if `clogged` then, reading must stop."""
+        queue = self._mailbox.queue
+        if self.options.conflate is not None:
+            key = self.options.conflate(message)
+            serial = self._latest.get(key)
+            if serial is not None and queue.replace(serial, message, 0):
+                return
+            self._latest[key] = queue.next_serial
+            if len(self._latest) > 2 * self.options.size:
+                taken = queue.next_serial - len(queue)
+                self._latest = {key: serial for key, serial in self._latest.items() if serial >= taken}
+        if self.options.overflow == "fail" and queue.full:
+            self.end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
+        self._mailbox.put_nowait([(message, 0)])
+
+    def tell(self, notice: Any) -> None:
+        """Put a notice between the messages, where the consumer asked for notices."""
+        if self.options.notices:
+            self._mailbox.put_nowait([(notice, 0)])
+
+    def end(self, error: NovaError | None = None) -> None:
+        """Let what is there be received; after that raise `error`, or end."""
+        self._mailbox.close(error)
+
+    async def wait_for_room(self) -> None:
+        await self._mailbox.wait_for_room()
+
+
+@attrs.define(eq=False)
+class _Desk:
+    """One subscription and those who read it."""
+
+    subscription: Subscription
+    feeds: list[Feed] = attrs.field(factory=list)
+    changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    was_confirmed: bool = False
+    """Whether it was confirmed on any link."""
+    lost: LinkLost | None = None
+    """The loss of a link over which messages may have been missed; None once that is told."""
+    lost_at: float = 0.0
+    last: Any = None
+    """The last message, from which a service that can resume is asked to go on."""
+    tracker: Tracker | None = None
+    duplicates: int = 0
+
+    def channel(self) -> Channel:
+        return Channel(self.subscription.key, self.subscription.channel, self.subscription.params)
+
+
+@attrs.define(eq=False)
+class Subscriptions:
+    """Keeps what the service knows in step with what the program wants."""
+
+    _session: Session
+    _outbound: Outbound
+    _requests: Requests
+    book: Book = attrs.field(factory=Book, init=False)
+    changed: Signal = attrs.field(factory=Signal, init=False)
+    """Wakes the subscriber."""
+    _desks: dict[Hashable, _Desk] = attrs.field(factory=dict, init=False)
+    _by_server_id: dict[Hashable, _Desk] = attrs.field(factory=dict, init=False)
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    """Where the subscriber runs: that of a link that may be asked."""
+    _running: bool = attrs.field(default=False, init=False)
+    _restored: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _restore_began: float = attrs.field(default=0.0, init=False)
+    _slots: trio.Semaphore = attrs.field(factory=lambda: trio.Semaphore(MAX_OUTSTANDING), init=False)
+    _unclaimed_told: bool = attrs.field(default=False, init=False)
+    _imported: set[Hashable] = attrs.field(factory=set, init=False)
+    """What is wanted without a feed."""
+    _clogged: set[Feed] = attrs.field(factory=set, init=False)
+    """Feeds in which something already received has found no room."""
+    _resyncs: deque[_Desk] = attrs.field(factory=deque, init=False)
+    """Those that are to be asked for anew, to get a snapshot."""
+    unclaimed: int = attrs.field(default=0, init=False)
+    """Messages of channels that nobody is subscribed to."""
+
+    # ----------------------------------------------------------------- the program's side
+
+    @asynccontextmanager
+    async def subscribe(
+        self, channel: str, options: FeedOptions, params: Mapping[str, Any]
+    ) -> AsyncGenerator[Feed, None]:
+        """Hold a subscription while the block lasts; see `Connection.subscribe`."""
+        session = self._session
+        session.check_open()
+        key = session.handlers.subscription.key(channel, params)
+        desk = self._desks.get(key)
+        if desk is not None and dict(desk.subscription.params) != dict(params):
+            raise ConfigError("params", f"{channel!r} is subscribed to already, with other params")
+        subscription = self.book.want(key, channel, params, trio.current_time())
+        if desk is None:
+            desk = self._desks[key] = _Desk(subscription)
+            desk.tracker = session.handlers.subscription.tracker(desk.channel())
+        feed = Feed.of(channel, options, lambda count: self._dropped(count, channel))
+        desk.feeds.append(feed)
+        try:
+            self._ask_soon()
+            await self._wait_confirmed(desk)
+            yield feed
+        finally:
+            desk.feeds.remove(feed)
+            feed.end()
+            self._clogged.discard(feed)
+            self._release(key)
+
+    def load(self, rows: Sequence[object]) -> None:
+        """Want what an export holds, without a feed."""
+        handler = self._session.handlers.subscription
+        for subscription in self.book.load(rows, handler.key, trio.current_time()):
+            if subscription.key in self._imported:
+                self.book.release(subscription.key, trio.current_time())
+                continue
+            self._imported.add(subscription.key)
+            if subscription.key not in self._desks:
+                self._desks[subscription.key] = _Desk(subscription)
+        self._ask_soon()
+
+    def unload(self, channel: str, params: Mapping[str, Any]) -> None:
+        """Give up what was loaded."""
+        key = self._session.handlers.subscription.key(channel, params)
+        if key not in self._imported:
+            raise ConfigError("channel", f"{channel!r} was not imported")
+        self._imported.remove(key)
+        self._release(key)
+
+    def _release(self, key: Hashable) -> None:
+        desk = self._desks[key]
+        self.book.release(key, trio.current_time())
+        if not desk.feeds and not desk.subscription.users:
+            del self._desks[key]
+            if desk.subscription.server_id is not None:
+                self._by_server_id.pop(desk.subscription.server_id, None)
+        self._ask_soon()
+
+    async def _wait_confirmed(self, desk: _Desk) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while desk.subscription.state is not SubscriptionState.CONFIRMED:
+            if desk.subscription.state is SubscriptionState.REJECTED:
+                raise SubscriptionRejected(_refusal(desk.subscription))
+            self._session.check_open()
+            await desk.changed.park()
+
+    def _dropped(self, count: int, channel: str) -> Dropped:
+        return Dropped(at=trio.current_time(), epoch=self._session.epoch, count=count, where=channel)
+
+    # ----------------------------------------------------------------- the link's side
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a new link has to be told anything."""
+        return bool(self._desks)
+
+    @property
+    def active(self) -> bool:
+        """Whether `take` must be asked about what arrives."""
+        return bool(self._desks)
+
+    def open(self, nursery: trio.Nursery) -> None:
+        """The link may be asked from now on: it is authenticated, where it must be."""
+        self.book.link_up(self._session.epoch)
+        self._nursery = nursery
+        self._slots = trio.Semaphore(MAX_OUTSTANDING)
+        self._restored = trio.Event()
+        self._restore_began = trio.current_time()
+        self._unclaimed_told = False
+        if self._desks:
+            self._ask_soon()
+        else:
+            self._restored.set()
+
+    async def wait_restored(self) -> None:
+        """Wait until every subscription is answered for on this link, or was not for too long."""
+        await self._restored.wait()
+
+    def link_lost(self, lost: LinkLost) -> None:
+        """Forget what the service knew; what is wanted stays so."""
+        session, now = self._session, trio.current_time()
+        for desk in self._desks.values():
+            if desk.subscription.state is SubscriptionState.CONFIRMED and desk.lost is None:
+                desk.lost, desk.lost_at = lost, now
+            if desk.tracker is not None:
+                desk.tracker.restart(resumed=session.handlers.subscription.resumes)
+        self.book.link_lost(now)
+        self._resyncs.clear()
+        self._by_server_id.clear()
+        self._nursery, self._running = None, False
+
+    def end(self) -> None:
+        """End all feeds: the session is over."""
+        for desk in self._desks.values():
+            desk.changed.unpark_all()
+            for feed in desk.feeds:
+                feed.end()
+
+    def _ask_soon(self) -> None:
+        self.changed.set()
+        if self._nursery is not None and not self._running:
+            self._running = True
+            self._nursery.start_soon(self._keep_in_step, self._nursery, name=f"nova:subscriber#{self._session.epoch}")
+
+    async def _keep_in_step(self, nursery: trio.Nursery) -> None:
+        """Ask for what is wanted, give up what is not, and notice what is not answered."""
+        session, book, handler = self._session, self.book, self._session.handlers.subscription
+        while True:
+            now, timeout = trio.current_time(), session.config.subscription_timeout
+            for subscription in book.expire(now, timeout, MAX_FAILURES):
+                self._answered(subscription)
+            try:
+                if retired := book.next_retirement(1):
+                    await self._give_up(retired[0])
+                elif self._resyncs:
+                    await self._ask_anew(self._resyncs.popleft())
+                elif batch := book.next_request(handler.max_batch, now):
+                    await self._ask(batch, nursery)
+                else:
+                    if not self._restored.is_set() and book.settled(now):
+                        self._finish_restore()
+                    await self.changed.wait(book.next_event_at(timeout))
+            except (NotSent, OutcomeUnknown, SessionOver) as error:
+                if isinstance(error, SessionOver) or isinstance(error.__cause__, LinkLost):
+                    return  # this link has ended, and this task's time with it
+                session.note(error, "subscription")
+
+    def _finish_restore(self) -> None:
+        counts = self.book.counts()
+        self._restored.set()
+        self._session.emit(
+            SubscriptionsRestored,
+            confirmed=counts.get(SubscriptionState.CONFIRMED, 0),
+            rejected=counts.get(SubscriptionState.REJECTED, 0),
+            duration=trio.current_time() - self._restore_began,
+        )
+
+    async def _ask(self, batch: Sequence[Subscription], nursery: trio.Nursery) -> None:
+        handler = self._session.handlers.subscription
+        channels = [self._channel(subscription) for subscription in batch]
+        try:
+            if handler.max_batch == 1:
+                message = handler.encode_subscription_request(channels[0].name, channels[0].params)
+            else:
+                message = handler.encode_subscription_batch(channels)
+            frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
+        except Exception as exc:
+            self._session.note(exc, "subscription")
+            for channel in channels:
+                self._apply(Refused(channel.key, f"it could not be asked for: {type(exc).__name__}"))
+            return
+        if handler.correlated:
+            await self._slots.acquire()
+            nursery.start_soon(self._ask_and_read, channels, message)
+        else:
+            try:
+                await self._outbound.send(frame, kind, lane=Lane.SETUP)
+            except NotSent as error:
+                if isinstance(error.__cause__, LinkLost):
+                    raise
+                for channel in channels:
+                    self._apply(Refused(channel.key, str(error)))
+
+    def _channel(self, subscription: Subscription) -> Channel:
+        desk = self._desks.get(subscription.key)
+        channel = Channel(subscription.key, subscription.channel, subscription.params)
+        if desk is None or desk.last is None:
+            return channel
+        handler = self._session.handlers.subscription
+        return attrs.evolve(channel, params=handler.resume(channel, desk.last))
+
+    async def _ask_and_read(self, channels: Sequence[Channel], message: Any) -> None:
+        handler = self._session.handlers.subscription
+        try:
+            reply = await self._requests.request(message, lane=Lane.SETUP)
+            answers = {answer.key: answer for answer in handler.read_grants(reply, channels)}
+            for channel in channels:
+                self._apply(answers.get(channel.key) or Refused(channel.key, "the service did not grant it"))
+        except RequestFailed as error:
+            if len(channels) == 1:
+                self._apply(Refused(channels[0].key, str(error)))
+                return
+            # One of them spoils the batch: ask for each alone, to find out which.
+            for channel in channels:
+                await self._ask_alone(channel)
+        except SessionOver:
+            pass
+        except (NotSent, OutcomeUnknown) as error:
+            if not isinstance(error.__cause__, LinkLost):
+                for channel in channels:
+                    self._apply(Refused(channel.key, str(error)))
+        finally:
+            self._slots.release()
+
+    async def _ask_alone(self, channel: Channel) -> None:
+        handler = self._session.handlers.subscription
+        try:
+            reply = await self._requests.request(handler.encode_subscription_batch([channel]), lane=Lane.SETUP)
+        except RequestFailed as error:
+            self._apply(Refused(channel.key, str(error)))
+            return
+        granted = [answer for answer in handler.read_grants(reply, [channel]) if answer.key == channel.key]
+        self._apply(granted[0] if granted else Refused(channel.key, "the service did not grant it"))
+
+    async def _give_up(self, subscription: Subscription) -> None:
+        handler = self._session.handlers.subscription
+        channel = Channel(subscription.key, subscription.channel, subscription.params)
+        message = handler.encode_unsubscription(channel, subscription.server_id)
+        if message is None:
+            return
+        if handler.correlated:
+            assert self._nursery is not None
+            self._nursery.start_soon(self._request_quietly, message)
+        else:
+            await self._outbound.send(self._outbound.encode(message), lane=Lane.SETUP)
+
+    async def _ask_anew(self, desk: _Desk) -> None:
+        """Give a subscription up and ask for it again: what comes first is a snapshot."""
+        subscription, now = desk.subscription, trio.current_time()
+        if subscription.state is SubscriptionState.CONFIRMED:
+            await self._give_up(subscription)
+            self.book.reject(subscription.key, self._session.epoch, now, "out of step", retry_in=0.0)
+
+    async def _request_quietly(self, message: Any) -> None:
+        try:
+            await self._requests.request(message, lane=Lane.SETUP)
+        except NovaError as error:
+            if not isinstance(error, SessionOver) and not isinstance(error.__cause__, LinkLost):
+                self._session.note(error, "subscription")
+
+    # ----------------------------------------------------------------- the reader's side
+
+    @property
+    def clogged(self) -> bool:
+        """Whether a feed that may not drop has no room."""
+        if self._clogged:
+            self._clogged = {feed for feed in self._clogged if feed.clogged}
+        return bool(self._clogged)
+
+    async def wait_for_room(self) -> None:
+        """Wait until every feed has room. Cancelling loses nothing."""
+        while self.clogged:
+            await next(iter(self._clogged)).wait_for_room()
+
+    def is_data(self, message: Any) -> bool:
+        """Whether `message` is data of a channel that somebody is subscribed to."""
+        return self._desk(self._session.handlers.subscription.channel_of(message)) is not None
+
+    def take(self, message: Any) -> bool:
+        """Take in what belongs to a subscription; True where it goes no further."""
+        handler = self._session.handlers.subscription
+        if self.book.requested and not handler.correlated:
+            answers = handler.handle_subscription_response(message)
+            if answers is not None:
+                for answer in [answers] if isinstance(answers, Granted | Refused) else answers:
+                    self._apply(answer)
+                return True
+        key = handler.channel_of(message)
+        if key is None:
+            return False
+        desk = self._desk(key)
+        if desk is None:
+            self.unclaimed += 1
+            if not self._unclaimed_told:
+                self._unclaimed_told = True
+                self._session.emit(DataUnclaimed, channel=printable(str(key)))
+            return False
+        if not desk.feeds:
+            return False
+        self._deliver(desk, message)
+        return True
+
+    def _desk(self, key: Hashable | None) -> _Desk | None:
+        return None if key is None else self._by_server_id.get(key) or self._desks.get(key)
+
+    def _deliver(self, desk: _Desk, message: Any) -> None:
+        self.book.touch(desk.subscription.key, trio.current_time())
+        if desk.tracker is None:
+            if desk.lost is not None:
+                self._tell_gap(desk, "unknown")
+            self._put(desk, message)
+        else:
+            self._deliver_in_sequence(desk, desk.tracker, message)
+
+    def _deliver_in_sequence(self, desk: _Desk, tracker: Tracker, message: Any) -> None:
+        try:
+            verdict = tracker.see(message)
+        except Exception as exc:
+            self._session.note(exc, "message")
+            self._put(desk, message)
+            return
+        match verdict:
+            case Deliver():
+                if desk.lost is not None:
+                    self._tell_gap(desk, "unknown" if desk.last is None else "resumed")
+                self._put(desk, message)
+            case Duplicate():
+                desk.duplicates += 1
+            case GapFound(lost=count, held=held):
+                self._tell_gap(desk, "lost", count)
+                if held:
+                    self._resync(desk)
+                else:
+                    self._put(desk, message)
+            case NeedSnapshot():
+                self._resync(desk)
+            case Held():
+                pass
+            case Resynced(messages, gap):
+                if desk.lost is not None:
+                    self._tell_gap(desk, "lost" if gap is not None else "unknown")
+                if desk.last is not None:
+                    self._notify(desk, messages_.Resynced, channel=desk.subscription.channel)
+                for each in messages:
+                    self._put(desk, each)
+
+    def _put(self, desk: _Desk, message: Any) -> None:
+        desk.last = message
+        data = self._session.handlers.subscription.data_of(message)
+        for feed in desk.feeds:
+            feed.put(data)
+            if feed.clogged:
+                self._clogged.add(feed)
+
+    def _resync(self, desk: _Desk) -> None:
+        self._resyncs.append(desk)
+        self._ask_soon()
+
+    def _apply(self, answer: Granted | Refused) -> None:
+        """Write an answer into the book, and tell those whom it concerns."""
+        now, epoch = trio.current_time(), self._session.epoch
+        desk = self._desks.get(answer.key)
+        if isinstance(answer, Granted):
+            if self.book.confirm(answer.key, epoch, now, answer.server_id) and desk is not None:
+                if answer.server_id is not None:
+                    self._by_server_id[answer.server_id] = desk
+                if desk.lost is not None and desk.tracker is None:
+                    self._tell_gap(desk, "unknown")
+                self._session.emit(
+                    SubscriptionConfirmed, channel=desk.subscription.channel, restored=desk.was_confirmed
+                )
+                desk.was_confirmed = True
+        else:
+            self.book.reject(answer.key, epoch, now, printable(answer.reason))
+        if desk is not None:
+            self._answered(desk.subscription)
+
+    def _answered(self, subscription: Subscription) -> None:
+        desk = self._desks.get(subscription.key)
+        if desk is not None:
+            if subscription.state is SubscriptionState.REJECTED:
+                self._session.emit(SubscriptionRefused, channel=subscription.channel, reason=subscription.reason)
+                if desk.was_confirmed:
+                    for feed in desk.feeds:
+                        feed.end(SubscriptionRejected(_refusal(subscription)))
+            desk.changed.unpark_all()
+        self.changed.set()
+
+    def _tell_gap(self, desk: _Desk, result: Literal["resumed", "lost", "unknown"], count: int | None = None) -> None:
+        """Say that messages may be missing here: over the loss of a link, or in the middle of one."""
+        lost, desk.lost = desk.lost, None
+        now, epoch = trio.current_time(), self._session.epoch
+        self._notify(
+            desk,
+            Gap,
+            channel=desk.subscription.channel,
+            epoch_from=epoch if lost is None else lost.epoch,
+            epoch_to=epoch,
+            since=now if lost is None else desk.lost_at,
+            until=now,
+            cause="the sequence was broken" if lost is None else str(lost),
+            outcome=result,
+            lost=count,
+        )
+
+    def _notify(self, desk: _Desk, kind: type[Event], **fields: Any) -> None:
+        notice = kind(at=trio.current_time(), epoch=self._session.epoch, **fields)
+        self._session.hub.emit(notice)
+        for feed in desk.feeds:
+            feed.tell(notice)
+
+
+def _refusal(subscription: Subscription) -> str:
+    return f"{subscription.channel!r}: {subscription.reason or 'no reason given'}"

@@ -1,0 +1,481 @@
+"""What must never be shown: values that mask themselves, where they come from, and how texts are rid of them.
+
+Three lines of defence::
+
+    Secret, HeaderMap      a value that every way of printing masks; `reveal` only where bytes are made of it
+    discreet, forget_locals   an error leaves without the locals of our frames, which renderers of tracebacks show
+    Redactor               what the peer, or a foreign error, repeats of a session's secrets becomes ***
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import hmac
+import inspect
+import os
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, cast, overload
+from urllib.parse import unquote, unquote_plus, urlsplit
+
+import attrs
+import trio
+
+from trio_nova.errors import AuthFailed, ConfigError, ConnectFailed, Phase, RetryAdvice
+
+__all__ = [
+    "CredentialsSource",
+    "FromEnvironment",
+    "HeaderMap",
+    "Redactor",
+    "Secret",
+    "as_secret",
+    "ask_credentials",
+    "ask_provider",
+    "discreet",
+    "forget_locals",
+    "is_secret_name",
+    "redacted",
+    "secret_parameter",
+]
+
+T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
+F = TypeVar("F", bound=Callable[..., Any])
+
+MASK = "***"
+SHORTEST = 6
+"""Characters of the shortest secret that is looked for in texts: a shorter one would be found everywhere."""
+LIKELY = 20
+"""Characters from which on a header or a parameter is taken for a secret, whatever its name is."""
+MAX_KNOWN = 256
+"""Secrets that a redactor remembers; those of long ago give way, as tokens that are renewed every hour would pile up."""
+
+_SECRET_NAME = re.compile(r"token|secret|key|auth|passw|cookie|credential|signature", re.IGNORECASE)
+_HASH_KEY = secrets.token_bytes(16)
+
+
+def is_secret_name(name: str) -> bool:
+    """Return whether a header or a parameter of this name is likely to be a credential."""
+    return _SECRET_NAME.search(name) is not None
+
+
+# --------------------------------------------------------------------------- values
+
+
+class Secret(Generic[T]):
+    """A value that is not shown: whatever prints, encodes or pickles it gets *** or a TypeError.
+
+    Two secrets are equal if their values are; of texts, bytes, and mappings of these that takes as long
+    for a wrong guess as for a right one. Copying is free: the copy is the secret itself.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def reveal(self) -> T:
+        """Return the value. Do it where it is used up, and do not keep it in a variable."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({MASK})"
+
+    def __str__(self) -> str:
+        return MASK
+
+    def __format__(self, spec: str) -> str:
+        return format(MASK, spec)
+
+    def __eq__(self, other: object) -> bool:
+        return _same(self._value, other._value) if isinstance(other, Secret) else NotImplemented
+
+    def __hash__(self) -> int:
+        data = _as_bytes(self._value)
+        # Keyed, so that a hash that gets out says nothing, not even where PYTHONHASHSEED is fixed.
+        return hash(type(self)) if data is None else int.from_bytes(hmac.digest(_HASH_KEY, data, "sha256")[:8])
+
+    def __copy__(self) -> Secret[T]:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret[T]:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Secret cannot be pickled")
+
+
+def _as_bytes(value: object) -> bytes | None:
+    match value:
+        case str():
+            return value.encode("utf-8", "surrogatepass")
+        case bytes() | bytearray():
+            return bytes(value)
+        case _:
+            return None
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        if one.keys() != other.keys():
+            return False
+        # All of them, not up to the first that differs.
+        return sum(not _same(one[name], other[name]) for name in one) == 0
+    if type(one) is type(other) and (data := _as_bytes(one)) is not None:
+        return hmac.compare_digest(data, _as_bytes(other) or b"")
+    return bool(one == other)
+
+
+@overload
+def as_secret(value: Secret[T]) -> Secret[T]: ...
+@overload
+def as_secret(value: T) -> Secret[T]: ...
+def as_secret(value: T | Secret[T]) -> Secret[T]:
+    """Return `value` as a secret; one that is a secret already as it is."""
+    return cast("Secret[T]", value) if isinstance(value, Secret) else Secret(value)
+
+
+class HeaderMap(Mapping[str, str]):
+    """Header names and values, as they were given. Printing it shows the names only."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._values = dict(headers)
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"HeaderMap({', '.join(f'{name!r}: {MASK}' for name in self._values)})"
+
+    def __deepcopy__(self, memo: object) -> HeaderMap:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a HeaderMap cannot be pickled: it holds secrets")
+
+
+# --------------------------------------------------------------------------- where credentials come from
+
+CredentialsSource: TypeAlias = Any
+"""A value; an async function that returns it, asked on every link and for every refresh; `FromEnvironment`; None."""
+
+
+@attrs.frozen(init=False)
+class FromEnvironment:
+    """Credentials from environment variables, read whenever they are asked for.
+
+    `FromEnvironment("API_TOKEN")` is a text; of several variables, or with names of their own
+    (`FromEnvironment(key="API_KEY", secret="API_SECRET")`), it is a dict, by name.
+    """
+
+    variables: tuple[str, ...]
+    named: tuple[tuple[str, str], ...]
+
+    def __init__(self, *variables: str, **named: str) -> None:
+        if not variables and not named:
+            raise ConfigError("credentials", "FromEnvironment needs the name of a variable")
+        self.__attrs_init__(variables, tuple(named.items()))  # type: ignore[attr-defined]
+
+    async def __call__(self) -> Secret[Any]:
+        """Read the variables.
+
+        Raises:
+            ConfigError: some are missing, or empty; it names them.
+        """
+        await trio.lowlevel.checkpoint()
+        wanted = {**{name: name for name in self.variables}, **dict(self.named)}
+        if missing := [variable for variable in wanted.values() if not os.environ.get(variable)]:
+            raise ConfigError("credentials", f"missing in the environment: {', '.join(missing)}")
+        if len(self.variables) == 1 and not self.named:
+            return Secret(os.environ[self.variables[0]])
+        return Secret({name: os.environ[variable] for name, variable in wanted.items()})
+
+
+async def ask_credentials(source: CredentialsSource) -> Secret[Any] | None:
+    """Return what `source` holds or provides now, as a secret; None where there are no credentials.
+
+    Whoever asks bounds the wait: a provider may ask a vault. Cancelling cancels the provider.
+
+    Raises:
+        AuthFailed, ConfigError, ConnectFailed: the provider failed, see `ask_provider`; the phase is "auth".
+    """
+    if source is None or not callable(source):
+        await trio.lowlevel.checkpoint()
+        return None if source is None else as_secret(source)
+    value = await ask_provider(source, "credentials", "auth")
+    return None if value is None else as_secret(value)
+
+
+async def ask_provider(provider: Callable[[], Awaitable[T]], what: str, phase: Phase) -> T:
+    """Return what `provider` provides.
+
+    Raises:
+        AuthFailed, ConfigError, ConnectFailed: where the provider itself raises one of them.
+        ConnectFailed: any other failure, with `phase`: worth another attempt.
+
+    What becomes of such a failure says the error's type and where it was raised, and never its text,
+    nor has it that error for its cause: an HTTP client, or a vault, may well quote the token.
+    """
+    try:
+        return await provider()
+    except (AuthFailed, ConfigError, ConnectFailed):
+        raise
+    except Exception as exc:
+        why = f"{type(exc).__name__}{_place(exc)}"
+    # Outside of the except block: else the error would be found in __context__.
+    raise ConnectFailed(f"the provider of {what} failed: {why}", phase=phase, retry=RetryAdvice.BACKOFF)
+
+
+def _place(exc: BaseException) -> str:
+    trace = exc.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    code = trace.tb_frame.f_code
+    return f" in {code.co_name}() at {os.path.basename(code.co_filename)}:{trace.tb_lineno}"
+
+
+# --------------------------------------------------------------------------- what frames hold
+
+_DISCREET = frozenset({"trio_nova", "trio_websocket", "wsproto", "python_socks"})
+"""Whose frames are emptied: ours, and those of the libraries that we hand secrets to. The user's own stay as they are."""
+
+
+def forget_locals(error: E) -> E:
+    """Empty our frames in the traceback of `error`, and of what it came from, and return it.
+
+    File, line and function stay. A renderer that shows locals would show headers, messages and keys.
+    Outermost frames that still run cannot be emptied and are cut off: whoever raises `error` again
+    adds them. Call it where the tasks that the error went through have ended.
+    """
+    for exc in _family(error):
+        trace = exc.__traceback__
+        while trace is not None and _is_ours(trace.tb_frame) and not _empty(trace.tb_frame):
+            trace = trace.tb_next
+        exc.__traceback__ = trace
+        while trace is not None:
+            if _is_ours(trace.tb_frame):
+                _empty(trace.tb_frame)
+            trace = trace.tb_next
+    return error
+
+
+def _is_ours(frame: FrameType) -> bool:
+    name = str(frame.f_globals.get("__name__", ""))
+    return name.partition(".")[0] in _DISCREET or frame.f_code.co_filename.startswith("<attrs generated")
+
+
+def _empty(frame: FrameType) -> bool:
+    with contextlib.suppress(RuntimeError):  # it is running
+        frame.clear()
+        return True
+    return False
+
+
+def _family(error: BaseException) -> Iterator[BaseException]:
+    """Yield `error` and all that a traceback of it could show: causes, contexts, members of groups."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        exc = waiting.pop()
+        if id(exc) in seen:
+            continue
+        seen.add(id(exc))
+        yield exc
+        waiting += [each for each in (exc.__cause__, exc.__context__) if each is not None]
+        if isinstance(exc, BaseExceptionGroup):
+            waiting += exc.exceptions
+
+
+def discreet(function: F) -> F:
+    """Let no error that leaves `function` carry its arguments, or any local of ours, along."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except BaseException as error:
+            del args, kwargs
+            raise forget_locals(error)  # noqa: B904 - it is the same one
+
+    @functools.wraps(function)
+    async def call_async(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await function(*args, **kwargs)
+        except BaseException as error:
+            del args, kwargs
+            raise forget_locals(error)  # noqa: B904 - it is the same one
+
+    return cast("F", call_async if inspect.iscoroutinefunction(function) else call)
+
+
+# --------------------------------------------------------------------------- what texts repeat
+
+
+class Redactor:
+    """Knows the secrets of one session, and takes them out of texts."""
+
+    __slots__ = ("_known", "_pattern")
+
+    def __init__(self) -> None:
+        self._known: dict[str, None] = {}
+        self._pattern: re.Pattern[str] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Redactor of {len(self._known)} secrets>"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a Redactor cannot be pickled: it holds secrets")
+
+    def learn(self, value: object) -> None:
+        """Take all texts in `value` for secrets: a text, bytes, a Secret, or a collection or object that holds such."""
+        self._remember(_leaves(value))
+
+    def learn_url(self, url: str) -> None:
+        """Learn the login and the secret parameters of a URL."""
+        self._remember(_in_url(url))
+
+    def learn_headers(self, headers: Mapping[str, str]) -> None:
+        """Learn the values of headers that are likely to be secret."""
+        self._remember(_in_headers(headers))
+
+    def _remember(self, texts: Iterable[str]) -> None:
+        for text in texts:
+            if len(text) >= SHORTEST:
+                self._known.pop(text, None)
+                self._known[text] = None
+        while len(self._known) > MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        longest_first = sorted(self._known, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+    def redact(self, text: str) -> str:
+        """Return `text` with *** in place of every known secret, also of one that was cut (…) in its middle."""
+        if self._pattern is None:
+            return text
+        text = self._pattern.sub(MASK, text)
+        if "…" not in text:
+            return text
+        head, *tails = text.split("…")
+        return "…".join([*map(self._mask_end, (head, *tails[:-1])), tails[-1]])
+
+    def _mask_end(self, text: str) -> str:
+        for secret in self._known:
+            at = text.rfind(secret[:SHORTEST])
+            if at >= 0 and secret.startswith(text[at:].rstrip("'\"")):
+                return text[:at] + MASK
+        return text
+
+    def cleanse(self, error: E) -> E:
+        """Take the secrets out of what `error`, and what it came from, say; return it."""
+        for exc in _family(error):
+            if isinstance(exc, BaseExceptionGroup):
+                continue
+            exc.args = tuple(map(self._redact_any, exc.args))
+            facts = exc.__dict__
+            for name in ("reason", "detail", "body", "headers", "problem", "__notes__"):
+                if name in facts:
+                    facts[name] = self._redact_any(facts[name])
+        return error
+
+    def _redact_any(self, value: Any) -> Any:
+        match value:
+            case str():
+                return self.redact(value)
+            case bytes():
+                for secret in self._known:
+                    value = value.replace(secret.encode("utf-8", "surrogatepass"), MASK.encode())
+                return value
+            case tuple() | list():
+                return type(value)(map(self._redact_any, value))
+            case _:
+                return value
+
+    def guard_task(self) -> None:
+        """Let `redacted` use this redactor, in this task and in those that it starts from now on."""
+        _current.set(self)
+
+
+_current: ContextVar[Redactor | None] = ContextVar("trio_nova.redactor", default=None)
+
+
+def redacted(text: str) -> str:
+    """Return `text` without the secrets of the session whose task this is; unchanged in other tasks."""
+    redactor = _current.get()
+    return text if redactor is None else redactor.redact(text)
+
+
+def _leaves(value: object, depth: int = 4) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case bytes() | bytearray():
+            yield bytes(value).decode("utf-8", "replace")
+        case Secret():
+            yield from _leaves(value.reveal(), depth)
+        case _ if depth == 0:
+            return
+        case Mapping():
+            for inner in value.values():
+                yield from _leaves(inner, depth - 1)
+        case list() | tuple() | set() | frozenset():
+            for inner in value:
+                yield from _leaves(inner, depth - 1)
+        case _ if attrs.has(type(value)):
+            for field in attrs.fields(type(value)):
+                yield from _leaves(getattr(value, field.name), depth - 1)
+        case _:
+            for inner in getattr(value, "__dict__", {}).values():
+                yield from _leaves(inner, depth - 1)
+
+
+def _in_url(url: str) -> Iterator[str]:
+    parts = urlsplit(url)
+    login, at, _ = parts.netloc.rpartition("@")
+    if at:
+        user, colon, password = login.partition(":")
+        secret = password if colon else user
+        yield from (login, secret, unquote(secret))
+        plain = f"{unquote(user)}:{unquote(password)}".encode("utf-8", "surrogatepass")
+        yield base64.b64encode(plain).decode("ascii")
+    for name, value in _parameters(parts.query):
+        if not name or is_secret_name(name) or len(value) >= LIKELY:
+            yield from (value, unquote_plus(value))
+
+
+def _parameters(query: str) -> Iterator[tuple[str, str]]:
+    """Yield names and values as written; what has no name may well be a token."""
+    for parameter in query.split("&"):
+        name, equals, value = parameter.partition("=")
+        yield (unquote_plus(name), value) if equals else ("", name)
+
+
+def secret_parameter(query: str) -> str | None:
+    """Return the name of a parameter that is likely to be a credential; None where there is none."""
+    return next((name for name, _ in _parameters(query) if is_secret_name(name)), None)
+
+
+def _in_headers(headers: Mapping[str, str]) -> Iterator[str]:
+    for name, value in headers.items():
+        if not is_secret_name(name) and len(value) < LIKELY:
+            continue
+        yield value
+        _, _, token = value.partition(" ")  # "Bearer token" (RFC 9110 section 11.4)
+        yield token.strip()
+        if "cookie" in name.lower():
+            for cookie in value.split(";"):
+                yield cookie.partition("=")[2].strip()
