@@ -23,6 +23,7 @@ from trio_nova.errors import (
     OutcomeUnknown,
     RequestFailed,
     RetryAdvice,
+    SessionOver,
     printable,
 )
 from trio_nova.handlers import AuthHandler, AuthOk, AuthRefused
@@ -122,8 +123,6 @@ class Authenticator:
             ok = await session.handlers.auth.authenticate(_Exchange(self._requests, self._outbound), credentials)
             if not isinstance(ok, AuthOk):
                 raise TypeError(f"authenticate() returned {type(ok).__name__}, not AuthOk")
-        except (NotSent, OutcomeUnknown, LinkLost):
-            raise
         except (AuthFailed, RequestFailed) as error:
             self._refusals += 1
             # A provider may have handed out what has expired since: once more, with what it says next.
@@ -160,7 +159,7 @@ class Authenticator:
             try:
                 await self.sign_in(refresh=True)
                 failures = 0
-            except (NotSent, OutcomeUnknown, LinkLost) as error:
+            except (NotSent, OutcomeUnknown, LinkLost, SessionOver) as error:
                 return error
             except (AuthFailed, ConnectFailed) as error:
                 failures += 1

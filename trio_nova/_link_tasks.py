@@ -17,7 +17,7 @@ from trio_nova._subscriptions import Subscriptions
 from trio_nova.core.outbox import Idle, Lane, Outgoing, WaitUntil, Write
 from trio_nova.core.pulse import Dead, Probe, Pulse, Wait
 from trio_nova.core.session import SessionEvent
-from trio_nova.errors import LinkLost, NotSent, NovaError, OutcomeUnknown
+from trio_nova.errors import LinkLost, NovaError, SessionOver
 from trio_nova.handlers import ConnectionHandler, ConnectionInfo, RateLimitHandler
 from trio_nova.links import Link
 from trio_nova.messages import (
@@ -166,7 +166,7 @@ class LinkTasks:
 
     def _give_up(self, error: NovaError) -> None:
         """End this link, which is up but of no use; where it was lost, the reader says so."""
-        if isinstance(error, NotSent | OutcomeUnknown | LinkLost) and isinstance(error.__cause__, LinkLost):
+        if isinstance(error, SessionOver) or isinstance(error.__cause__, LinkLost):
             return
         if self.setup_error is None:
             self.setup_error = error

@@ -204,8 +204,8 @@ class Session:
 
     async def wait_state(self, wanted: State) -> None:
         """Wait until the session is, or passes through, `wanted`; SessionOver where that cannot be any more."""
-        await trio.lowlevel.checkpoint()
         if self.state is wanted:
+            await trio.lowlevel.checkpoint()
             return
         if self.is_over:
             raise self.session_over()

@@ -18,7 +18,7 @@ from trio_nova.errors import NotSent
 __all__ = ["Late", "Ledger", "Pending", "identity"]
 
 MAX_GIVEN_UP = 4096
-"""Ids of requests given up on this link that are remembered, to recognize late answers."""
+"""Requests given up on this link that are remembered, to recognize late answers."""
 
 Identity = tuple[type, Hashable]
 
@@ -76,7 +76,8 @@ class Ledger:
         """Expect an answer from now on.
 
         Raises:
-            NotSent: a request of the same id is under way, or was given up and may still be answered.
+            NotSent: a request of the same id is under way, or was given up and may still be answered; or
+                too many without an id are unanswered.
         """
         if pending.id is not None:
             if pending.id in self._by_id or pending.id in self._given_up:
@@ -84,6 +85,8 @@ class Ledger:
             self._by_id[pending.id] = pending
         elif pending.matches is not None:
             self._matchers[pending] = None
+        elif len(self._in_order) >= MAX_GIVEN_UP:
+            raise NotSent(f"{MAX_GIVEN_UP} questions without an id are unanswered")
         else:
             self._in_order[pending] = None
 

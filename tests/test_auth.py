@@ -1,0 +1,299 @@
+"""Authentication: on every link, before anything else, kept fresh, and never fooled."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_nova import (
+    Authenticated,
+    AuthExchange,
+    AuthFailed,
+    AuthHandler,
+    AuthOk,
+    AuthStarted,
+    AuthUnsuccessful,
+    ConnectFailed,
+    JsonCodec,
+    ListBackoff,
+    State,
+    open_connection,
+)
+from trio_nova.testing import Peer, ScriptedServer
+
+URL = "ws://server.test/"
+AT_ONCE = ListBackoff([0.0])
+
+
+def connect(server: ScriptedServer, **options: Any) -> Any:
+    defaults: dict[str, Any] = {
+        "stream_factory": server.stream_factory,
+        "codec": JsonCodec(),
+        "backoff": AT_ONCE,
+        "credentials": {"token": "open sesame"},
+        "allow_plaintext_credentials": True,
+    }
+    return open_connection(URL, **{**defaults, **options})
+
+
+class Gate:
+    """Lets in whoever has a token it knows, and echoes what else it is sent; refuses to hear anything before."""
+
+    def __init__(self, *tokens: str, expires_in: float | None = None) -> None:
+        self.tokens = set(tokens)
+        self.expires_in = expires_in
+        self.seen: list[list[Any]] = []
+        self.peer: Peer | None = None
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.accept()
+        self.peer = peer
+        seen: list[Any] = []
+        self.seen.append(seen)
+        admitted = False
+        while isinstance(frame := await peer.receive(), str):
+            message = json.loads(frame)
+            seen.append(message)
+            if isinstance(message, dict) and message.get("type") == "auth":
+                admitted = message.get("token") in self.tokens
+                answer = {"type": "auth_success"} if admitted else {"type": "auth_error", "reason": "unknown token"}
+                if admitted and self.expires_in is not None:
+                    answer["expires_in"] = self.expires_in  # type: ignore[assignment]
+                await peer.send_json(answer)
+            else:
+                assert admitted, f"{message!r} came before the authentication"
+                await peer.send_json(message)
+
+
+async def test_every_link_is_authenticated_before_anything_else(autojump_clock: trio.abc.Clock) -> None:
+    gate = Gate("open sesame")
+    async with ScriptedServer(then=gate) as server, connect(server) as conn:
+        await conn.send({"n": 1})
+        assert await conn.receive() == {"n": 1}
+        assert gate.peer is not None
+        await gate.peer.drop()
+        await conn.wait_state(State.AUTHENTICATING)
+        await conn.send({"n": 2})
+        assert await conn.receive() == {"n": 2}
+    assert [[message.get("type", message.get("n")) for message in link] for link in gate.seen] == [
+        ["auth", 1],
+        ["auth", 2],
+    ]
+
+
+async def test_the_default_signs_with_a_secret_that_it_does_not_send(autojump_clock: trio.abc.Clock) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def check(peer: Peer) -> None:
+        await peer.accept()
+        sent.append(await peer.receive_json())
+        await peer.send_json({"type": "auth_success"})
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(check) as server:
+        handler = AuthHandler(wall_clock=lambda: 1576074319.0)
+        async with connect(server, credentials={"api_key": "key", "secret": "whisper"}, auth_handler=handler):
+            pass
+    expected = hmac.new(b"whisper", b"key1576074319000", hashlib.sha256).hexdigest()
+    assert sent == [{"type": "auth", "timestamp": 1576074319000, "api_key": "key", "signature": expected}]
+
+
+async def test_refused_credentials_are_an_error_at_once_and_not_tried_again(autojump_clock: trio.abc.Clock) -> None:
+    async with ScriptedServer(then=Gate("another")) as server:
+        with pytest.raises(AuthFailed, match="unknown token"):
+            async with connect(server, retry_first_connect=True):
+                raise AssertionError("never entered")
+        assert len(server.dials) == 1
+
+
+async def test_a_notification_never_counts_as_the_answer(autojump_clock: trio.abc.Clock) -> None:
+    async def chatter(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_json()
+        await peer.send_json({"type": "welcome"})
+        await peer.send_json({"method": "heartbeat", "id": 1, "result": "ok"})
+        await trio.sleep(3)
+        await peer.send_json({"type": "auth_error", "reason": "no"})
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(chatter) as server:
+        with pytest.raises(AuthFailed, match="no"):
+            async with connect(server):
+                raise AssertionError("never entered")
+
+
+async def test_an_answer_that_never_comes_is_a_failed_attempt(autojump_clock: trio.abc.Clock) -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_json()
+        await peer.expect_close()
+
+    async with ScriptedServer(silent, Gate("open sesame")) as server:
+        async with connect(server, retry_first_connect=True, auth_timeout=4.0) as conn:
+            assert conn.epoch == 2
+            assert server.dials[1].at - server.dials[0].at == pytest.approx(4.0)
+
+
+async def test_a_provider_is_asked_on_every_link_and_its_failure_is_a_failed_attempt(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    gate, asked = Gate("token 1", "token 3"), 0
+
+    async def provide() -> dict[str, str]:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            raise RuntimeError("the vault is closed")
+        return {"token": f"token {asked}"}
+
+    async with ScriptedServer(then=gate) as server, connect(server, credentials=provide) as conn:
+        assert gate.peer is not None
+        await gate.peer.drop()
+        await conn.wait_state(State.DISCONNECTED)
+        await conn.wait_ready()
+        assert asked == 3
+
+    async def fail() -> dict[str, str]:
+        raise RuntimeError("always")
+
+    async with ScriptedServer(then=gate) as server:
+        with pytest.raises(ConnectFailed):
+            async with connect(server, credentials=fail):
+                raise AssertionError("never entered")
+
+
+async def test_stale_credentials_of_a_provider_are_asked_for_once_more(autojump_clock: trio.abc.Clock) -> None:
+    gate, asked = Gate("fresh"), 0
+
+    async def provide() -> str:
+        nonlocal asked
+        asked += 1
+        return "stale" if asked == 1 else "fresh"
+
+    async with ScriptedServer(then=gate) as server:
+        async with connect(server, credentials=provide, retry_first_connect=True) as conn:
+            assert asked == 2
+            assert conn.epoch == 2
+
+    async def always_stale() -> str:
+        return "stale"
+
+    async with ScriptedServer(then=gate) as server:
+        with pytest.raises(AuthFailed):
+            async with connect(server, credentials=always_stale, retry_first_connect=True):
+                raise AssertionError("never entered")
+        assert len(server.dials) == 2
+
+
+async def test_a_grant_is_renewed_before_it_expires_while_messages_flow(autojump_clock: trio.abc.Clock) -> None:
+    gate = Gate("open sesame", expires_in=600)
+    async with ScriptedServer(then=gate) as server, connect(server) as conn, conn.listen() as events:
+        for n in range(100):
+            await conn.send({"n": n})
+            assert await conn.receive() == {"n": n}
+            await trio.sleep(18)
+        assert conn.epoch == 1
+        seen = await events.receive_batch()
+    renewed = [event.at for event in seen if isinstance(event, Authenticated)]
+    assert renewed == pytest.approx([540, 1080, 1620], abs=1)
+    assert all(event.refresh for event in seen if isinstance(event, AuthStarted | Authenticated))
+
+
+@pytest.mark.parametrize("expires_in", [-1, 0, 1e-9])
+async def test_a_nonsensical_lifetime_does_not_make_it_ask_without_end(
+    autojump_clock: trio.abc.Clock, expires_in: float
+) -> None:
+    gate = Gate("open sesame", expires_in=expires_in)
+    async with ScriptedServer(then=gate) as server, connect(server):
+        await trio.sleep(60)
+    assert len(gate.seen[0]) <= 13
+
+
+async def test_a_refresh_that_fails_for_good_ends_the_session_loudly(autojump_clock: trio.abc.Clock) -> None:
+    gate = Gate("open sesame", expires_in=600)
+    async with ScriptedServer(then=gate) as server:
+        with pytest.raises(AuthFailed):
+            async with connect(server) as conn, conn.listen() as events:
+                gate.tokens.clear()
+                try:
+                    await trio.sleep(1000)
+                finally:
+                    seen = await _drain(events)
+        assert [type(event) for event in seen if isinstance(event, AuthUnsuccessful)]
+
+
+async def _drain(events: Any) -> list[Any]:
+    with trio.CancelScope(shield=True):
+        return await events.receive_batch()  # type: ignore[no-any-return]
+
+
+async def test_credentials_are_rotated_on_the_living_link(autojump_clock: trio.abc.Clock) -> None:
+    gate = Gate("open sesame", "newer")
+    async with ScriptedServer(then=gate) as server, connect(server) as conn:
+        await conn.authenticate({"token": "newer"})
+        assert conn.epoch == 1
+        assert [message["token"] for message in gate.seen[0]] == ["open sesame", "newer"]
+        with pytest.raises(AuthFailed):
+            await conn.authenticate({"token": "wrong"})
+        await conn.authenticate({"token": "newer"})
+        assert gate.peer is not None
+        await gate.peer.drop()
+        await conn.wait_state(State.DISCONNECTED)
+        await conn.wait_ready()
+        assert gate.seen[1][0]["token"] == "newer"
+
+
+async def test_a_flow_of_several_steps(autojump_clock: trio.abc.Clock) -> None:
+    class Challenge(AuthHandler):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            challenge = await exchange.request({"type": "hello"})
+            return await exchange.ask({"type": "answer", "value": challenge["result"] * 2}, self.handle_auth_response)
+
+    async def guard(peer: Peer) -> None:
+        await peer.accept()
+        hello = await peer.receive_json()
+        await peer.send_json({"id": hello["id"], "result": 21})
+        answer = await peer.receive_json()
+        assert answer == {"type": "answer", "value": 42}
+        await peer.send_json({"type": "auth_success", "expires_in": 100})
+        await peer.expect('{"n":1}')
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(guard) as server, connect(server, auth_handler=Challenge) as conn:
+        await conn.send({"n": 1})
+        await wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize("how", ["drop", "reset", "close"])
+async def test_a_link_lost_amid_authentication_is_a_failed_attempt(
+    autojump_clock: trio.abc.Clock, how: str
+) -> None:
+    async def lose(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_json()
+        verbs: dict[str, Callable[[], Any]] = {"drop": peer.drop, "reset": peer.reset, "close": peer.close}
+        await verbs[how]()
+
+    async with ScriptedServer(lose, Gate("open sesame")) as server:
+        async with connect(server, retry_first_connect=True) as conn:
+            assert conn.epoch == 2
+
+
+async def test_leaving_amid_authentication_is_quick(autojump_clock: trio.abc.Clock) -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.accept()
+        await peer.mute()
+
+    async with ScriptedServer(silent) as server:
+        started = trio.current_time()
+        with trio.move_on_after(1):
+            async with connect(server):
+                raise AssertionError("never entered")
+        assert trio.current_time() - started <= 3.0
