@@ -17,6 +17,7 @@ from trio_nova.core.outbox import Buffer
 from trio_nova.errors import ConfigError
 from trio_nova.handlers import ConnectionHandler, MessageHandler, NoHeartbeat, PingHeartbeat, RateLimitHandler
 from trio_nova.links import ConnectGovernor, TrioWebsocketTransport
+from trio_nova.secrets import Secret
 from trio_nova.urls import Url
 
 FIELDS = attrs.fields_dict(Config)
@@ -49,6 +50,7 @@ WRONG: dict[str, list[Any]] = {
     "backoff": [None, 1.0, ExponentialBackoff, NoBackoff],
     "max_attempts": [-1, 1.5, "3", None, True, math.nan, -math.inf],
     "min_uptime": not_seconds,
+    "allow_plaintext_credentials": [1, None],
     "retry_first_connect": [1, 0, None, "yes"],
     "when_down": ["queue", None, 5, Buffer],
     "inbox_size": not_a_count,
@@ -119,13 +121,13 @@ def test_the_defaults_work() -> None:
         ("max_attempts", math.inf),
         ("max_attempts", 10**400),
         ("headers", {}),
-        ("proxy", "socks5://user:pass@host:1080"),
+        ("proxy", Secret("socks5://user:pass@host:1080")),
         ("proxy", None),
         ("ssl_context", ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)),
         ("when_down", Buffer(max_items=1)),
         ("message_handler", MessageHandler()),
         ("message_handler", lambda: MessageHandler()),
-        ("credentials", object()),
+        ("credentials", Secret("token")),
     ],
 )
 def test_a_right_value_is_kept(field: str, value: Any) -> None:

@@ -414,7 +414,7 @@ async def test_an_answer_that_is_none_is_an_error_that_names_the_hook(hook: Hook
     story = await play(hook, lambda: "nonsense")
     assert isinstance(story.raised, ConfigError)
     assert story.raised.field == hook.name
-    assert "'nonsense'" in str(story.raised)
+    assert "answered a str" in str(story.raised)  # and never with what: it may be a login
 
 
 @pytest.mark.parametrize(

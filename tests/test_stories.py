@@ -35,7 +35,7 @@ from trio_nova import (
 from trio_nova.messages import Action
 from trio_nova.testing import HangDial, Peer, Refuse, Script, ScriptedServer, echo
 
-URL = "ws://server.test/feed?key=abc&mode=full"
+URL = "ws://server.test/feed?book=abc&mode=full"
 
 AT_ONCE = ListBackoff([0.0])
 """For tests in which the wait between two links is not the point."""
@@ -160,7 +160,7 @@ async def test_the_second_upgrade_is_like_the_first_and_no_send_in_between_is_lo
     first, second = (dial.request for dial in server.dials)
     assert first is not None
     assert second is not None
-    assert first.target == second.target == "/feed?key=abc&mode=full"
+    assert first.target == second.target == "/feed?book=abc&mode=full"
     assert first.headers["x-tenant"] == second.headers["x-tenant"] == "blue"
     assert first.headers["sec-websocket-protocol"] == second.headers["sec-websocket-protocol"]
 
@@ -344,6 +344,7 @@ async def test_no_secret_of_headers_url_or_credentials_is_logged(
             stream_factory=server.stream_factory,
             headers={"Authorization": "Bearer s3cret-three"},
             credentials={"key": "s3cret-four"},
+            allow_plaintext_credentials=True,
             backoff=AT_ONCE,
         ) as conn,
     ):

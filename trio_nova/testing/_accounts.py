@@ -43,6 +43,8 @@ class Token:
     """`connection`, or `session:` and a name."""
     expires_at: float
     """Trio's clock, seconds."""
+    told_until: float
+    """What the client was told of that: beyond it, to send the token is to send what is known to be dead."""
     link: int | None
     """The number of the link that it dies with; None where it survives."""
     revoked: bool = False
@@ -91,7 +93,7 @@ class Tokens:
         number = len(self.granted) + 1
         until = trio.current_time() + self.lifetime
         dies_with = link if scope == "connection" else None
-        self.granted.append(Token(f"access-token-{number}", f"refresh-token-{number}", scope, until, dies_with))
+        self.granted.append(Token(f"access-token-{number}", f"refresh-token-{number}", scope, until, until, dies_with))
         return self.granted[-1]
 
     def find(self, access: Any) -> Token | None:

@@ -21,7 +21,7 @@ import hashlib
 import hmac
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Literal, TypeAlias
 
@@ -49,6 +49,10 @@ _VERBS: dict[str, Verb] = {
 }
 
 
+def _names(names: Iterable[str]) -> set[str]:
+    return set(names)
+
+
 def _echo(message: dict[str, Any]) -> Any:
     return {key: value for key, value in message.items() if key not in ("id", "type")}
 
@@ -60,14 +64,14 @@ class GenericVenue(VenueServer):
     Where there are credentials nothing but auth and ping is allowed before authentication.
     """
 
-    tokens: frozenset[str] = attrs.field(default=frozenset(), converter=frozenset, repr=False)
+    tokens: set[str] = attrs.field(factory=set, converter=_names, repr=False)
     """The tokens that let a client in."""
     secrets: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     """Secrets by api_key; a client signs with one, or sends both as `key` and `secret`."""
     expires_in: float | None = 3600.0
     """Seconds for which authentication is good, as the client is told; None where it is not told."""
     expires_as: Literal["expires_in", "expires_at"] = "expires_in"
-    rejected: set[str] = attrs.field(factory=set, converter=set)
+    rejected: set[str] = attrs.field(factory=set, converter=_names)
     """Channels that are refused."""
     confirmation: Confirmation = "subscribed"
     max_batch: int = 100

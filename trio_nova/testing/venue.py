@@ -256,6 +256,8 @@ class Venue(VenueServer):
         """Return whether the link is authenticated, or the request brings a token of its own."""
         access = params.get("access_token")
         token = self._seat(link).token if access is None else self.tokens.find(access)
+        if access is not None and token is not None and trio.current_time() >= token.told_until:
+            self.breach(link, "an access_token that the client knows has expired")
         elsewhere = token is not None and token.link not in (None, link.number)
         return token is not None and token.valid and not elsewhere
 
