@@ -272,9 +272,7 @@ async def test_a_flow_of_several_steps(autojump_clock: trio.abc.Clock) -> None:
 
 
 @pytest.mark.parametrize("how", ["drop", "reset", "close"])
-async def test_a_link_lost_amid_authentication_is_a_failed_attempt(
-    autojump_clock: trio.abc.Clock, how: str
-) -> None:
+async def test_a_link_lost_amid_authentication_is_a_failed_attempt(autojump_clock: trio.abc.Clock, how: str) -> None:
     async def lose(peer: Peer) -> None:
         await peer.accept()
         await peer.receive_json()

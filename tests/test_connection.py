@@ -621,7 +621,13 @@ async def test_headers_may_come_from_a_provider_asked_before_every_dial(autojump
 
     async with (
         ScriptedServer(drop_at_once, echo) as server,
-        open_connection(URL, stream_factory=server.stream_factory, headers=provide, backoff=AT_ONCE) as conn,
+        open_connection(
+            URL,
+            stream_factory=server.stream_factory,
+            headers=provide,
+            allow_plaintext_credentials=True,
+            backoff=AT_ONCE,
+        ) as conn,
     ):
         await conn.wait_state(State.DISCONNECTED)
         await conn.wait_ready()

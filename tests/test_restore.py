@@ -28,7 +28,9 @@ async def test_five_thousand_subscriptions_under_a_limit_with_the_link_cut_in_th
     autojump_clock: trio.abc.Clock,
 ) -> None:
     names = [f"channel {n:04}" for n in range(5000)]
-    venue = GenericVenue(limit=RateLimit(CountedWindow(50, 1.0)), rejected={names[7], names[2500], names[4999]}, max_batch=100)
+    venue = GenericVenue(
+        limit=RateLimit(CountedWindow(50, 1.0)), rejected={names[7], names[2500], names[4999]}, max_batch=100
+    )
     rejections: dict[str, str] = {}
     confirmed = 0
     all_answered = trio.Event()

@@ -247,7 +247,8 @@ async def test_a_feed_keeps_what_its_policy_says(
                 await service.publish("a", n)
             await wait_all_tasks_blocked()
             shown = [
-                ("dropped", item.count) if isinstance(item, Dropped) else item["n"] for item in await feed.receive_batch()
+                ("dropped", item.count) if isinstance(item, Dropped) else item["n"]
+                for item in await feed.receive_batch()
             ]
             assert shown == expected
             assert [message["n"] for message in await roomy.receive_batch()] == list(range(10))

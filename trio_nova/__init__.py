@@ -98,9 +98,9 @@ from trio_nova.links import TrioWebsocketTransport as TrioWebsocketTransport
 from trio_nova.links import unix_stream as unix_stream
 from trio_nova.messages import Allow as Allow
 from trio_nova.messages import AnswerUnmatched as AnswerUnmatched
+from trio_nova.messages import Authenticated as Authenticated
 from trio_nova.messages import AuthStarted as AuthStarted
 from trio_nova.messages import AuthUnsuccessful as AuthUnsuccessful
-from trio_nova.messages import Authenticated as Authenticated
 from trio_nova.messages import BecameReady as BecameReady
 from trio_nova.messages import ClockJumped as ClockJumped
 from trio_nova.messages import Close as Close

@@ -38,6 +38,7 @@ from trio_nova.messages import (
     DataUnclaimed,
     Dropped,
     Event,
+    FeedStale,
     Gap,
     SubscriptionConfirmed,
     SubscriptionRefused,
@@ -148,8 +149,16 @@ class _Desk:
     lost_at: float = 0.0
     last: Any = None
     """The last message, from which a service that can resume is asked to go on."""
+    heard_at: float = math.inf
+    """When data came last, or the confirmation on this link; inf while it is not confirmed."""
+    is_stale: bool = False
     tracker: Tracker | None = None
     duplicates: int = 0
+
+    @property
+    def max_age(self) -> float:
+        """Seconds without data that its most impatient reader allows."""
+        return min((feed.options.max_age for feed in self.feeds), default=math.inf)
 
     def channel(self) -> Channel:
         return Channel(self.subscription.key, self.subscription.channel, self.subscription.params)
@@ -178,6 +187,8 @@ class Subscriptions:
     """What is wanted without a feed."""
     _clogged: set[Feed] = attrs.field(factory=set, init=False)
     """Feeds in which something already received has found no room."""
+    _aging: set[_Desk] = attrs.field(factory=set, init=False)
+    """Those of which some reader wants to know when they fall silent."""
     _resyncs: deque[_Desk] = attrs.field(factory=deque, init=False)
     """Those that are to be asked for anew, to get a snapshot."""
     unclaimed: int = attrs.field(default=0, init=False)
@@ -202,6 +213,8 @@ class Subscriptions:
             desk.tracker = session.handlers.subscription.tracker(desk.channel())
         feed = Feed.of(channel, options, lambda count: self._dropped(count, channel))
         desk.feeds.append(feed)
+        if options.max_age < math.inf:
+            self._aging.add(desk)
         try:
             self._ask_soon()
             await self._wait_confirmed(desk)
@@ -237,6 +250,7 @@ class Subscriptions:
         self.book.release(key, trio.current_time())
         if not desk.feeds and not desk.subscription.users:
             del self._desks[key]
+            self._aging.discard(desk)
             if desk.subscription.server_id is not None:
                 self._by_server_id.pop(desk.subscription.server_id, None)
         self._ask_soon()
@@ -287,6 +301,7 @@ class Subscriptions:
         for desk in self._desks.values():
             if desk.subscription.state is SubscriptionState.CONFIRMED and desk.lost is None:
                 desk.lost, desk.lost_at = lost, now
+            desk.heard_at = math.inf
             if desk.tracker is not None:
                 desk.tracker.restart(resumed=session.handlers.subscription.resumes)
         self.book.link_lost(now)
@@ -324,11 +339,25 @@ class Subscriptions:
                 else:
                     if not self._restored.is_set() and book.settled(now):
                         self._finish_restore()
-                    await self.changed.wait(book.next_event_at(timeout))
+                    await self.changed.wait(min(book.next_event_at(timeout), self._tell_stale(now)))
             except (NotSent, OutcomeUnknown, SessionOver) as error:
                 if isinstance(error, SessionOver) or isinstance(error.__cause__, LinkLost):
                     return  # this link has ended, and this task's time with it
                 session.note(error, "subscription")
+
+    def _tell_stale(self, now: float) -> float:
+        """Tell of every feed that has grown stale, and return when the next one may."""
+        next_at = math.inf
+        for desk in self._aging:
+            if desk.is_stale or not desk.feeds:
+                continue
+            stale_at = desk.heard_at + desk.max_age
+            if stale_at <= now:
+                desk.is_stale = True
+                self._notify(desk, FeedStale, channel=desk.subscription.channel, age=now - desk.heard_at)
+            else:
+                next_at = min(next_at, stale_at)
+        return next_at
 
     def _finish_restore(self) -> None:
         counts = self.book.counts()
@@ -454,15 +483,11 @@ class Subscriptions:
     def take(self, message: Any) -> bool:
         """Take in what belongs to a subscription; True where it goes no further."""
         handler = self._session.handlers.subscription
-        if self.book.requested and not handler.correlated:
-            answers = handler.handle_subscription_response(message)
-            if answers is not None:
-                for answer in [answers] if isinstance(answers, Granted | Refused) else answers:
-                    self._apply(answer)
-                return True
+        if self.book.requested and self._take_answer(message):
+            return True
         key = handler.channel_of(message)
         if key is None:
-            return False
+            return self._take_answer(message)
         desk = self._desk(key)
         if desk is None:
             self.unclaimed += 1
@@ -475,11 +500,24 @@ class Subscriptions:
         self._deliver(desk, message)
         return True
 
+    def _take_answer(self, message: Any) -> bool:
+        handler = self._session.handlers.subscription
+        answers = None if handler.correlated else handler.handle_subscription_response(message)
+        if answers is None:
+            return False
+        for answer in [answers] if isinstance(answers, Granted | Refused) else answers:
+            self._apply(answer)
+        return True
+
     def _desk(self, key: Hashable | None) -> _Desk | None:
         return None if key is None else self._by_server_id.get(key) or self._desks.get(key)
 
     def _deliver(self, desk: _Desk, message: Any) -> None:
-        self.book.touch(desk.subscription.key, trio.current_time())
+        desk.heard_at = trio.current_time()
+        self.book.touch(desk.subscription.key, desk.heard_at)
+        if desk.is_stale:
+            desk.is_stale = False
+            self.changed.set()
         if desk.tracker is None:
             if desk.lost is not None:
                 self._tell_gap(desk, "unknown")
@@ -545,6 +583,7 @@ class Subscriptions:
                     SubscriptionConfirmed, channel=desk.subscription.channel, restored=desk.was_confirmed
                 )
                 desk.was_confirmed = True
+                desk.heard_at, desk.is_stale = now, False
         else:
             self.book.reject(answer.key, epoch, now, printable(answer.reason))
         if desk is not None:

@@ -41,6 +41,7 @@ from trio_nova.secrets import (
     HeaderMap,
     Secret,
     as_secret,
+    as_secret_text,
     discreet,
     is_secret_name,
     secret_parameter,
@@ -228,10 +229,6 @@ def _subprotocol_tuple(value: Any) -> Any:
         raise ConfigError("subprotocols", f"must be a sequence of names, not {value!r}") from None
 
 
-def _masked_proxy(value: str | Secret[str] | None) -> Secret[str] | None:
-    return None if value is None else as_secret(value)
-
-
 def _proxy(config: Any, attribute: attrs.Attribute[Any], value: Secret[Any] | None) -> None:
     if value is not None and not _is_proxy_url(value.reveal()):
         _fail(attribute, "must be a URL: http://, socks4:// or socks5://[user:password@]host:port")
@@ -294,7 +291,9 @@ class Config:
     """Offered, most wanted first."""
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, validator=_ssl_context)
     """None: the default, which verifies, and offers ALPN http/1.1 only."""
-    proxy: Secret[str] | None = attrs.field(default=None, converter=_masked_proxy, validator=_proxy, repr=False)
+    proxy: Secret[str] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(as_secret_text), validator=_proxy, repr=False
+    )
     """`http://user:password@host:port` (CONNECT), `socks4://` or `socks5://`; needs the extra `proxy`."""
     stream_factory: StreamFactory | None = attrs.field(default=None, validator=attrs.validators.optional(_callable))
     """An async function `(host, port)` that returns the byte stream to speak over, any `trio.abc.Stream`."""

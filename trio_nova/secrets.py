@@ -35,6 +35,7 @@ __all__ = [
     "Redactor",
     "Secret",
     "as_secret",
+    "as_secret_text",
     "ask_credentials",
     "ask_provider",
     "discreet",
@@ -54,7 +55,7 @@ SHORTEST = 6
 LIKELY = 20
 """Characters from which on a header or a parameter is taken for a secret, whatever its name is."""
 MAX_KNOWN = 256
-"""Secrets that a redactor remembers; those of long ago give way, as tokens that are renewed every hour would pile up."""
+"""Secrets that a redactor remembers; the oldest give way, as tokens that are renewed every hour would pile up."""
 
 _SECRET_NAME = re.compile(r"token|secret|key|auth|passw|cookie|credential|signature", re.IGNORECASE)
 _HASH_KEY = secrets.token_bytes(16)
@@ -141,6 +142,11 @@ def as_secret(value: T | Secret[T]) -> Secret[T]:
     return cast("Secret[T]", value) if isinstance(value, Secret) else Secret(value)
 
 
+def as_secret_text(value: str | Secret[str]) -> Secret[str]:
+    """Do what `as_secret` does, where type checkers want it in one form: the converter of a field."""
+    return value if isinstance(value, Secret) else Secret(value)
+
+
 class HeaderMap(Mapping[str, str]):
     """Header names and values, as they were given. Printing it shows the names only."""
 
@@ -174,7 +180,6 @@ CredentialsSource: TypeAlias = Any
 """A value; an async function that returns it, asked on every link and for every refresh; `FromEnvironment`; None."""
 
 
-@attrs.frozen(init=False)
 class FromEnvironment:
     """Credentials from environment variables, read whenever they are asked for.
 
@@ -182,13 +187,14 @@ class FromEnvironment:
     (`FromEnvironment(key="API_KEY", secret="API_SECRET")`), it is a dict, by name.
     """
 
-    variables: tuple[str, ...]
-    named: tuple[tuple[str, str], ...]
-
     def __init__(self, *variables: str, **named: str) -> None:
         if not variables and not named:
             raise ConfigError("credentials", "FromEnvironment needs the name of a variable")
-        self.__attrs_init__(variables, tuple(named.items()))  # type: ignore[attr-defined]
+        self._wanted = {**{name: name for name in variables}, **named}
+        self._alone = len(variables) == 1 and not named
+
+    def __repr__(self) -> str:
+        return f"FromEnvironment({', '.join(self._wanted.values())})"
 
     async def __call__(self) -> Secret[Any]:
         """Read the variables.
@@ -197,12 +203,10 @@ class FromEnvironment:
             ConfigError: some are missing, or empty; it names them.
         """
         await trio.lowlevel.checkpoint()
-        wanted = {**{name: name for name in self.variables}, **dict(self.named)}
-        if missing := [variable for variable in wanted.values() if not os.environ.get(variable)]:
+        if missing := [variable for variable in self._wanted.values() if not os.environ.get(variable)]:
             raise ConfigError("credentials", f"missing in the environment: {', '.join(missing)}")
-        if len(self.variables) == 1 and not self.named:
-            return Secret(os.environ[self.variables[0]])
-        return Secret({name: os.environ[variable] for name, variable in wanted.items()})
+        values = {name: os.environ[variable] for name, variable in self._wanted.items()}
+        return Secret(next(iter(values.values())) if self._alone else values)
 
 
 async def ask_credentials(source: CredentialsSource) -> Secret[Any] | None:
@@ -216,7 +220,7 @@ async def ask_credentials(source: CredentialsSource) -> Secret[Any] | None:
     if source is None or not callable(source):
         await trio.lowlevel.checkpoint()
         return None if source is None else as_secret(source)
-    value = await ask_provider(source, "credentials", "auth")
+    value = await ask_provider(cast("Callable[[], Awaitable[Any]]", source), "credentials", "auth")
     return None if value is None else as_secret(value)
 
 
@@ -253,7 +257,7 @@ def _place(exc: BaseException) -> str:
 # --------------------------------------------------------------------------- what frames hold
 
 _DISCREET = frozenset({"trio_nova", "trio_websocket", "wsproto", "python_socks"})
-"""Whose frames are emptied: ours, and those of the libraries that we hand secrets to. The user's own stay as they are."""
+"""Whose frames are emptied: ours, and those of the libraries that we hand secrets to. The user's own stay."""
 
 
 def forget_locals(error: E) -> E:
@@ -435,12 +439,10 @@ def _leaves(value: object, depth: int = 4) -> Iterator[str]:
         case list() | tuple() | set() | frozenset():
             for inner in value:
                 yield from _leaves(inner, depth - 1)
-        case _ if attrs.has(type(value)):
-            for field in attrs.fields(type(value)):
-                yield from _leaves(getattr(value, field.name), depth - 1)
         case _:
-            for inner in getattr(value, "__dict__", {}).values():
-                yield from _leaves(inner, depth - 1)
+            fields = (field.name for field in getattr(type(value), "__attrs_attrs__", ()))
+            for name in {**dict.fromkeys(fields), **getattr(value, "__dict__", {})}:
+                yield from _leaves(getattr(value, name, None), depth - 1)
 
 
 def _in_url(url: str) -> Iterator[str]:

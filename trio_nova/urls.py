@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 import attrs
 
 from trio_nova.errors import ConfigError
-from trio_nova.secrets import Secret, as_secret
+from trio_nova.secrets import Secret, as_secret_text
 
 __all__ = ["Url"]
 
@@ -28,8 +28,8 @@ class Url:
     """Without brackets, lower case, IDNA-encoded."""
     port: int
     path: str = "/"
-    _query: Secret[str] = attrs.field(default="", converter=as_secret, repr=False, alias="query")
-    _userinfo: Secret[str] = attrs.field(default="", converter=as_secret, repr=False, alias="userinfo")
+    _query: Secret[str] = attrs.field(default=Secret(""), converter=as_secret_text, repr=False, alias="query")
+    _userinfo: Secret[str] = attrs.field(default=Secret(""), converter=as_secret_text, repr=False, alias="userinfo")
 
     @classmethod
     def parse(cls, text: str, field: str = "target") -> Url:

@@ -333,6 +333,12 @@ class Tracker:
         if self._held is None:
             self._held, self._asked = deque(), True
 
+    def _is_too_old(self, position: int, following: list[tuple[int, Any]]) -> bool:
+        if following:
+            return not self.sequence.continues(following[0][1], position)
+        # What comes next can only continue the last one delivered: behind an older snapshot there would be a hole.
+        return self.last is not None and position != self.last and self._is_repetition(position, self.last)
+
     def _advance(self, position: int | None) -> None:
         self.last, self._resumed = position, None
 
@@ -359,11 +365,11 @@ class Tracker:
         return _NEED_SNAPSHOT
 
     def _resume_from(self, message: Any, position: int | None, held: deque[tuple[int, Any]]) -> Verdict:
-        following = [] if position is None else [e for e in held if self.sequence.distance(e[0], position) > 0]
-        if position is not None and following:
-            if not self.sequence.continues(following[0][1], position):
-                self._asked = True
-                return _NEED_SNAPSHOT
+        following = [] if position is None else [each for each in held if self.sequence.distance(each[0], position) > 0]
+        if position is not None and self._is_too_old(position, following):
+            self._asked = True
+            return _NEED_SNAPSHOT
+        if following:
             position = following[-1][0]
         gap, self._gap, self._held, self._asked = self._gap, None, None, False
         self._advance(position)

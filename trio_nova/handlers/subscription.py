@@ -12,6 +12,9 @@ from trio_nova.core.sequence import Tracker
 __all__ = ["Channel", "Granted", "Refused", "SubscriptionAnswer", "SubscriptionHandler"]
 
 
+_ANSWERS = ("subscribed", "unsubscribed", "subscription", "error")
+
+
 @attrs.frozen
 class Granted:
     """The service has confirmed a subscription."""
@@ -86,13 +89,15 @@ class SubscriptionHandler:
         return [Granted(channel.key) for channel in asked]
 
     def handle_subscription_response(self, message: Any) -> Sequence[SubscriptionAnswer] | SubscriptionAnswer | None:
-        """Return what `message` says of subscriptions; None where it says nothing of any."""
+        """Return what `message` says of subscriptions, which may be nothing of interest; None where it is about none."""
         if not isinstance(message, Mapping):
             return None
         key = message.get("channel", message.get("id", message.get("subscription_id")))
         match message:
             case {"type": "subscribed", "channels": list() as names}:
                 return [Granted(name) for name in names]
+            case {"type": "unsubscribed"}:
+                return []
             case {"type": "subscribed"}:
                 return Granted(key)
             case {"type": "subscription", "result": result}:
@@ -104,7 +109,9 @@ class SubscriptionHandler:
 
     def channel_of(self, message: Any) -> Hashable | None:
         """Return the key, or the server's id, of the subscription whose data `message` is; None where it is none."""
-        return message.get("channel") if isinstance(message, Mapping) else None
+        if not isinstance(message, Mapping) or message.get("type") in _ANSWERS:
+            return None
+        return message.get("channel")
 
     def data_of(self, message: Any) -> Any:
         """Return what the feed's consumer gets of a message."""

@@ -17,7 +17,7 @@ import trio
 
 from trio_nova.errors import Phase
 from trio_nova.messages import Frame
-from trio_nova.secrets import Secret, as_secret
+from trio_nova.secrets import Secret, as_secret_text
 from trio_nova.urls import Url
 
 StreamFactory = Callable[[str, int], Awaitable[trio.abc.Stream]]
@@ -37,7 +37,7 @@ class Resolver(Protocol):
 
 
 def _masked(headers: Iterable[tuple[str, str | Secret[str]]]) -> tuple[tuple[str, Secret[str]], ...]:
-    return tuple((name, as_secret(value)) for name, value in headers)
+    return tuple((name, as_secret_text(value)) for name, value in headers)
 
 
 @attrs.frozen(kw_only=True)
@@ -52,7 +52,9 @@ class Dial:
     subprotocols: tuple[str, ...] = ()
     ssl_context: ssl.SSLContext | None = None
     """None: the library's default context, which verifies and offers ALPN http/1.1 only."""
-    proxy: Secret[str] | None = attrs.field(default=None, converter=attrs.converters.optional(as_secret), repr=False)
+    proxy: Secret[str] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(as_secret_text), repr=False
+    )
     stream_factory: StreamFactory | None = None
     resolver: Resolver
     max_message_size: int

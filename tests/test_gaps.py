@@ -1,0 +1,168 @@
+"""What was missed is said in its place: gaps, duplicates, resyncs, and feeds that have fallen silent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trio_nova import (
+    Channel,
+    FeedOptions,
+    FeedStale,
+    Gap,
+    JsonCodec,
+    ListBackoff,
+    SequenceNumber,
+    State,
+    SubscriptionHandler,
+    open_connection,
+)
+from trio_nova.core.sequence import Tracker
+from trio_nova.testing import GenericVenue
+
+URL = "ws://venue.test/"
+NOTICES = FeedOptions(notices=True)
+
+
+def connect(venue: GenericVenue, handler: SubscriptionHandler, **options: Any) -> Any:
+    return open_connection(
+        URL,
+        **{
+            "stream_factory": venue.stream_factory,
+            "codec": JsonCodec(),
+            "backoff": ListBackoff([5.0]),
+            "subscription_handler": handler,
+            **options,
+        },
+    )
+
+
+@attrs.define(eq=False)
+class Numbered(SubscriptionHandler):
+    """Watches `seq`, which goes on across links."""
+
+    def tracker(self, channel: Channel) -> Tracker:
+        return Tracker(SequenceNumber(lambda message: message["seq"]))
+
+
+@attrs.define(eq=False)
+class Book(SubscriptionHandler):
+    """Watches `seq` of changes that are worth nothing without a snapshot."""
+
+    def tracker(self, channel: Channel) -> Tracker:
+        numbers = SequenceNumber(
+            lambda message: message["seq"], is_snapshot=lambda message: message["data"] == "snapshot"
+        )
+        return Tracker(numbers, resync=True)
+
+
+def shown(items: list[Any]) -> list[Any]:
+    return [
+        (item.outcome, item.lost)
+        if isinstance(item, Gap)
+        else type(item).__name__
+        if not isinstance(item, dict)
+        else item["seq"]
+        for item in items
+    ]
+
+
+async def test_what_is_missing_on_a_link_is_counted_and_repetitions_are_dropped(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with GenericVenue() as venue, connect(venue, Numbered()) as conn:
+        async with conn.subscribe("a", feed=NOTICES) as feed:
+            venue.publish("a")
+            venue.publish("a")
+            venue.repeat("a")
+            venue.skip("a")
+            venue.skip("a")
+            venue.publish("a")
+            venue.publish("a")
+            await wait_all_tasks_blocked()
+            assert shown(await feed.receive_batch()) == [1, 2, ("lost", 2), 5, 6]
+
+
+@pytest.mark.parametrize(("missed", "expected"), [(3, ("lost", 3)), (0, ("resumed", None))])
+async def test_what_was_missed_over_a_lost_link_is_known_by_the_numbers(
+    autojump_clock: trio.abc.Clock, missed: int, expected: tuple[str, int | None]
+) -> None:
+    async with GenericVenue() as venue, connect(venue, Numbered()) as conn:
+        async with conn.subscribe("a", feed=NOTICES) as feed:
+            venue.publish("a")
+            await wait_all_tasks_blocked()
+            venue.drop()
+            await conn.wait_state(State.RECONNECTING)
+            for _ in range(missed):
+                venue.publish("a")
+            await conn.wait_ready()
+            venue.publish("a")
+            await wait_all_tasks_blocked()
+            items = await feed.receive_batch()
+            assert shown(items) == [1, expected, 2 + missed]
+            assert (items[1].epoch_from, items[1].epoch_to) == (1, 2)
+            assert items[1].until - items[1].since == pytest.approx(5.0)
+
+
+async def test_a_book_out_of_step_is_asked_for_anew_without_dropping_the_link(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with GenericVenue() as venue, connect(venue, Book()) as conn:
+        async with conn.subscribe("a", feed=NOTICES) as feed, conn.subscribe("b", feed=NOTICES) as other:
+            venue.publish("a", "snapshot")
+            venue.publish("b", "snapshot")
+            venue.publish("a")
+            venue.skip("a")
+            venue.publish("a")
+            venue.publish("a")
+            await wait_all_tasks_blocked()
+            venue.publish("a", "snapshot")
+            venue.publish("a")
+            venue.publish("b")
+            await wait_all_tasks_blocked()
+            assert shown(await feed.receive_batch()) == [1, 2, ("lost", 1), "Resynced", 6, 7]
+            assert shown(await other.receive_batch()) == [1, 2]
+            assert conn.epoch == 1
+            assert len(venue.links) == 1
+
+
+async def test_a_service_that_can_resume_is_asked_to(autojump_clock: trio.abc.Clock) -> None:
+    @attrs.define(eq=False)
+    class Resuming(Numbered):
+        resumes = True
+
+        def resume(self, channel: Channel, last: Any) -> Mapping[str, Any]:
+            return {**channel.params, "from": last["seq"] + 1}
+
+    async with GenericVenue() as venue, connect(venue, Resuming()) as conn:
+        async with conn.subscribe("a", feed=NOTICES) as feed:
+            venue.publish("a")
+            venue.publish("a")
+            await wait_all_tasks_blocked()
+            venue.drop()
+            await conn.wait_state(State.DISCONNECTED)
+            await conn.wait_ready()
+            asked = [entry for entry in venue.link.journal if "subscribe" in repr(entry)]
+            assert "'from': 3" in repr(asked)
+            venue.repeat("a")
+            venue.publish("a")
+            await wait_all_tasks_blocked()
+            assert shown(await feed.receive_batch()) == [1, 2, ("resumed", None), 3]
+
+
+async def test_a_feed_that_falls_silent_is_told_once_each_time(autojump_clock: trio.abc.Clock) -> None:
+    async with GenericVenue() as venue, connect(venue, SubscriptionHandler()) as conn, conn.listen() as events:
+        async with conn.subscribe("a", feed=FeedOptions(max_age=10.0, notices=True)) as feed, conn.subscribe("b"):
+            venue.publish("a")
+            await trio.sleep(35)
+            venue.publish("a")
+            await trio.sleep(35)
+            stale = [event for event in await events.receive_batch() if isinstance(event, FeedStale)]
+            assert [(event.channel, round(event.at)) for event in stale] == [("a", 10), ("a", 45)]
+            assert [type(item) for item in await feed.receive_batch()] == [dict, FeedStale, dict, FeedStale]
+            assert conn.epoch == 1

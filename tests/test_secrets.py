@@ -1,0 +1,762 @@
+"""Secrets stay secret: in every slot of a session, through every fault, in everything that can be printed."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import io
+import json
+import logging
+import pickle
+import pprint
+import traceback
+import warnings
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+import trio_nova
+from trio_nova import ConfigError, ConnectFailed, ConnectionInfo, open_connection
+from trio_nova.config import Config
+from trio_nova.errors import HandshakeRejected, LinkLost, NovaError
+from trio_nova.handlers.logging import describe
+from trio_nova.links import Dial, Link, TrioWebsocketTransport
+from trio_nova.messages import Action, ConnectionEvent, ErrorEvent, Event, MessageEvent
+from trio_nova.secrets import (
+    MAX_KNOWN,
+    FromEnvironment,
+    HeaderMap,
+    Redactor,
+    Secret,
+    as_secret,
+    ask_credentials,
+    forget_locals,
+    is_secret_name,
+)
+from trio_nova.testing import Peer, Refuse, ScriptedServer, Step
+from trio_nova.urls import Url
+
+# --------------------------------------------------------------------------- a value that masks itself
+
+
+@attrs.frozen
+class Holder:
+    secret: Secret[Any]
+
+
+@pytest.mark.parametrize("value", ["CANARY", b"CANARY", {"token": "CANARY"}, ["CANARY"]])
+def test_a_secret_is_masked_by_all_that_prints(value: object) -> None:
+    secret = Secret(value)
+    holder = Holder(secret)
+    stream = io.StringIO()
+    pprint.pprint({"s": secret, "h": holder, "d": attrs.asdict(holder)}, stream)
+    shown = [
+        str(secret),
+        repr(secret),
+        f"{secret} {secret!s} {secret!r} {secret:>20}",
+        "%s %r" % (secret, secret),  # noqa: UP031 - a way that prints
+        repr(holder),
+        repr(attrs.asdict(holder)),
+        repr(attrs.astuple(holder)),
+        repr(attrs.evolve(holder)),
+        stream.getvalue(),
+    ]
+    assert "CANARY" not in "\n".join(shown)
+    assert secret.reveal() is value
+
+
+@pytest.mark.parametrize("encode", [json.dumps, msgspec.json.encode, msgspec.msgpack.encode, msgspec.to_builtins])
+@pytest.mark.parametrize("secret", [Secret("CANARY"), HeaderMap({"X-Key": "CANARY"})])
+def test_a_secret_is_not_encoded(encode: Callable[[object], object], secret: object) -> None:
+    for value in (secret, {"k": secret}):
+        with pytest.raises(TypeError) as caught:
+            encode(value)
+        assert "CANARY" not in str(caught.value)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("secret", [Secret("CANARY"), HeaderMap({"X-Key": "CANARY"}), Redactor()])
+def test_a_secret_is_not_pickled(protocol: int, secret: object) -> None:
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps({"k": secret}, protocol)
+
+
+def test_a_copy_of_a_secret_is_the_secret() -> None:
+    holder = Holder(Secret({"token": "CANARY"}))
+    assert copy.copy(holder.secret) is holder.secret
+    assert copy.deepcopy(holder).secret is holder.secret
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ("a", "a", True),
+        ("a", "b", False),
+        ("ü\ud800", "ü\ud800", True),
+        ("a", b"a", False),
+        (b"a", b"a", True),
+        ({"k": "a", "l": b"b"}, {"l": b"b", "k": "a"}, True),
+        ({"k": "a"}, {"k": "b"}, False),
+        ({"k": "a"}, {"l": "a"}, False),
+        ({"k": {"n": "a"}}, {"k": {"n": "a"}}, True),
+        (1, 1, True),
+        (None, "", False),
+    ],
+)
+def test_secrets_are_equal_where_their_values_are(one: object, other: object, equal: bool) -> None:
+    assert (Secret(one) == Secret(other)) is equal
+    if equal:
+        assert hash(Secret(one)) == hash(Secret(other))
+    assert Secret(one) != one
+
+
+def test_the_hash_of_a_secret_is_not_that_of_its_value() -> None:
+    assert hash(Secret("CANARY")) != hash("CANARY")
+    assert hash(Secret("a")) != hash(Secret("b"))
+
+
+@pytest.mark.parametrize("take", [len, iter, lambda s: s[0], lambda s: s[:2], lambda s: "C" in s, lambda s: s + "x"])
+def test_a_secret_cannot_be_taken_apart(take: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError) as caught:
+        take(Secret("CANARY"))
+    assert "CANARY" not in str(caught.value)
+
+
+def test_what_is_secret_already_is_not_wrapped_again() -> None:
+    secret = as_secret("x")
+    assert as_secret(secret) is secret
+
+
+def test_headers_are_a_mapping_that_shows_its_names_only() -> None:
+    headers = HeaderMap({"X-Key": "CANARY"})
+    assert headers == {"X-Key": "CANARY"}
+    assert {**headers, "Y": "z"} == {"X-Key": "CANARY", "Y": "z"}
+    assert repr(headers) == "HeaderMap('X-Key': ***)"
+    assert copy.deepcopy(headers) is headers
+
+
+# --------------------------------------------------------------------------- where credentials come from
+
+
+async def test_no_credentials_are_none() -> None:
+    assert await ask_credentials(None) is None
+
+
+@pytest.mark.parametrize("value", ["t", b"t", {"k": "v"}, Secret("t"), 5])
+async def test_credentials_come_as_a_secret_whatever_they_are_and_whoever_provides_them(value: Any) -> None:
+    async def provide() -> Any:
+        await trio.lowlevel.checkpoint()
+        return value
+
+    for source in (value, provide):
+        assert await ask_credentials(source) == as_secret(value)
+
+
+async def test_a_provider_is_asked_each_time() -> None:
+    asked = 0
+
+    async def provide() -> str:
+        nonlocal asked
+        asked += 1
+        await trio.lowlevel.checkpoint()
+        return f"token-{asked}"
+
+    assert [await ask_credentials(provide) for _ in range(2)] == [Secret("token-1"), Secret("token-2")]
+
+
+async def test_a_provider_that_fails_is_worth_another_attempt_and_its_words_are_not_repeated() -> None:
+    async def provide() -> str:
+        await trio.lowlevel.checkpoint()
+        raise KeyError("CANARY")
+
+    with pytest.raises(ConnectFailed, match=r"KeyError in provide\(\) at test_secrets\.py:\d+") as caught:
+        await ask_credentials(provide)
+    assert (caught.value.phase, caught.value.retry) == ("auth", "backoff")
+    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert "CANARY" not in "\n".join(prints_of_error(caught.value))
+
+
+@pytest.mark.parametrize("error", [trio_nova.AuthFailed("no"), ConfigError("credentials", "no"), ConnectFailed("no")])
+async def test_a_provider_may_say_itself_what_follows(error: NovaError) -> None:
+    async def provide() -> str:
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        await ask_credentials(provide)
+    assert caught.value is error
+
+
+async def test_a_provider_is_cancelled_with_whoever_asks(autojump_clock: MockClock) -> None:
+    with trio.move_on_after(3) as scope:
+        await ask_credentials(trio.sleep_forever)
+    assert scope.cancelled_caught
+
+
+async def test_credentials_are_read_from_the_environment_when_they_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one, two = FromEnvironment("NOVA_TOKEN"), FromEnvironment("NOVA_TOKEN", secret="NOVA_SECRET")
+    monkeypatch.setenv("NOVA_TOKEN", "CANARY-1")
+    monkeypatch.setenv("NOVA_SECRET", "CANARY-2")
+    assert await ask_credentials(one) == Secret("CANARY-1")
+    assert await ask_credentials(two) == Secret({"NOVA_TOKEN": "CANARY-1", "secret": "CANARY-2"})
+    monkeypatch.setenv("NOVA_TOKEN", "CANARY-3")
+    assert await ask_credentials(one) == Secret("CANARY-3")
+    assert repr(two) == "FromEnvironment(NOVA_TOKEN, NOVA_SECRET)"
+
+
+async def test_missing_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOVA_TOKEN", "CANARY")
+    monkeypatch.setenv("NOVA_EMPTY", "")
+    monkeypatch.delenv("NOVA_NONE", raising=False)
+    with pytest.raises(ConfigError, match="missing in the environment: NOVA_EMPTY, NOVA_NONE$") as caught:
+        await ask_credentials(FromEnvironment("NOVA_TOKEN", "NOVA_EMPTY", "NOVA_NONE"))
+    assert caught.value.field == "credentials"
+
+
+def test_an_environment_needs_a_name() -> None:
+    with pytest.raises(ConfigError, match="credentials"):
+        FromEnvironment()
+
+
+# --------------------------------------------------------------------------- what the peer repeats
+
+
+def test_a_redactor_finds_what_it_learned_longest_first_and_what_was_cut() -> None:
+    redactor = Redactor()
+    redactor.learn({"a": "abcdef", "b": [b"abcdefghij", Secret("ghijkl")], "c": Holder(Secret("mnopqr")), "d": "tiny"})
+    assert redactor.redact("abcdefghij abcdef ghijkl mnopqr tiny") == "*** *** *** *** tiny"
+    assert redactor.redact("got abcdefgh… and abcde…") == "got ***… and abcde…"
+    assert "abcdef" not in repr(redactor)
+
+
+def test_a_redactor_knows_a_login_in_every_form_it_travels_in() -> None:
+    redactor = Redactor()
+    redactor.learn_url("wss://me:p%40ssword@h/?token=a%20b%20c%20d&mode=full-depth")
+    basic = base64.b64encode(b"me:p@ssword").decode()
+    said = f"{basic} p@ssword p%40ssword 'a b c d' a%20b%20c%20d full-depth"
+    assert redactor.redact(said) == "*** *** *** '***' *** full-depth"
+
+
+def test_a_redactor_knows_headers_by_name_or_by_length() -> None:
+    redactor = Redactor()
+    redactor.learn_headers({"Authorization": "Bearer abcdef", "Cookie": "a=bcdefgh; x=y", "X-Mode": "verbose"})
+    redactor.learn_headers({"X-Long": "0123456789abcdefghij"})
+    said = "Bearer abcdef / abcdef / bcdefgh / verbose / 0123456789abcdefghij"
+    assert redactor.redact(said) == "*** / *** / *** / verbose / ***"
+
+
+def test_a_redactor_forgets_the_secrets_of_long_ago() -> None:
+    redactor = Redactor()
+    for number in range(MAX_KNOWN + 1):
+        redactor.learn(f"token-{number:04}")
+    assert redactor.redact("token-0000 token-0001") == "token-0000 ***"
+
+
+def test_an_error_is_cleansed_with_all_that_it_quotes_and_all_that_caused_it() -> None:
+    redactor = Redactor()
+    redactor.learn("CANARY")
+    rejected = HandshakeRejected(401, [("x-echo", "CANARY")], b"CANARY \xff")
+    lost = LinkLost(4000, "CANARY", 1, detail="CANARY")
+    rejected.__cause__ = ExceptionGroup("two", [lost, ValueError("CANARY")])
+    lost.add_note("CANARY")
+    assert redactor.cleanse(rejected) is rejected
+    assert "CANARY" not in "\n".join(prints_of_error(rejected))
+    assert (rejected.headers, rejected.body) == ((("x-echo", "***"),), b"*** \xff")
+    assert (lost.reason, lost.detail, lost.code) == ("***", "***", 4000)
+
+
+def test_the_locals_of_our_frames_are_forgotten_and_the_users_are_not() -> None:
+    def users() -> Url:
+        kept = "mine"
+        return Url.parse(f"ftp://{kept}@CANARY/")
+
+    with pytest.raises(ConfigError) as caught:
+        users()
+    forget_locals(caught.value)
+    frames = {frame.f_code.co_name: frame.f_locals for frame, _ in traceback.walk_tb(caught.value.__traceback__)}
+    assert frames["users"] == {"kept": "mine"}
+    assert frames["parse"] == {}
+
+
+# --------------------------------------------------------------------------- plain text
+
+
+PLAIN = "ws://server.test/"
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "field"),
+    [
+        ("ws://user:CANARY@server.test/", {}, "target"),
+        ("ws://CANARY@server.test/", {}, "target"),
+        ("ws://server.test/?token=CANARY", {}, "target"),
+        ("ws://server.test/?a=b&api%5Fkey=CANARY", {}, "target"),
+        (PLAIN, {"headers": {"Authorization": "CANARY"}}, "headers"),
+        (PLAIN, {"headers": {"proxy-authorization": "CANARY"}}, "headers"),
+        (PLAIN, {"headers": {"X-A": "b", "cookie": "CANARY"}}, "headers"),
+        (PLAIN, {"headers": {"X-Api-Key": "CANARY"}}, "headers"),
+        (PLAIN, {"headers": {"Api-Key": "CANARY"}}, "headers"),
+        (PLAIN, {"headers": {"X-Auth-Token": "CANARY"}}, "headers"),
+        (PLAIN, {"headers": {"X-My-Secret": "CANARY"}}, "headers"),
+        (PLAIN, {"headers": {"X-Password": "CANARY"}}, "headers"),
+        (PLAIN, {"credentials": "CANARY"}, "credentials"),
+        (PLAIN, {"credentials": FromEnvironment("CANARY")}, "credentials"),
+    ],
+)
+def test_credentials_do_not_travel_in_plain_text(target: str, options: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match="plain text") as caught:
+        open_connection(target, **options)
+    assert caught.value.field == field
+    assert "CANARY" not in "\n".join(prints_of_error(caught.value))
+    for sound in (target.replace("ws:", "wss:"), target.replace("server.test", "localhost")):
+        open_connection(sound, **options)
+    open_connection(target, allow_plaintext_credentials=True, **options)
+
+
+@pytest.mark.parametrize("name", ["X-Mode", "User-Agent", "Origin", "Accept-Language"])
+def test_an_ordinary_header_is_no_credential(name: str) -> None:
+    assert not is_secret_name(name)
+
+
+async def test_what_a_provider_or_a_hook_adds_is_held_to_the_same_rule(autojump_clock: MockClock) -> None:
+    async def provide() -> Mapping[str, str]:
+        await trio.lowlevel.checkpoint()
+        return {"Authorization": "CANARY"}
+
+    class Adds(trio_nova.ConnectionHandler):
+        def connection_info(self, info: ConnectionInfo) -> ConnectionInfo:
+            return attrs.evolve(info, url=info.url.with_query(token="CANARY"))
+
+    async with ScriptedServer() as server:
+        for options in ({"headers": provide}, {"connection_handler": Adds}):
+            with pytest.raises(ConfigError, match="plain text") as caught:
+                async with open_connection(
+                    PLAIN, stream_factory=server.stream_factory, retry_first_connect=True, **options
+                ):
+                    pytest.fail("it connected")
+            assert "CANARY" not in "\n".join(prints_of_error(caught.value))
+        assert server.dials == []
+
+
+async def test_a_living_session_is_not_given_credentials_for_plain_text(autojump_clock: MockClock) -> None:
+    async with (
+        ScriptedServer(trio_nova.testing.echo) as server,
+        open_connection(PLAIN, stream_factory=server.stream_factory) as conn,
+    ):
+        for options in ({"headers": {"Authorization": "CANARY"}}, {"credentials": "CANARY"}):
+            before = conn.config
+            with pytest.raises(ConfigError, match="plain text") as caught:
+                conn.reconfigure(**options)
+            assert conn.config is before
+            assert "CANARY" not in "\n".join(prints_of_error(caught.value))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ping_interval": -1},
+        {"credential": {"key": "CANARY"}},
+        {"headers": {"Upgrade": "CANARY"}},
+        {"headers": [("X-Key", "CANARY")]},
+        {"proxy": "CANARY"},
+    ],
+)
+def test_the_error_about_one_option_does_not_carry_the_others(options: dict[str, Any]) -> None:
+    secrets = {"headers": {"Authorization": "CANARY"}, "proxy": "http://u:CANARY@p:1", "credentials": "CANARY"}
+    calls: list[Callable[[], object]] = [
+        lambda: open_connection("wss://CANARY:CANARY@server.test/", **(secrets | options)),
+        lambda: trio_nova.Registry().open_connection("id", "wss://CANARY@server.test/", **(secrets | options)),
+    ]
+    if "credential" not in options:
+        calls.append(lambda: Config(**(secrets | options)))
+    for call in calls:
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert "CANARY" not in "\n".join(prints_of_error(caught.value))
+
+
+# --------------------------------------------------------------------------- everything that can be printed
+
+
+HERE = Path(__file__)
+
+
+def prints_of_error(error: BaseException) -> Iterator[str]:
+    """Yield all that a renderer of tracebacks could print; of this file, and of the server's, no locals."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        exc = waiting.pop()
+        if id(exc) in seen:
+            continue
+        seen.add(id(exc))
+        yield from (str(exc), repr(exc), repr(exc.args), repr(getattr(exc, "__notes__", "")), trio_nova.explain(exc))
+        yield repr(exc.__dict__)
+        for frame, line in traceback.walk_tb(exc.__traceback__):
+            path = Path(frame.f_code.co_filename)
+            yield f"{path}:{line} {frame.f_code.co_name}"
+            if path != HERE and "testing" not in path.parts and "_pytest" not in path.parts:
+                yield from (f"{frame.f_code.co_name} {name} = {value!r}" for name, value in frame.f_locals.items())
+        waiting += [each for each in (exc.__cause__, exc.__context__) if each is not None]
+        if isinstance(exc, BaseExceptionGroup):
+            waiting += exc.exceptions
+
+
+def prints_of_record(record: logging.LogRecord) -> Iterator[str]:
+    yield record.getMessage()
+    yield repr(record.args)
+    yield repr(record.__dict__)
+    if record.exc_info is not None and record.exc_info[1] is not None:
+        yield from prints_of_error(record.exc_info[1])
+
+
+def prints_of_event(event: Event) -> Iterator[str]:
+    yield repr(event)
+    yield repr(describe(event))
+    yield msgspec.json.encode(describe(event)).decode()
+    if isinstance(error := getattr(event, "error", None), BaseException):
+        yield from prints_of_error(error)
+
+
+def prints_of_value(value: Any) -> Iterator[str]:
+    yield f"{value} {value!r}"
+    yield pprint.pformat(value)
+    yield repr(attrs.asdict(value))
+    yield repr(attrs.astuple(value))
+
+
+class NotesTasks(trio.abc.Instrument):
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def task_spawned(self, task: trio.lowlevel.Task) -> None:
+        self.names.append(task.name)
+
+
+@attrs.define(eq=False)
+class NotesEvents(trio_nova.MetricsCollector):
+    """Keeps every event."""
+
+    kept: list[Event] = attrs.field(factory=list)
+
+    def handle_connection_event(self, event: ConnectionEvent) -> None:
+        self.kept.append(event)
+        super().handle_connection_event(event)
+
+    def handle_message_event(self, event: MessageEvent) -> None:
+        self.kept.append(event)
+
+    def handle_error_event(self, event: ErrorEvent) -> None:
+        self.kept.append(event)
+        super().handle_error_event(event)
+
+
+@attrs.define(eq=False)
+class NotesDials(trio_nova.ConnectionHandler):
+    """Prints what is dialled, before and after."""
+
+    prints: list[str] = attrs.field(factory=list)
+
+    def connection_info(self, info: ConnectionInfo) -> ConnectionInfo:
+        self.prints += prints_of_value(info)
+        return info
+
+    def handle_connect(self, info: ConnectionInfo) -> Action:
+        self.prints += prints_of_value(info)
+        return None
+
+
+@attrs.frozen
+class PrintsDials:
+    """The default transport, which also prints what it is given."""
+
+    prints: list[str] = attrs.field(repr=False)
+
+    def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
+        self.prints.extend(prints_of_value(dial))
+        return TrioWebsocketTransport().open(dial)
+
+
+# --------------------------------------------------------------------------- the canary run
+
+USER = "CANARY-userinfo"
+QUERY = "CANARY-query"
+HEADER = "CANARY-header"
+TOKEN = "CANARY-credential"
+PROXY = "CANARY-proxy"
+BODY = "CANARY-body"
+ECHOED = f"{USER} {QUERY} {HEADER} {TOKEN} {PROXY} Bearer {HEADER}"
+"""What a hostile server, or a proxy, knows and repeats. The bodies of messages are not printed in the first place."""
+FORMS = ("CANARY", base64.b64encode(b"me:CANARY").decode().rstrip("=")[:10])
+
+
+async def sign_in(peer: Peer) -> None:
+    await peer.accept()
+    assert (await peer.receive_json())["token"] == TOKEN
+    await peer.send_json({"type": "auth_success"})
+
+
+async def reject_401(peer: Peer) -> None:
+    await peer.reject(401, {"X-Echo": ECHOED, "Location": f"wss://h/?token={QUERY}"}, ECHOED.encode())
+
+
+async def reject_503(peer: Peer) -> None:
+    await peer.reject(503, {"X-Echo": ECHOED}, b"." * 190 + ECHOED.encode())  # the excerpt cuts a secret in half
+
+
+async def lie(peer: Peer) -> None:
+    await peer.accept({"X-Echo": ECHOED}, key="lie")
+
+
+async def offer_a_subprotocol(peer: Peer) -> None:
+    await peer.accept(subprotocol=TOKEN)
+
+
+async def speak_no_http(peer: Peer) -> None:
+    await peer.read_request()
+    await peer.send_raw(f"HTTP/1.1 {ECHOED}\r\n\r\n".encode())
+
+
+async def fold_a_header(peer: Peer) -> None:
+    await peer.read_request()
+    await peer.send_raw(f"HTTP/1.1 101 OK\r\nbad header {TOKEN}\r\n\r\n".encode())
+
+
+async def hang_up(peer: Peer) -> None:
+    await peer.read_request()
+    await peer.reset()
+
+
+async def refuse_login(peer: Peer) -> None:
+    await peer.accept()
+    await peer.receive_json()
+    await peer.send_json({"type": "auth_error", "reason": ECHOED})
+    await peer.serve_until_closed()
+
+
+async def drop(peer: Peer) -> None:
+    await sign_in(peer)
+    await peer.receive()
+    await peer.drop()
+
+
+async def reset(peer: Peer) -> None:
+    await sign_in(peer)
+    await peer.reset()
+
+
+async def stop_reading(peer: Peer) -> None:
+    await sign_in(peer)
+    await peer.stop_reading()
+
+
+async def close_with_echo(peer: Peer) -> None:
+    await sign_in(peer)
+    await peer.close(4000, ECHOED[:123])
+
+
+async def ping_with_echo(peer: Peer) -> None:
+    await sign_in(peer)
+    await peer.send(trio_nova.messages.Ping(TOKEN.encode()))
+    await peer.receive()
+    await peer.drop()
+
+
+async def break_the_protocol(peer: Peer) -> None:
+    await sign_in(peer)
+    await peer.send_frame(0x1, TOKEN.encode(), rsv=4)
+    await peer.mute()
+
+
+async def send_bad_json(peer: Peer) -> None:
+    await sign_in(peer)
+    await peer.send('{"error": "' + ECHOED)
+    await peer.receive()
+    await peer.drop()
+
+
+async def send_json(peer: Peer) -> None:
+    await sign_in(peer)
+    await peer.send_json({"error": ECHOED})
+    await peer.receive()
+    await peer.drop()
+
+
+class Raises(trio_nova.MessageHandler):
+    def handle_message(self, kind: str, message: Any) -> Action:
+        raise RuntimeError(f"cannot handle a message of {len(message)} fields")
+
+
+async def provide_headers() -> Mapping[str, str]:
+    await trio.lowlevel.checkpoint()
+    return {"Authorization": f"Bearer {HEADER}", "Cookie": f"sid={HEADER}"}
+
+
+async def provide_token() -> str:
+    await trio.lowlevel.checkpoint()
+    return TOKEN
+
+
+async def fail_to_provide() -> Any:
+    await trio.lowlevel.checkpoint()
+    raise RuntimeError(f"the vault says {TOKEN}")
+
+
+async def through_proxy(peer: Peer) -> None:
+    """Be a proxy, which speaks before it is spoken to."""
+    await peer.send_raw(f"HTTP/1.1 407 {ECHOED}\r\nX-Echo: {ECHOED}\r\n\r\n".encode())
+    await peer.hang()
+
+
+async def drop_as_proxy(peer: Peer) -> None:
+    await peer.drop()
+
+
+@attrs.frozen
+class Fault:
+    name: str
+    step: Step
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    tls: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+FAULTS = [
+    Fault("refused", Refuse()),
+    Fault("401", reject_401),
+    Fault("503", reject_503),
+    Fault("wrong-accept", lie),
+    Fault("wrong-subprotocol", offer_a_subprotocol),
+    Fault("no-http", speak_no_http),
+    Fault("bad-header", fold_a_header),
+    Fault("hung-up", hang_up),
+    Fault("untrusted", drop, tls=True),
+    Fault("time-out", Peer.hang, {"connect_timeout": 1.0}),
+    Fault("auth-refused", refuse_login),
+    Fault("auth-silent", lambda peer: peer.accept(), {"auth_timeout": 1.0}),
+    Fault("drop", drop),
+    Fault("reset", reset),
+    Fault("write-stalls", stop_reading, {"pong_timeout": 2.0}),
+    Fault("close-reason", close_with_echo),
+    Fault("ping", ping_with_echo),
+    Fault("protocol-error", break_the_protocol),
+    Fault("bad-json", send_bad_json),
+    Fault("good-json", send_json),
+    Fault("handler-raises", send_json, {"message_handler": Raises}),
+    Fault("handler-raises-and-is-logged", send_json, {"message_handler": Raises, "on_handler_error": "log"}),
+    Fault("headers-fail", drop, {"headers": fail_to_provide}),
+    Fault("credentials-fail", drop, {"credentials": fail_to_provide}),
+    Fault("proxy-refuses", through_proxy, {"proxy": f"http://me:{PROXY}@proxy.test:1"}),
+    Fault("proxy-drops", drop_as_proxy, {"proxy": f"http://me:{PROXY}@proxy.test:1"}),
+    Fault("socks-proxy-lies", through_proxy, {"proxy": f"socks5://me:{PROXY}@proxy.test:1"}),
+]
+
+
+SOURCES: Mapping[str, Mapping[str, Any]] = {
+    "values": {"headers": {"X-Api-Key": HEADER, "Cookie": f"sid={HEADER}"}, "credentials": {"token": TOKEN}},
+    "providers": {"headers": provide_headers, "credentials": provide_token},
+    "environment": {"headers": provide_headers, "credentials": FromEnvironment("NOVA_TEST_TOKEN")},
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+async def test_no_secret_shows_anywhere_whatever_fails(
+    fault: Fault,
+    source: str,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("NOVA_TEST_TOKEN", TOKEN)
+    tasks = NotesTasks()
+    trio.lowlevel.add_instrument(tasks)
+    metrics, dials = NotesEvents(), NotesDials()
+    prints: list[str] = []
+    options: dict[str, Any] = {
+        "codec": trio_nova.JsonCodec(),
+        "metrics_collector": metrics,
+        "connection_handler": dials,
+        "logging_handler": trio_nova.LoggingHandler(format="json" if source == "values" else "plain"),
+        "max_attempts": 1,
+        "when_down": "fail" if source == "values" else "wait",
+        "allow_plaintext_credentials": True,
+    }
+
+    async def use(conn: trio_nova.Connection, call: Callable[..., Awaitable[object]], *args: Any) -> None:
+        try:
+            await call(*args)
+        except NovaError as error:
+            prints.extend(prints_of_error(error))
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        async with ScriptedServer(fault.step, then=fault.step, tls=fault.tls, max_buffer=4096) as server:
+            options["stream_factory"] = server.stream_factory
+            options["transport"] = PrintsDials(prints)
+            target = f"{'wss' if fault.tls else 'ws'}://me:{USER}@server.test/p?token={QUERY}"
+            try:
+                async with open_connection(target, **{**options, **SOURCES[source], **fault.options}) as conn:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(use, conn, conn.send, {"body": BODY})
+                        nursery.start_soon(use, conn, conn.send_text, BODY * 2000)
+                        nursery.start_soon(use, conn, conn.send_json, {"body": object(), "secret": BODY})
+                        nursery.start_soon(use, conn, conn.request, {"ask": BODY})
+                        prints += [repr(conn), conn.url, *prints_of_value(conn.config)]
+                        await conn.wait_closed()
+                    prints += [*prints_of_value(conn.statistics()), repr(conn.health()), repr(conn.close_info)]
+            except BaseException as error:
+                prints += prints_of_error(error)
+            else:
+                pytest.fail("nothing failed")
+    trio.lowlevel.remove_instrument(tasks)
+
+    assert metrics.kept
+    assert caplog.records
+    prints += tasks.names
+    prints += dials.prints
+    prints += [repr(metrics.snapshot()), *(str(warning.message) for warning in warned)]
+    prints += flattened(map(prints_of_record, caplog.records))
+    prints += flattened(map(prints_of_event, metrics.kept))
+    hits = [line for line in prints if any(form in line for form in FORMS)]
+    assert not hits, "\n".join(line[:500] for line in dict.fromkeys(hits))
+
+
+def flattened(parts: Iterable[Iterable[str]]) -> list[str]:
+    return [line for part in parts for line in part]
+
+
+@pytest.mark.parametrize("fault", [each for each in FAULTS if each.name in ("401", "close-reason")], ids=str)
+async def test_an_echo_is_masked_and_the_rest_of_it_is_told(fault: Fault, autojump_clock: MockClock) -> None:
+    async with ScriptedServer(fault.step) as server:
+        with pytest.raises(NovaError) as caught:
+            async with open_connection(
+                f"wss://me:{USER}@server.test/",
+                stream_factory=server.stream_factory,
+                transport=PlainTransport(),
+                headers={"X-Api-Key": HEADER},
+                credentials=TOKEN,
+                codec=trio_nova.JsonCodec(),
+                max_attempts=0,
+            ) as conn:
+                await conn.wait_closed()
+    said = trio_nova.explain(caught.value)
+    assert "*** CANARY-query *** *** CANARY-proxy" in said  # what it was not told cannot be known to it
+
+
+class PlainTransport:
+    """The default transport, without the TLS that the URL asks for."""
+
+    def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
+        return TrioWebsocketTransport().open(attrs.evolve(dial, url=attrs.evolve(dial.url, secure=False)))
