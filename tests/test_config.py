@@ -15,7 +15,14 @@ from trio_nova.core.backoff import ExponentialBackoff, LinearBackoff, NoBackoff
 from trio_nova.core.limits import TokenBucket
 from trio_nova.core.outbox import Buffer
 from trio_nova.errors import ConfigError
-from trio_nova.handlers import ConnectionHandler, MessageHandler, NoHeartbeat, PingHeartbeat, RateLimitHandler
+from trio_nova.handlers import (
+    ConnectionHandler,
+    Correlation,
+    MessageHandler,
+    NoHeartbeat,
+    PingHeartbeat,
+    RateLimitHandler,
+)
 from trio_nova.links import ConnectGovernor, TrioWebsocketTransport
 from trio_nova.secrets import Secret
 from trio_nova.urls import Url
@@ -43,6 +50,8 @@ WRONG: dict[str, list[Any]] = {
     "max_message_size": not_a_count,
     "connect_timeout": [*not_finite_seconds, 0],
     "close_timeout": not_finite_seconds,
+    "auth_timeout": [*not_finite_seconds, 0],
+    "subscription_timeout": [*not_finite_seconds, 0],
     "ping_interval": [*not_seconds, 0],
     "pong_timeout": [*not_seconds, 0.0],
     "idle_timeout": [*not_seconds, 0],
@@ -57,6 +66,7 @@ WRONG: dict[str, list[Any]] = {
     "inbox_bytes": not_a_count,
     "overflow": ["drop", None, "BLOCK", []],
     "codec": [None, "json", JsonCodec, RawCodec],
+    "correlation": [None, "id", Correlation],
     "on_handler_error": ["ignore", None, ""],
     "connection_handler": [5, "x", MessageHandler, int],
     "message_handler": [5, None, ConnectionHandler, WaitsWhereItMayNot, WaitsWhereItMayNot()],

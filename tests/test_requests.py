@@ -229,8 +229,8 @@ async def test_only_what_is_marked_idempotent_is_asked_again(autojump_clock: tri
 
         nursery.start_soon(order)
         nursery.start_soon(query)
-    assert [frame for frame in server.dials[1].frames if isinstance(frame, str)][0].startswith('{"n":21')
-    assert len([frame for frame in server.dials[1].frames if isinstance(frame, str)]) == 1
+    (asked_again,) = [frame for frame in server.dials[1].frames if isinstance(frame, str)]
+    assert asked_again.startswith('{"n":21')
 
 
 async def test_a_handler_may_be_slow_and_a_request_of_its_task_is_answered(autojump_clock: trio.abc.Clock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from trio_nova import (
     Lagged,
     ListBackoff,
     State,
+    SubscriptionHandler,
     SubscriptionRejected,
     open_connection,
 )
@@ -307,3 +309,38 @@ def test_feed_options_are_checked() -> None:
     for make in wrong:
         with pytest.raises(ValueError, match=r"size|overflow|max_age"):
             make()
+
+
+@pytest.mark.parametrize("hook", ["channel_of", "handle_subscription_response", "data_of"])
+async def test_a_hook_that_raises_follows_on_handler_error_and_the_reader_lives(
+    autojump_clock: trio.abc.Clock, hook: str
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise LookupError(hook)
+
+    broken = type("Broken", (SubscriptionHandler,), {hook: fail})
+    service = Service()
+    async with (
+        ScriptedServer(service) as server,
+        connect(server, subscription_handler=broken, on_handler_error="log", subscription_timeout=1.0) as conn,
+    ):
+        with trio.move_on_after(10), contextlib.suppress(SubscriptionRejected):
+            async with conn.subscribe("a"):
+                await service.publish("a", 1)
+                await trio.sleep(1)
+        await conn.send({"n": 1})
+        with trio.fail_after(10):
+            while (message := await conn.receive()) != {"n": 1}:
+                assert message["channel"] == "a"
+        assert conn.statistics().errors > 0
+        assert conn.epoch == 1
+
+
+async def test_a_matcher_that_raises_follows_on_handler_error(autojump_clock: trio.abc.Clock) -> None:
+    def fail(message: Any) -> bool:
+        raise LookupError("matcher")
+
+    async with ScriptedServer(Service()) as server:
+        with pytest.raises(LookupError, match="matcher"):
+            async with connect(server) as conn:
+                await conn.request({"n": 1}, matches=fail)

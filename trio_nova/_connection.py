@@ -13,12 +13,13 @@ import trio
 
 from trio_nova._auth import Authenticator
 from trio_nova._events import Listener, ListenerOverflow
+from trio_nova._feeds import Feed, FeedOptions
 from trio_nova._inbound import Inbound
 from trio_nova._mailbox import Receiver
 from trio_nova._outbound import Outbound, check_payload
 from trio_nova._requests import Requests
 from trio_nova._session import Session
-from trio_nova._subscriptions import Feed, FeedOptions, Subscriptions
+from trio_nova._subscriptions import Subscriptions
 from trio_nova._supervisor import Supervisor
 from trio_nova.codecs import encode_json
 from trio_nova.config import RECONFIGURABLE, Config, configure, target_url

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import attrs
 
@@ -44,7 +44,7 @@ class _Staged:
     """Whether a feed has it: it does not go to the inbox as well."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Inbound:
     """Decodes what the reader got, shows it to the hooks in a task of their own, and keeps it for `receive`."""
 
@@ -94,12 +94,14 @@ class Inbound:
         session = self._session
         wants_events = session.hub.wants_messages
         decode = session.config.codec.decode
-        subscriptions = self._subscriptions
         taken: list[tuple[Any, int]] = []
         staged: list[tuple[_Staged, int]] = []
-        size = messages = 0
+        size = messages = pings = pings_size = 0
         for frame in frames:
             if isinstance(frame, Ping | Pong):
+                if isinstance(frame, Ping):
+                    pings += 1
+                    pings_size += len(frame.payload)
                 if self._hears_frames:
                     staged.append((_Staged(frame, None, session.epoch), len(frame.payload)))
                 continue
@@ -123,17 +125,23 @@ class Inbound:
             if self._probed and self._is_heartbeat(message, on_probe_answer):
                 continue
             if wants_events:
-                session.emit(MessageEvent, direction="received", kind=frame_kind(frame), size=length, message=message)
-            if self._requests.expecting and self._requests.take(message, subscriptions.is_data):
-                continue
-            if subscriptions.active and subscriptions.take(message):
-                if self._hears_messages or self._hears_frames:
-                    staged.append((_Staged(frame, message, session.epoch, is_data=True), length))
+                session.emit(
+                    MessageEvent,
+                    direction="received",
+                    kind=frame_kind(frame),
+                    message_type=session.type_of(message),
+                    size=length,
+                    message=message,
+                )
+            owner = self._owner(message)
+            if owner == "request":
                 continue
             if self._hears_messages or self._hears_frames:
-                staged.append((_Staged(frame, message, session.epoch), length))
-            else:
+                staged.append((_Staged(frame, message, session.epoch, is_data=owner == "feed"), length))
+            elif owner is None:
                 taken.append((message, length))
+        if pings:
+            self._outbound.count_pongs(pings, pings_size)
         session.counts.messages_received += messages
         session.counts.bytes_received += size
         if messages:
@@ -142,6 +150,17 @@ class Inbound:
             self._staged.put_nowait(staged)
         if taken:
             self._keep(taken)
+
+    def _owner(self, message: Any) -> Literal["request", "feed"] | None:
+        """Give a message to the request or the feeds it is for, and return which it was; None for an ordinary one."""
+        try:
+            if self._requests.expecting and self._requests.take(message, self._subscriptions.is_data):
+                return "request"
+            if self._subscriptions.active and self._subscriptions.take(message):
+                return "feed"
+        except Exception as exc:  # of a hook or a matcher: the reader must not die of it
+            self._session.handler_failed(exc)
+        return None
 
     async def wait_for_room(self) -> None:
         """Wait until all that was taken in has found its place. Cancelling loses nothing."""
@@ -180,7 +199,7 @@ class Inbound:
             answer = heartbeat.answer(message)
             if answer is None:
                 return False
-            self._outbound.control(self._outbound.encode(answer))
+            self._outbound.control(self._outbound.encode(answer), self._outbound.kind_of(answer))
         except Exception as exc:
             session.handler_failed(exc)
             return False

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import attrs
 import trio
 
 from trio_nova import messages as messages_
-from trio_nova._mailbox import Mailbox, Receiver
+from trio_nova._feeds import Feed, FeedOptions
 from trio_nova._outbound import Outbound
 from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Signal
-from trio_nova.core.bounded import BoundedQueue
 from trio_nova.core.outbox import Lane
 from trio_nova.core.sequence import Deliver, Duplicate, GapFound, Held, NeedSnapshot, Resynced, Tracker
 from trio_nova.core.subscriptions import Book, Subscription, SubscriptionState
 from trio_nova.errors import (
     ConfigError,
-    Lagged,
     LinkLost,
     NotSent,
     NovaError,
@@ -45,94 +43,12 @@ from trio_nova.messages import (
     SubscriptionsRestored,
 )
 
-__all__ = ["Feed", "FeedOptions", "Subscriptions"]
+__all__ = ["Subscriptions"]
 
 MAX_OUTSTANDING = 16
 """Messages that ask for subscriptions whose answer is awaited, on a service that answers them as requests."""
 MAX_FAILURES = 2
 """How often a subscription may go unanswered before it counts as refused."""
-
-FeedOverflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "fail"]
-
-
-@attrs.frozen(kw_only=True)
-class FeedOptions:
-    """How one feed holds what its consumer has not yet taken."""
-
-    size: int = attrs.field(default=1024, validator=attrs.validators.ge(1))
-    """Messages that may wait."""
-    overflow: FeedOverflow = attrs.field(
-        default="block", validator=attrs.validators.in_(("block", "drop_oldest", "drop_newest", "fail"))
-    )
-    """When full: "block" stops reading for the whole connection; "fail" ends the feed with Lagged."""
-    conflate: Callable[[Any], Hashable] | None = None
-    """Of the messages that wait with the same key, as this returns it, only the newest is kept."""
-    notices: bool = False
-    """Whether `Gap`, `Resynced` and `Dropped` stand between the messages, in their place."""
-    max_age: float = attrs.field(default=math.inf, validator=attrs.validators.gt(0))
-    """Seconds without data after which a `FeedStale` is told."""
-
-
-@attrs.define(eq=False)
-class Feed(Receiver[Any]):
-    """The messages of one subscription, for one consumer. Made by `Connection.subscribe`.
-
-    Iteration ends with the session. It raises SubscriptionRejected where the service takes the
-    subscription back, and Lagged where the consumer is too slow for a feed that may not drop.
-    """
-
-    channel: str = ""
-    options: FeedOptions = attrs.field(factory=FeedOptions)
-    _latest: dict[Hashable, int] = attrs.field(factory=dict, init=False)
-    """Of each conflation key, the serial number of its message in the queue."""
-
-    @classmethod
-    def of(cls, channel: str, options: FeedOptions, notice: Callable[[int], Any]) -> Feed:
-        overflow = "block" if options.overflow == "fail" else options.overflow
-        queue: BoundedQueue[Any] = BoundedQueue(max_items=options.size, overflow=overflow)
-        return cls(Mailbox(queue, notice=notice if options.notices else None), channel, options)
-
-    @property
-    def dropped(self) -> int:
-        """Messages that the overflow policy has dropped."""
-        return self._mailbox.queue.dropped
-
-    @property
-    def waiting(self) -> int:
-        """Messages that wait to be received."""
-        return len(self._mailbox.queue)
-
-    @property
-    def clogged(self) -> bool:
-        return self._mailbox.clogged
-
-    def put(self, message: Any) -> None:
-        """Take a message in; if `clogged` then, reading must stop."""
-        queue = self._mailbox.queue
-        if self.options.conflate is not None:
-            key = self.options.conflate(message)
-            serial = self._latest.get(key)
-            if serial is not None and queue.replace(serial, message, 0):
-                return
-            self._latest[key] = queue.next_serial
-            if len(self._latest) > 2 * self.options.size:
-                taken = queue.next_serial - len(queue)
-                self._latest = {key: serial for key, serial in self._latest.items() if serial >= taken}
-        if self.options.overflow == "fail" and queue.full:
-            self.end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
-        self._mailbox.put_nowait([(message, 0)])
-
-    def tell(self, notice: Any) -> None:
-        """Put a notice between the messages, where the consumer asked for notices."""
-        if self.options.notices:
-            self._mailbox.put_nowait([(notice, 0)])
-
-    def end(self, error: NovaError | None = None) -> None:
-        """Let what is there be received; after that raise `error`, or end."""
-        self._mailbox.close(error)
-
-    async def wait_for_room(self) -> None:
-        await self._mailbox.wait_for_room()
 
 
 @attrs.define(eq=False)
@@ -385,10 +301,11 @@ class Subscriptions:
             return
         if handler.correlated:
             await self._slots.acquire()
-            nursery.start_soon(self._ask_and_read, channels, message)
+            asks = {subscription.key: subscription.ask for subscription in batch}
+            nursery.start_soon(self._ask_and_read, channels, message, asks)
         else:
             try:
-                await self._outbound.send(frame, kind, lane=Lane.SETUP)
+                await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")
             except NotSent as error:
                 if isinstance(error.__cause__, LinkLost):
                     raise
@@ -403,38 +320,50 @@ class Subscriptions:
         handler = self._session.handlers.subscription
         return attrs.evolve(channel, params=handler.resume(channel, desk.last))
 
-    async def _ask_and_read(self, channels: Sequence[Channel], message: Any) -> None:
+    async def _ask_and_read(self, channels: Sequence[Channel], message: Any, asks: Mapping[Hashable, int]) -> None:
+        """Ask as one asks a question, and read from the answer what is granted.
+
+        `asks` tells this request for a channel from an earlier or a later one for the same.
+        """
         handler = self._session.handlers.subscription
         try:
-            reply = await self._requests.request(message, lane=Lane.SETUP)
+            reply = await self._requests.request(message, lane=Lane.SETUP, purpose="subscription")
             answers = {answer.key: answer for answer in handler.read_grants(reply, channels)}
             for channel in channels:
-                self._apply(answers.get(channel.key) or Refused(channel.key, "the service did not grant it"))
+                answer = answers.get(channel.key) or Refused(channel.key, "the service did not grant it")
+                self._apply(answer, asks[channel.key])
         except RequestFailed as error:
             if len(channels) == 1:
-                self._apply(Refused(channels[0].key, str(error)))
+                self._apply(Refused(channels[0].key, str(error)), asks[channels[0].key])
                 return
             # One of them spoils the batch: ask for each alone, to find out which.
             for channel in channels:
-                await self._ask_alone(channel)
+                await self._ask_alone(channel, asks[channel.key])
         except SessionOver:
             pass
         except (NotSent, OutcomeUnknown) as error:
             if not isinstance(error.__cause__, LinkLost):
                 for channel in channels:
-                    self._apply(Refused(channel.key, str(error)))
+                    self._apply(Refused(channel.key, str(error)), asks[channel.key])
+        except Exception as exc:
+            self._session.handler_failed(exc)
+            for channel in channels:
+                self._apply(
+                    Refused(channel.key, f"its answer could not be read: {type(exc).__name__}"), asks[channel.key]
+                )
         finally:
             self._slots.release()
 
-    async def _ask_alone(self, channel: Channel) -> None:
+    async def _ask_alone(self, channel: Channel, ask: int) -> None:
         handler = self._session.handlers.subscription
         try:
-            reply = await self._requests.request(handler.encode_subscription_batch([channel]), lane=Lane.SETUP)
+            message = handler.encode_subscription_batch([channel])
+            reply = await self._requests.request(message, lane=Lane.SETUP, purpose="subscription")
         except RequestFailed as error:
-            self._apply(Refused(channel.key, str(error)))
+            self._apply(Refused(channel.key, str(error)), ask)
             return
         granted = [answer for answer in handler.read_grants(reply, [channel]) if answer.key == channel.key]
-        self._apply(granted[0] if granted else Refused(channel.key, "the service did not grant it"))
+        self._apply(granted[0] if granted else Refused(channel.key, "the service did not grant it"), ask)
 
     async def _give_up(self, subscription: Subscription) -> None:
         handler = self._session.handlers.subscription
@@ -446,18 +375,19 @@ class Subscriptions:
             assert self._nursery is not None
             self._nursery.start_soon(self._request_quietly, message)
         else:
-            await self._outbound.send(self._outbound.encode(message), lane=Lane.SETUP)
+            frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
+            await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")
 
     async def _ask_anew(self, desk: _Desk) -> None:
         """Give a subscription up and ask for it again: what comes first is a snapshot."""
-        subscription, now = desk.subscription, trio.current_time()
+        subscription, epoch = desk.subscription, self._session.epoch
         if subscription.state is SubscriptionState.CONFIRMED:
             await self._give_up(subscription)
-            self.book.reject(subscription.key, self._session.epoch, now, "out of step", retry_in=0.0)
+            self.book.reject(subscription.key, epoch, trio.current_time(), "out of step", retry_in=0.0)
 
     async def _request_quietly(self, message: Any) -> None:
         try:
-            await self._requests.request(message, lane=Lane.SETUP)
+            await self._requests.request(message, lane=Lane.SETUP, purpose="subscription")
         except NovaError as error:
             if not isinstance(error, SessionOver) and not isinstance(error.__cause__, LinkLost):
                 self._session.note(error, "subscription")
@@ -569,12 +499,12 @@ class Subscriptions:
         self._resyncs.append(desk)
         self._ask_soon()
 
-    def _apply(self, answer: Granted | Refused) -> None:
+    def _apply(self, answer: Granted | Refused, ask: int | None = None) -> None:
         """Write an answer into the book, and tell those whom it concerns."""
         now, epoch = trio.current_time(), self._session.epoch
         desk = self._desks.get(answer.key)
         if isinstance(answer, Granted):
-            if self.book.confirm(answer.key, epoch, now, answer.server_id) and desk is not None:
+            if self.book.confirm(answer.key, epoch, now, answer.server_id, ask=ask) and desk is not None:
                 if answer.server_id is not None:
                     self._by_server_id[answer.server_id] = desk
                 if desk.lost is not None and desk.tracker is None:
@@ -585,7 +515,7 @@ class Subscriptions:
                 desk.was_confirmed = True
                 desk.heard_at, desk.is_stale = now, False
         else:
-            self.book.reject(answer.key, epoch, now, printable(answer.reason))
+            self.book.reject(answer.key, epoch, now, printable(answer.reason), ask=ask)
         if desk is not None:
             self._answered(desk.subscription)
 
@@ -593,7 +523,12 @@ class Subscriptions:
         desk = self._desks.get(subscription.key)
         if desk is not None:
             if subscription.state is SubscriptionState.REJECTED:
-                self._session.emit(SubscriptionRefused, channel=subscription.channel, reason=subscription.reason)
+                self._session.emit(
+                    SubscriptionRefused,
+                    channel=subscription.channel,
+                    reason=subscription.reason,
+                    restoring=desk.was_confirmed,
+                )
                 if desk.was_confirmed:
                     for feed in desk.feeds:
                         feed.end(SubscriptionRejected(_refusal(subscription)))

@@ -263,7 +263,7 @@ def test_what_the_limiter_holds_back_waits_until_then_and_nothing_overtakes_it()
     first, second = message("first"), message("second")
     outbox = filled(first, second)
     assert outbox.next_step(0.0, ready=True, admit=lambda outgoing: Queue(8.0)) == WaitUntil(8.0)
-    assert (first.delayed, second.delayed) == (True, False)
+    assert (outbox.held_for(first, 8.0), outbox.held_for(second, 8.0)) == (8.0, 8.0)
     assert write_all(outbox, now=8.0, admit=lambda outgoing: Allow()) == ["first", "second"]
 
 

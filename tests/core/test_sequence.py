@@ -281,6 +281,13 @@ def test_a_resumed_stream_may_replay_any_amount_of_what_was_delivered() -> None:
     assert seen(tracker, 1) == [GapFound(101, 1, None)]  # the replay is over, the rule is in force again
 
 
+def test_a_resumed_stream_that_begins_too_late_has_a_gap() -> None:
+    tracker = Tracker(NUMBERS)
+    seen(tracker, 1, 2)
+    tracker.restart(resumed=True)
+    assert seen(tracker, 2, 5) == [DUPLICATE, GapFound(3, 5, 2)]
+
+
 def test_a_link_before_the_first_message_changes_nothing() -> None:
     tracker = Tracker(NUMBERS)
     tracker.restart()
@@ -341,6 +348,23 @@ def test_a_snapshot_older_than_what_is_distrusted_is_of_no_use() -> None:
     tracker.distrust()
     assert tracker.snapshot(snap(4)) == NEED_SNAPSHOT
     assert tracker.snapshot(snap(5)) == Resynced((snap(5),), None)
+
+
+def test_a_snapshot_that_is_too_old_on_a_new_link_was_the_first_to_be_asked_for() -> None:
+    tracker = in_step()
+    tracker.distrust()
+    tracker.restart(resumed=True)
+    assert tracker.snapshot(snap(4)) == NEED_SNAPSHOT
+    assert seen(tracker, 6) == [HELD]
+
+
+def test_a_gap_is_closed_once() -> None:
+    tracker = in_step()
+    [gap] = seen(tracker, 7)
+    assert isinstance(gap, GapFound)
+    assert tracker.snapshot(snap(7)) == Resynced((snap(7),), gap)
+    tracker.distrust()
+    assert tracker.snapshot(snap(8)) == Resynced((snap(8),), None)
 
 
 def test_a_checksum_that_is_no_number_is_a_bad_message() -> None:

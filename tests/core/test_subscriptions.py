@@ -203,6 +203,16 @@ def test_a_time_to_retry_is_kept_on_the_next_link() -> None:
     assert (asked(book, 2.0), asked(book, 59.9), asked(book, 60.0)) == ("b", "", "a")
 
 
+def test_the_earliest_of_several_retries_is_the_next_event_of_a_new_link() -> None:
+    book = book_of("abcd")
+    asked(book)
+    for key, retry_in in zip("abcd", (60.0, 50.0, 30.0, 40.0), strict=True):
+        book.reject(key, 1, 0.0, "later", retry_in)
+    book.link_lost(1.0)
+    book.link_up(2)
+    assert book.next_event_at(TIMEOUT) == 30.0
+
+
 def test_a_retry_takes_its_old_place_among_those_that_are_due() -> None:
     book = book_of("abc")
     assert asked(book, max_batch=2) == "ab"
@@ -211,9 +221,11 @@ def test_a_retry_takes_its_old_place_among_those_that_are_due() -> None:
 
 
 def test_a_confirmed_subscription_that_the_server_takes_back_is_rejected() -> None:
-    book = confirmed_book("a")
+    book = book_of("a")
+    [entry] = book.next_request(ALL, 0.0)
+    book.confirm("a", 1, 0.0, "x")
     assert book.reject("a", 1, 1.0, "rights revoked")
-    assert state_of(book, "a") is REJECTED
+    assert (entry.state, entry.server_id, book.by_server_id("x")) == (REJECTED, None, None)
     assert book.stale(1e9, 0.0) == []
     book.release("a", 2.0)
     assert (state_of(book, "a"), retired(book)) == (None, "")  # the server does not have it: nothing to tell
@@ -235,6 +247,7 @@ def test_a_request_without_an_answer_is_unsubscribed_too() -> None:
     book = book_of("a")
     asked(book)
     book.release("a", 1.0)
+    assert book.next_event_at(TIMEOUT) == math.inf
     assert retired(book) == "a"
     assert not book.confirm("a", 1, 2.0)
     assert state_of(book, "a") is None
@@ -285,8 +298,9 @@ def test_a_retired_subscription_that_is_wanted_before_the_server_is_told_stays_a
     assert book.stale(2.0, 1.0) == [book.find("b")]  # its silence counts anew
 
 
-def test_a_retired_request_that_is_wanted_again_waits_for_its_answer_anew() -> None:
-    book = book_of("ab")
+@pytest.mark.parametrize("by_id", [False, True])
+def test_a_retired_request_that_is_wanted_again_waits_for_its_answer_anew(by_id: bool) -> None:
+    book = book_of("ab", unsubscribes_by_id=by_id)
     asked(book)
     book.release("a", 1.0)
     book.want("a", "a", {}, 2.0)
@@ -305,11 +319,13 @@ def test_what_the_server_was_told_to_drop_is_asked_for_anew_at_the_end() -> None
     assert [entry.key for entry in book] == ["b", "a"]
 
 
-def test_a_retired_request_that_is_refused_leaves_nothing_to_unsubscribe() -> None:
-    book = book_of("a")
+@pytest.mark.parametrize("by_id", [False, True])
+def test_a_retired_request_that_is_refused_leaves_nothing_to_unsubscribe(by_id: bool) -> None:
+    book = book_of("a", unsubscribes_by_id=by_id)
     asked(book)
     book.release("a", 1.0)
     assert book.reject("a", 1, 2.0, "no")
+    assert book.next_event_at(TIMEOUT) == math.inf
     assert (retired(book), state_of(book, "a")) == ("", None)
 
 
@@ -347,6 +363,15 @@ def test_an_answer_that_comes_late_still_counts(max_failures: int) -> None:
     book.expire(TIMEOUT, TIMEOUT, max_failures)
     assert book.confirm("a", 1, TIMEOUT + 1.0)
     assert (state_of(book, "a"), asked(book, 1e9), book.degraded) == (CONFIRMED, "", False)
+
+
+def test_a_refusal_that_comes_late_still_puts_off_the_retry() -> None:
+    book = book_of("a")
+    asked(book)
+    book.expire(TIMEOUT, TIMEOUT, 2)
+    assert book.reject("a", 1, TIMEOUT, "too many requests", 60.0)
+    assert (asked(book, TIMEOUT), book.settled(TIMEOUT)) == ("", True)
+    assert asked(book, TIMEOUT + 60.0) == "a"
 
 
 @pytest.mark.parametrize("max_failures", [1, 2])

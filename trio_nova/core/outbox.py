@@ -12,14 +12,15 @@ import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, islice
+from typing import Literal, TypeAlias
 
 import attrs
 
 from trio_nova.errors import Expired, NotSent, NovaError, OutcomeUnknown
 from trio_nova.messages import Decision, Frame, Queue, Reject
 
-__all__ = ["Admit", "Buffer", "Idle", "Lane", "Outbox", "Outgoing", "Status", "WaitUntil", "Write"]
+__all__ = ["Admit", "Buffer", "Idle", "Lane", "Outbox", "Outgoing", "Purpose", "Status", "WaitUntil", "Write"]
 
 MAX_BATCH_BYTES = 65536
 """Bytes handed to a link in one write; what is in a batch when its link is lost has an unknown outcome."""
@@ -32,6 +33,10 @@ class Lane(enum.IntEnum):
     CONTROL = 0
     SETUP = 1
     APPLICATION = 2
+
+
+Purpose: TypeAlias = Literal["control", "auth", "subscription", "setup", "query", "message"]
+"""What a message is sent for: a rate limiter may price it by that."""
 
 
 class Status(enum.Enum):
@@ -68,11 +73,12 @@ class Outgoing:
     """Lower goes first, within its lane."""
     kind: str = ""
     """What a rate limiter prices it by: the message's type."""
+    purpose: Purpose = "message"
+    patient: bool = False
+    """Whether it was accepted to wait for a link: then it may also wait for the rate limiter, however many do."""
     when_settled: Callable[[Outgoing, NovaError | None], None] | None = attrs.field(default=None, repr=False)
     """Told once what became of it: None for written, else why it was not, or is not known to be."""
     status: Status = attrs.field(default=Status.QUEUED, init=False)
-    delayed: bool = attrs.field(default=False, init=False)
-    """Whether the rate limiter has made it wait."""
 
     def settle(self, error: NovaError | None = None) -> None:
         """Record the outcome, once, and tell whoever waits for it."""
@@ -112,6 +118,8 @@ class _Queue:
     by_priority: dict[int, OrderedDict[Outgoing, None]] = attrs.field(factory=dict)
     length: int = 0
     size: int = 0
+    impatient: int = 0
+    """How many of them may be shed."""
 
     def add(self, outgoing: Outgoing) -> None:
         if outgoing.priority not in self.by_priority:
@@ -120,6 +128,7 @@ class _Queue:
         self.by_priority[outgoing.priority][outgoing] = None
         self.length += 1
         self.size += outgoing.size
+        self.impatient += not outgoing.patient
 
     def first(self) -> Outgoing | None:
         return next((next(iter(queue)) for queue in self.by_priority.values()), None)
@@ -131,9 +140,14 @@ class _Queue:
             del self.by_priority[outgoing.priority]
         self.length -= 1
         self.size -= outgoing.size
+        self.impatient -= not outgoing.patient
 
     def __iter__(self) -> Iterator[Outgoing]:
         return iter([outgoing for queue in self.by_priority.values() for outgoing in queue])
+
+    def __reversed__(self) -> Iterator[Outgoing]:
+        """Go through all, the newest of the least urgent first; change nothing meanwhile."""
+        return (outgoing for queue in reversed(self.by_priority.values()) for outgoing in reversed(queue))
 
 
 @attrs.define
@@ -144,6 +158,8 @@ class Outbox:
     _writing: list[Outgoing] = attrs.field(factory=list, init=False)
     _expiries: list[tuple[float, int, Outgoing]] = attrs.field(factory=list, init=False)
     _serial: Iterator[int] = attrs.field(factory=count, init=False)
+    _held_since: dict[Lane, float] = attrs.field(factory=dict, init=False)
+    """Since when the rate limiter has kept which lanes from running empty."""
 
     @property
     def waiting(self) -> int:
@@ -198,7 +214,7 @@ class Outbox:
                 continue  # the limiter is user code: it may have ended the session, and so cancelled this send
             match decision:
                 case Queue(until):
-                    outgoing.delayed = True
+                    self._hold(outgoing.lane, now, ready)
                     break
                 case Reject(reason):
                     self._refuse(outgoing, NotSent(f"refused by the rate limit: {reason}" if reason else "refused"))
@@ -207,10 +223,31 @@ class Outbox:
                     outgoing.status = Status.WRITING
                     self._writing.append(outgoing)
                     size += outgoing.size
+        else:
+            self._held_since.clear()
         if self._writing:
             return Write(self._writing)
         wake = min(until, self.next_expiry())
         return WaitUntil(wake) if wake < math.inf else Idle()
+
+    def held_for(self, outgoing: Outgoing, now: float) -> float:
+        """Return how long the rate limiter has made a message wait, itself or by what goes before it; in seconds."""
+        since = self._held_since.get(outgoing.lane)
+        return 0.0 if since is None else now - max(since, outgoing.queued_at)
+
+    def shed(self, most: float, why: str) -> int:
+        """Settle as NotSent what waits for the rate limiter beyond `most` messages; return how many that were.
+
+        The newest of the least urgent go first; those that are `patient` neither go nor count.
+        """
+        lane = self._lanes[Lane.APPLICATION]
+        if Lane.APPLICATION not in self._held_since or lane.impatient <= most:
+            return 0
+        excess = lane.impatient - int(most)
+        shed = list(islice((outgoing for outgoing in reversed(lane) if not outgoing.patient), excess))
+        for outgoing in shed:
+            self._refuse(outgoing, NotSent(why))
+        return len(shed)
 
     def written(self) -> None:
         """Settle what was being written: the operating system has it."""
@@ -221,6 +258,7 @@ class Outbox:
     def link_lost(self, cause: Exception | None) -> None:
         """Settle what belonged to the link that is gone; application messages wait on."""
         batch, self._writing = self._writing, []
+        self._held_since.clear()
         for outgoing in batch:
             outgoing.settle(_because(OutcomeUnknown("the link was lost while it was being written"), cause))
         for lane in (Lane.CONTROL, Lane.SETUP):
@@ -252,6 +290,13 @@ class Outbox:
             if (outgoing := self._lanes[lane].first()) is not None:
                 return outgoing
         return None
+
+    def _hold(self, lane: Lane, now: float, ready: bool) -> None:
+        for each in Lane:
+            if each < lane:
+                self._held_since.pop(each, None)
+            elif ready or each is not Lane.APPLICATION:
+                self._held_since.setdefault(each, now)
 
     def _watch_expiry(self, outgoing: Outgoing) -> None:
         if outgoing.expires_at == math.inf:

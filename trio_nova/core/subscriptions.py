@@ -234,7 +234,7 @@ class Book:
         self._awaiting.pop(entry, None)
         self._silent.pop(entry, None)
         self._drop_server_id(entry)
-        entry.asked_at, entry.reason = None, reason
+        entry.asked_at, entry.server_id, entry.reason = None, None, reason
         entry.failures += 1
         if retry_in is None:
             self._move(entry, _S.REJECTED, now)
@@ -284,7 +284,7 @@ class Book:
         """
         if not self.epoch:
             return math.inf
-        while self._later and not self._still_wanted(self._later[0][1], self._later[0][0]):
+        while self._later and self._later[0][1] not in self._by_order:
             heapq.heappop(self._later)
         retry = self._later[0][0] if self._later else math.inf
         return min(retry, next(iter(self._awaiting.values()), math.inf) + timeout)
@@ -313,7 +313,7 @@ class Book:
     def link_lost(self, now: float) -> None:
         """Forget what the server had, and what it was to be told: all that is not rejected is wanted again."""
         self.epoch = 0
-        for each in (self._awaiting, self._silent, self._retiring, self._by_server_id):
+        for each in (self._awaiting, self._silent, self._by_server_id):
             each.clear()
         for entry in list(self._entries.values()):
             if entry.state is _S.RETIRED:
@@ -324,7 +324,6 @@ class Book:
                 continue
             entry.failures = 0
             if entry.state is not _S.WANTED:
-                entry.retry_at = now
                 self._move(entry, _S.WANTED, now)
         self._rebuild_queues(now)
 
@@ -437,19 +436,13 @@ class Book:
 
     def _first_due(self, now: float) -> Subscription | None:
         while self._later and self._later[0][0] <= now:
-            at, order = heapq.heappop(self._later)
-            if self._still_wanted(order, at):
-                heapq.heappush(self._due, order)
+            heapq.heappush(self._due, heapq.heappop(self._later)[1])
         while self._due:
             entry = self._by_order.get(self._due[0])
             if entry is not None and entry.state is _S.WANTED and entry.retry_at <= now:
                 return entry
             heapq.heappop(self._due)
         return None
-
-    def _still_wanted(self, order: int, at: float) -> bool:
-        entry = self._by_order.get(order)
-        return entry is not None and entry.state is _S.WANTED and entry.retry_at == at
 
 
 def _read_row(number: int, row: object) -> tuple[str, Mapping[str, Any]]:

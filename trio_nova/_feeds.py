@@ -1,0 +1,97 @@
+"""Feeds: where the messages of a subscription wait for one consumer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from typing import Any, Literal, TypeAlias
+
+import attrs
+
+from trio_nova._mailbox import Mailbox, Receiver
+from trio_nova.core.bounded import BoundedQueue
+from trio_nova.errors import Lagged, NovaError
+
+__all__ = ["Feed", "FeedOptions"]
+
+FeedOverflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "fail"]
+
+
+@attrs.frozen(kw_only=True)
+class FeedOptions:
+    """How one feed holds what its consumer has not yet taken."""
+
+    size: int = attrs.field(default=1024, validator=attrs.validators.ge(1))
+    """Messages that may wait."""
+    overflow: FeedOverflow = attrs.field(
+        default="block", validator=attrs.validators.in_(("block", "drop_oldest", "drop_newest", "fail"))
+    )
+    """When full: "block" stops reading for the whole connection; "fail" ends the feed with Lagged."""
+    conflate: Callable[[Any], Hashable] | None = None
+    """Of the messages that wait with the same key, as this returns it, only the newest is kept."""
+    notices: bool = False
+    """Whether `Gap`, `Resynced` and `Dropped` stand between the messages, in their place."""
+    max_age: float = attrs.field(default=math.inf, validator=attrs.validators.gt(0))
+    """Seconds without data after which a `FeedStale` is told."""
+
+
+@attrs.define(eq=False)
+class Feed(Receiver[Any]):
+    """The messages of one subscription, for one consumer. Made by `Connection.subscribe`.
+
+    Iteration ends with the session. It raises SubscriptionRejected where the service takes the
+    subscription back, and Lagged where the consumer is too slow for a feed that may not drop.
+    """
+
+    channel: str = ""
+    options: FeedOptions = attrs.field(factory=FeedOptions)
+    _latest: dict[Hashable, int] = attrs.field(factory=dict, init=False)
+    """Of each conflation key, the serial number of its message in the queue."""
+
+    @classmethod
+    def of(cls, channel: str, options: FeedOptions, notice: Callable[[int], Any]) -> Feed:
+        overflow = "block" if options.overflow == "fail" else options.overflow
+        queue: BoundedQueue[Any] = BoundedQueue(max_items=options.size, overflow=overflow)
+        return cls(Mailbox(queue, notice=notice if options.notices else None), channel, options)
+
+    @property
+    def dropped(self) -> int:
+        """Messages that the overflow policy has dropped."""
+        return self._mailbox.queue.dropped
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait to be received."""
+        return len(self._mailbox.queue)
+
+    @property
+    def clogged(self) -> bool:
+        return self._mailbox.clogged
+
+    def put(self, message: Any) -> None:
+        """Take a message in; if `clogged` then, reading must stop."""
+        queue = self._mailbox.queue
+        if self.options.conflate is not None:
+            key = self.options.conflate(message)
+            serial = self._latest.get(key)
+            if serial is not None and queue.replace(serial, message, 0):
+                return
+            self._latest[key] = queue.next_serial
+            if len(self._latest) > 2 * self.options.size:
+                taken = queue.next_serial - len(queue)
+                self._latest = {key: serial for key, serial in self._latest.items() if serial >= taken}
+        if self.options.overflow == "fail" and queue.full:
+            self.end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
+        self._mailbox.put_nowait([(message, 0)])
+
+    def tell(self, notice: Any) -> None:
+        """Put a notice between the messages, where the consumer asked for notices."""
+        if self.options.notices:
+            self._mailbox.put_nowait([(notice, 0)])
+
+    def end(self, error: NovaError | None = None) -> None:
+        """Let what is there be received; after that raise `error`, or end."""
+        self._mailbox.close(error)
+
+    async def wait_for_room(self) -> None:
+        await self._mailbox.wait_for_room()
