@@ -9,6 +9,7 @@ from trio.testing import wait_all_tasks_blocked
 from trio_nova import (
     BecameReady,
     Buffer,
+    CloseInfo,
     ConfigError,
     Connection,
     ConsumerCaughtUp,
@@ -19,6 +20,7 @@ from trio_nova import (
     HighWater,
     Lagged,
     LinkClosed,
+    LinkLost,
     LinkOpened,
     ListBackoff,
     LowWater,
@@ -478,6 +480,21 @@ async def test_reconnect_opens_another_link_and_says_goodbye_on_the_old(autojump
             await server.dials[0].wait_ended()
             assert conn.close_info is not None
             assert (conn.close_info.code, conn.close_info.reason, conn.close_info.remote) == (1000, "new token", False)
+
+
+async def test_whoever_waits_for_the_loss_of_a_link_finds_how_it_ended(autojump_clock: trio.abc.Clock) -> None:
+    async def close_soon(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(1)
+        await peer.close(1012, "restart")
+
+    async with (
+        ScriptedServer(close_soon, echo) as server,
+        open_connection(URL, stream_factory=server.stream_factory) as conn,
+    ):
+        await conn.wait_state(State.DISCONNECTED)
+        assert conn.close_info == CloseInfo(1012, "restart", True, 1)
+        assert isinstance(conn.health().last_error, LinkLost)
 
 
 async def test_reconnect_cuts_the_wait_between_two_attempts_short(autojump_clock: trio.abc.Clock) -> None:

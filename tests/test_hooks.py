@@ -91,6 +91,10 @@ async def mute(peer: Peer) -> None:
     await peer.mute()
 
 
+async def refuse_so_many(peer: Peer) -> None:
+    await peer.reject(429)
+
+
 def nothing_to_do(conn: trio_nova.Connection) -> None:
     pass
 
@@ -359,11 +363,26 @@ DECIDING = [
     Hook(ErrorHandler, "classify_error", "down", drop),
     Hook(ErrorHandler, "log_error", "down", drop, context="link"),
     Hook(RateLimitHandler, "check_rate_limit", "up", say_hi, options={"message_handler": AnswersHi}),
+    Hook(
+        RateLimitHandler,
+        "feedback",
+        "dialling",
+        first_dial=refuse_so_many,
+        early=True,
+        options={"retry_first_connect": True},
+    ),
     Hook(Heartbeat, "probe", "up", options={"ping_interval": 2.0, "pong_timeout": 1.0}),
     Hook(Heartbeat, "is_answer", "up", say_hi),
     Hook(Heartbeat, "answer", "up", say_hi),
 ]
-"""The hooks that answer with something of their own. `encode_message` is not here: its failure is its caller's."""
+"""The hooks that answer with something of their own.
+
+Two are not here: the failure of `encode_message` is its caller's, and `count_sent` is only asked where there are limits.
+"""
+
+
+ASKED_FOR_MORE = ("connection_info", "should_reconnect", "check_rate_limit", "feedback")
+"""Those of them whose answer is checked."""
 
 
 def fail() -> None:
@@ -406,7 +425,7 @@ async def test_what_a_hook_raises_follows_on_handler_error(
     "hook",
     [
         *ACTING,
-        *(hook for hook in DECIDING if hook.name in ("connection_info", "should_reconnect", "check_rate_limit")),
+        *(hook for hook in DECIDING if hook.name in ASKED_FOR_MORE),
     ],
     ids=str,
 )
@@ -777,12 +796,12 @@ async def test_check_rate_limit_allows_queues_and_rejects(autojump_clock: MockCl
         (received.at, received.frame) for received in server.dials[0].journal if isinstance(received.frame, str)
     ]
     assert messages == [(0.0, '{"method":"quote"}'), (5.0, "b")]
-    assert [(asked.kind, asked.size, asked.control) for asked in limiter.asked] == [
-        ("quote", 18, False),
-        ("", 1, False),
-        ("", 1, False),
-        ("", 1, False),
-        ("", 8, True),
+    assert [(asked.kind, asked.size, asked.purpose) for asked in limiter.asked] == [
+        ("quote", 18, "message"),
+        ("", 1, "message"),
+        ("", 1, "message"),
+        ("", 1, "message"),
+        ("", 8, "control"),
     ]
 
 
@@ -1039,8 +1058,12 @@ async def test_a_handler_may_be_an_instance_a_class_or_a_factory(
 
 
 def test_no_hook_is_missing_here() -> None:
-    of_their_own = {(MessageHandler, "encode_message")}
-    not_asked_by_sessions = {(MetricsCollector, "snapshot")}
+    of_their_own = {(MessageHandler, "encode_message"), (RateLimitHandler, "count_sent")}
+    not_asked_by_sessions = {
+        (MetricsCollector, "snapshot"),
+        (RateLimitHandler, "pace"),
+        (RateLimitHandler, "slow_down"),
+    }
     listed = {(hook.role, hook.name) for hook in ACTING + DECIDING} | {*WATCHING} | of_their_own | not_asked_by_sessions
     offered = {
         (role, name)

@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 import trio_nova
 from trio_nova import (
+    AuthHandler,
     Close,
     ConnectFailed,
     ExponentialBackoff,
@@ -21,6 +22,7 @@ from trio_nova import (
     LinkLost,
     ListBackoff,
     MessageHandler,
+    MessageTooBig,
     NotSent,
     Ping,
     RateLimitHandler,
@@ -334,6 +336,10 @@ async def test_no_secret_of_headers_url_or_credentials_is_logged(
 ) -> None:
     caplog.set_level(logging.DEBUG)
 
+    class Unasked(AuthHandler):
+        def encode_auth_request(self, credentials: object) -> None:
+            return None
+
     async def reject(peer: Peer) -> None:
         await peer.reject(503)
 
@@ -344,6 +350,7 @@ async def test_no_secret_of_headers_url_or_credentials_is_logged(
             stream_factory=server.stream_factory,
             headers={"Authorization": "Bearer s3cret-three"},
             credentials={"key": "s3cret-four"},
+            auth_handler=Unasked,
             allow_plaintext_credentials=True,
             backoff=AT_ONCE,
         ) as conn,
@@ -632,6 +639,7 @@ async def test_subprotocol_and_size_options_are_used(autojump_clock: trio.abc.Cl
                 await trio.sleep_forever()
         await server.dials[0].wait_ended()
     assert caught.value.code == 1009
+    assert isinstance(caught.value.__cause__, MessageTooBig)
     assert caught.value.remote is False
 
 

@@ -17,9 +17,9 @@ from trio_nova._connection import Statistics as Statistics
 from trio_nova._connection import open_connection as open_connection
 from trio_nova._connection import run_connection as run_connection
 from trio_nova._events import Listener as Listener
+from trio_nova._feeds import Feed as Feed
+from trio_nova._feeds import FeedOptions as FeedOptions
 from trio_nova._mailbox import Receiver as Receiver
-from trio_nova._subscriptions import Feed as Feed
-from trio_nova._subscriptions import FeedOptions as FeedOptions
 from trio_nova.codecs import Codec as Codec
 from trio_nova.codecs import JsonCodec as JsonCodec
 from trio_nova.codecs import RawCodec as RawCodec
@@ -61,6 +61,7 @@ from trio_nova.errors import SessionOver as SessionOver
 from trio_nova.errors import SubscriptionRejected as SubscriptionRejected
 from trio_nova.errors import TlsFailed as TlsFailed
 from trio_nova.errors import explain as explain
+from trio_nova.handlers import RATE_COSTS as RATE_COSTS
 from trio_nova.handlers import AlwaysReconnect as AlwaysReconnect
 from trio_nova.handlers import AuthExchange as AuthExchange
 from trio_nova.handlers import AuthHandler as AuthHandler
@@ -127,7 +128,9 @@ from trio_nova.messages import PingSent as PingSent
 from trio_nova.messages import Pong as Pong
 from trio_nova.messages import PongReceived as PongReceived
 from trio_nova.messages import Queue as Queue
+from trio_nova.messages import RateConsumed as RateConsumed
 from trio_nova.messages import RateLimited as RateLimited
+from trio_nova.messages import RateLimitSlowed as RateLimitSlowed
 from trio_nova.messages import RateRejected as RateRejected
 from trio_nova.messages import ReadingPaused as ReadingPaused
 from trio_nova.messages import ReadingResumed as ReadingResumed

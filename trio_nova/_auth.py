@@ -35,6 +35,8 @@ SHORTEST_GRANT = 10.0
 """Seconds. A service that grants less, or nonsense, is taken to grant this: it must not make us ask without end."""
 REFRESH_TRIES = 3
 """How often a refresh may fail before the link is given up."""
+_FIRST = -1
+"""The priority of authentication: ahead of subscriptions, which would be of no use without."""
 
 
 @attrs.define(eq=False)
@@ -43,9 +45,12 @@ class _Exchange:
 
     _requests: Requests
     _outbound: Outbound
+    refresh: bool
 
     async def ask(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None]) -> AuthOk:
-        reply = await self._requests.request(message, matches=lambda m: judge(m) is not None, lane=Lane.SETUP)
+        reply = await self._requests.request(
+            message, matches=lambda m: judge(m) is not None, priority=_FIRST, lane=Lane.SETUP, purpose="auth"
+        )
         match judge(reply):
             case AuthOk() as ok:
                 return ok
@@ -55,10 +60,11 @@ class _Exchange:
                 raise AuthFailed("the service's answer was not understood")
 
     async def request(self, message: Any) -> Any:
-        return await self._requests.request(message, lane=Lane.SETUP)
+        return await self._requests.request(message, priority=_FIRST, lane=Lane.SETUP, purpose="auth")
 
     async def send(self, message: Any) -> None:
-        await self._outbound.send(self._outbound.encode(message), lane=Lane.SETUP)
+        frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
+        await self._outbound.send(frame, kind, _FIRST, Lane.SETUP, "auth")
 
 
 @attrs.define(eq=False)
@@ -75,19 +81,41 @@ class Authenticator:
     _renewed: Signal = attrs.field(factory=Signal, init=False)
     _turn: trio.Lock = attrs.field(factory=trio.Lock, init=False)
     """One authentication at a time: two at once could end with the older credentials."""
+    grants: int = attrs.field(default=0, init=False)
+    """How often the service has accepted us."""
+
+    def __attrs_post_init__(self) -> None:
+        self._requests.renewal = self
 
     @property
     def needed(self) -> bool:
         """Whether a link must be authenticated before it is ready."""
         handler = type(self._session.handlers.auth)
-        return (
-            self._session.config.credentials is not None
-            or handler.authenticate is not AuthHandler.authenticate
+        overridden = (
+            handler.authenticate is not AuthHandler.authenticate
             or handler.encode_auth_request is not AuthHandler.encode_auth_request
         )
+        return self._session.config.credentials is not None or (overridden and not handler.with_credentials_only)
 
-    async def sign_in(self, *, refresh: bool = False) -> None:
-        """Authenticate the present link.
+    def is_called_for(self, reply: Any) -> bool:
+        """Whether an answer that says no calls for another authentication."""
+        session = self._session
+        try:
+            return self.needed and session.handlers.auth.handle_refusal(reply)
+        except Exception as exc:
+            session.handler_failed(exc)
+            return False
+
+    async def renew(self, seen: int) -> None:
+        """Authenticate the present link again, unless that was done since there were `seen` grants.
+
+        Raises:
+            AuthFailed, ConnectFailed: as `sign_in`.
+        """
+        await self.sign_in(refresh=True, seen=seen)
+
+    async def sign_in(self, *, refresh: bool = False, seen: int | None = None) -> None:
+        """Authenticate the present link; not if, meanwhile, there are other than `seen` grants.
 
         Raises:
             AuthFailed: the service refuses, or does not answer in time.
@@ -95,11 +123,13 @@ class Authenticator:
         """
         session = self._session
         async with self._turn:
+            if seen not in (None, self.grants):
+                return
             session.emit(AuthStarted, refresh=refresh)
             started = trio.current_time()
             try:
                 with trio.move_on_after(session.config.auth_timeout) as scope:
-                    ok = await self._authenticate()
+                    ok = await self._authenticate(refresh)
                 if scope.cancelled_caught:
                     raise AuthFailed(
                         f"no answer to the authentication within {session.config.auth_timeout:g} s",
@@ -109,18 +139,20 @@ class Authenticator:
                 session.emit(AuthUnsuccessful, refresh=refresh, error=error)
                 raise
             self._refusals = 0
+            self.grants += 1
             self._granted_at = trio.current_time()
             self._expires_at = math.inf if ok.expires_in is None else self._granted_at + _lifetime(ok.expires_in)
             duration = self._granted_at - started
             session.emit(Authenticated, refresh=refresh, duration=duration, expires_in=ok.expires_in)
             self._renewed.set()
 
-    async def _authenticate(self) -> AuthOk:
+    async def _authenticate(self, refresh: bool) -> AuthOk:
         session = self._session
         source = session.config.credentials
         credentials = await self._credentials(source)
         try:
-            ok = await session.handlers.auth.authenticate(_Exchange(self._requests, self._outbound), credentials)
+            exchange = _Exchange(self._requests, self._outbound, refresh)
+            ok = await session.handlers.auth.authenticate(exchange, credentials)
             if not isinstance(ok, AuthOk):
                 raise TypeError(f"authenticate() returned {type(ok).__name__}, not AuthOk")
         except (AuthFailed, RequestFailed) as error:

@@ -21,8 +21,9 @@ from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
 from trio_nova._supervisor import Supervisor
+from trio_nova.adapter import Target, settle
 from trio_nova.codecs import encode_json
-from trio_nova.config import RECONFIGURABLE, Config, configure, target_url
+from trio_nova.config import RECONFIGURABLE, Config, configure
 from trio_nova.core.session import State
 from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, OutcomeUnknown, SessionOver
 from trio_nova.messages import (
@@ -494,7 +495,7 @@ class Connection:
 
 
 @discreet
-def open_connection(target: str, *, config: Config | None = None, **overrides: Any) -> ConnectionBlock:
+def open_connection(target: Target, *, config: Config | None = None, **overrides: Any) -> ConnectionBlock:
     """Open a session that stays up while the block lasts.
 
     Use it as `async with open_connection("wss://host/path") as conn`.
@@ -507,8 +508,9 @@ def open_connection(target: str, *, config: Config | None = None, **overrides: A
     the block is cancelled, and that error leaves in its place. Only where both raised is it a group.
 
     Args:
-        target: a ws:// or wss:// URL.
-        config: the options to start from; `trio_nova.profiles` has some.
+        target: a ws:// or wss:// URL, or an `Adapter` (its class, where that needs no arguments).
+        config: the options to start from; `trio_nova.profiles` has some. What suits an adapter's service
+            wins over them.
         overrides: options by name, see `Config`; they win over everything else.
 
     Raises:
@@ -516,13 +518,12 @@ def open_connection(target: str, *, config: Config | None = None, **overrides: A
         ConnectFailed: the first connect failed, if `retry_first_connect` is off.
         SessionOver: the session gave up after `max_attempts`, or a hook closed it before it was ready.
     """
-    session = Session(target_url(target), configure(config or Config(), overrides))
-    return ConnectionBlock(session)
+    return ConnectionBlock(Session(*settle(target, config, overrides)))
 
 
 @discreet
 async def run_connection(
-    target: str,
+    target: Target,
     *,
     config: Config | None = None,
     task_status: trio.TaskStatus[Connection] = trio.TASK_STATUS_IGNORED,

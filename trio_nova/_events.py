@@ -13,7 +13,7 @@ from trio_nova._mailbox import Mailbox, Receiver
 from trio_nova.core.bounded import BoundedQueue
 from trio_nova.errors import ConfigError, Lagged
 from trio_nova.handlers import LoggingHandler, MetricsCollector
-from trio_nova.messages import ConnectionEvent, Dropped, ErrorEvent, Event, MessageEvent
+from trio_nova.messages import ConnectionEvent, Dropped, ErrorEvent, Event, MessageEvent, RateConsumed
 
 __all__ = ["Hub", "Listener", "ListenerOverflow"]
 
@@ -60,7 +60,7 @@ def _dropped(count: int) -> Dropped:
     return Dropped(at=trio.current_time(), epoch=0, count=count, where="listener")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Hub:
     """Tells each event to all who want it. A failure of logging or metrics is reported once and costs nothing else."""
 
@@ -114,7 +114,7 @@ class Hub:
             case ErrorEvent():
                 self._tell("error", self.logging_handler.log_error_event, event)
                 self._tell("error", self.metrics.handle_error_event, event)
-        is_message = isinstance(event, MessageEvent)
+        is_message = isinstance(event, MessageEvent | RateConsumed)
         for listener in self._listeners:
             if listener.messages or not is_message:
                 listener.hear(event)

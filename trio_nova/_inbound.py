@@ -15,7 +15,7 @@ from trio_nova._signal import Signal
 from trio_nova._subscriptions import Subscriptions
 from trio_nova.core.bounded import BoundedQueue
 from trio_nova.errors import BadMessage
-from trio_nova.handlers import ConnectionHandler, Heartbeat, MessageHandler
+from trio_nova.handlers import ConnectionHandler, Correlation, Heartbeat, MessageHandler
 from trio_nova.messages import (
     Dropped,
     Frame,
@@ -42,6 +42,8 @@ class _Staged:
     epoch: int
     is_data: bool = False
     """Whether a feed has it: it does not go to the inbox as well."""
+    is_rest: bool = False
+    """Whether the frame brought other messages before this one: it has been shown with the first."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -66,6 +68,7 @@ class Inbound:
     _hears_frames: bool = attrs.field(init=False)
     _validates: bool = attrs.field(init=False)
     _probed: bool = attrs.field(init=False)
+    _splits: bool = attrs.field(init=False)
     announced: int = attrs.field(default=0, init=False)
     """Messages that the overflow policy has dropped."""
 
@@ -80,7 +83,12 @@ class Inbound:
         self._hears_frames = type(handlers.connection).handle_frame is not ConnectionHandler.handle_frame
         self._validates = type(handlers.message).validate_message is not MessageHandler.validate_message
         heartbeat = type(config.heartbeat)
-        self._probed = heartbeat.answer is not Heartbeat.answer or heartbeat.is_answer is not Heartbeat.is_answer
+        self._probed = (
+            heartbeat.answer is not Heartbeat.answer
+            or heartbeat.is_answer is not Heartbeat.is_answer
+            or heartbeat.is_beat is not Heartbeat.is_beat
+        )
+        self._splits = type(config.correlation).parts is not Correlation.parts
 
     # ----------------------------------------------------------------- the reader's side
 
@@ -122,24 +130,28 @@ class Inbound:
                 except Exception as exc:
                     session.handler_failed(exc)
                     continue
-            if self._probed and self._is_heartbeat(message, on_probe_answer):
-                continue
-            if wants_events:
-                session.emit(
-                    MessageEvent,
-                    direction="received",
-                    kind=frame_kind(frame),
-                    message_type=session.type_of(message),
-                    size=length,
-                    message=message,
-                )
-            owner = self._owner(message)
-            if owner == "request":
-                continue
-            if self._hears_messages or self._hears_frames:
-                staged.append((_Staged(frame, message, session.epoch, is_data=owner == "feed"), length))
-            elif owner is None:
-                taken.append((message, length))
+            parts = self._parts(message) if self._splits else None
+            shown = False
+            for part in (message,) if parts is None else parts:
+                if self._probed and self._is_heartbeat(part, on_probe_answer):
+                    continue
+                if wants_events:
+                    session.emit(
+                        MessageEvent,
+                        direction="received",
+                        kind=frame_kind(frame),
+                        message_type=session.type_of(part),
+                        size=length,
+                        message=part,
+                    )
+                owner = self._owner(part)
+                if owner == "request":
+                    continue
+                if self._hears_messages or self._hears_frames:
+                    staged.append((_Staged(frame, part, session.epoch, owner == "feed", shown), length))
+                    shown = True
+                elif owner is None:
+                    taken.append((part, length))
         if pings:
             self._outbound.count_pongs(pings, pings_size)
         session.counts.messages_received += messages
@@ -150,6 +162,17 @@ class Inbound:
             self._staged.put_nowait(staged)
         if taken:
             self._keep(taken)
+
+    def _parts(self, message: Any) -> Sequence[Any] | None:
+        """Return the messages that came in one frame, unless all together are an answer; None for a single message."""
+        try:
+            parts = self._session.config.correlation.parts(message)
+            if parts is not None and self._requests.take(message, self._subscriptions.is_data):
+                return ()
+        except Exception as exc:
+            self._session.handler_failed(exc)
+            return None
+        return parts
 
     def _owner(self, message: Any) -> Literal["request", "feed"] | None:
         """Give a message to the request or the feeds it is for, and return which it was; None for an ordinary one."""
@@ -198,7 +221,7 @@ class Inbound:
                 return True
             answer = heartbeat.answer(message)
             if answer is None:
-                return False
+                return heartbeat.is_beat(message)
             self._outbound.control(self._outbound.encode(answer), self._outbound.kind_of(answer))
         except Exception as exc:
             session.handler_failed(exc)
@@ -231,7 +254,7 @@ class Inbound:
     def _show(self, staged: _Staged) -> None:
         session = self._session
         frame, kind = staged.frame, frame_kind(staged.frame)
-        if self._hears_frames:
+        if self._hears_frames and not staged.is_rest:
             data = frame.payload if isinstance(frame, Ping | Pong) else frame
             session.perform(session.ask(session.handlers.connection.handle_frame, kind, data), staged.epoch)
         if isinstance(frame, Ping | Pong):

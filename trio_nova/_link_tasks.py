@@ -11,13 +11,21 @@ import trio
 from trio_nova._auth import Authenticator
 from trio_nova._inbound import Inbound
 from trio_nova._outbound import Outbound
+from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova._subscriptions import Subscriptions
 from trio_nova.core.outbox import Idle, Lane, Outgoing, WaitUntil, Write
 from trio_nova.core.pulse import Dead, Probe, Pulse, Wait
 from trio_nova.core.session import SessionEvent
-from trio_nova.errors import LinkLost, NovaError, SessionOver
+from trio_nova.errors import (
+    AuthFailed,
+    ConnectFailed,
+    LinkLost,
+    NovaError,
+    RequestFailed,
+    SessionOver,
+)
 from trio_nova.handlers import ConnectionHandler, ConnectionInfo, RateLimitHandler
 from trio_nova.links import Link
 from trio_nova.messages import (
@@ -58,6 +66,7 @@ class LinkTasks:
     _session: Session
     _inbound: Inbound
     _outbound: Outbound
+    _requests: Requests
     _authenticator: Authenticator
     _subscriptions: Subscriptions
     _link: Link
@@ -91,6 +100,8 @@ class LinkTasks:
             if more:
                 nursery.start_soon(self._set_up, nursery, name=f"nova:setup#{number}")
             await self._ending.wait()
+            if self._lost is not None:  # first: whoever waits for the state to change looks at how the link ended
+                session.link_ended(self._lost)
             if session.goodbye is None or session.goodbye.then is not None:
                 session.apply(SessionEvent.LOSE)
             if self._lost is None and session.goodbye is not None:
@@ -134,7 +145,7 @@ class LinkTasks:
         session.perform(action, session.epoch, Lane.SETUP)
         if session.goodbye is not None:
             return False
-        if self._authenticator.needed or self._subscriptions.wanted:
+        if self._authenticator.needed or self._subscriptions.wanted or self._negotiates:
             return True
         self._subscriptions.open(nursery)
         session.apply(SessionEvent.COMPLETE)
@@ -150,16 +161,48 @@ class LinkTasks:
                 session.apply(SessionEvent.AUTHENTICATE)
                 await self._authenticator.sign_in()
                 nursery.start_soon(self._keep_authenticated, name=f"nova:auth#{session.epoch}")
-            self._subscriptions.open(nursery)
-            if self._subscriptions.wanted:
+            if self._negotiates or self._subscriptions.wanted:
                 session.apply(SessionEvent.RESTORE)
-                await self._subscriptions.wait_restored()
+            if self._negotiates:
+                await self._negotiate()
+            self._subscriptions.open(nursery)
+            await self._subscriptions.wait_restored()
         except NovaError as error:
             self._give_up(error)
             return
         if not self._ending.is_set():
             session.apply(SessionEvent.COMPLETE)
             self._outbound.changed.set()
+
+    @property
+    def _negotiates(self) -> bool:
+        handler = type(self._session.handlers.connection)
+        return handler.setup_requests is not ConnectionHandler.setup_requests
+
+    async def _negotiate(self) -> None:
+        """Ask what the connection handler wants asked, in order.
+
+        Raises:
+            ConnectFailed: the service refuses, or does not answer in time.
+            AuthFailed: it refuses because it does not know who we are, though we have told it twice.
+        """
+        session = self._session
+        try:
+            messages = tuple(session.handlers.connection.setup_requests(self._info))
+        except Exception as exc:
+            session.handler_failed(exc)
+            return
+        for message in messages:
+            with trio.move_on_after(session.config.auth_timeout) as scope:
+                try:
+                    await self._requests.request(message, lane=Lane.SETUP, purpose="setup")
+                except RequestFailed as error:
+                    if self._authenticator.is_called_for(error.reply):
+                        raise AuthFailed(f"a setup request was refused: {error}") from error
+                    raise ConnectFailed(f"a setup request was refused: {error}", phase="restore") from error
+            if scope.cancelled_caught:
+                timeout = session.config.auth_timeout
+                raise ConnectFailed(f"no answer to a setup request within {timeout:g} s", phase="restore")
 
     async def _keep_authenticated(self) -> None:
         self._give_up(await self._authenticator.keep_fresh())
@@ -220,7 +263,7 @@ class LinkTasks:
     async def _write_paced(self) -> None:
         session, outbound = self._session, self._outbound
         while not self._ending.is_set():
-            match outbound.outbox.next_step(trio.current_time(), session.ready, outbound.limiter):
+            match outbound.next_step():
                 case Write(batch):
                     try:
                         await self._link.send_all([outgoing.frame for outgoing in batch])
@@ -287,14 +330,15 @@ class LinkTasks:
             self.pulse.probe_skipped()
         else:
             self._await_pong(payload, _AwaitedPong(now))
-            self._outbound.control(frame, self._probe_written)
-            session.emit(PingSent)
+            kind = "" if isinstance(message, Ping) else self._outbound.kind_of(message)
+            self._outbound.control(frame, kind, self._probe_written)
 
     def _probe_written(self, outgoing: Outgoing, error: NovaError | None) -> None:
         if error is None:
             self._probe_sent_at = trio.current_time()
             self.pulse.probe_written(self._probe_sent_at)
             self._pong_due(outgoing.frame)
+            self._session.emit(PingSent)
         else:
             self.pulse.probe_skipped()
 
@@ -346,14 +390,14 @@ class LinkTasks:
         def settled(outgoing: Outgoing, error: NovaError | None) -> None:
             if error is None:
                 self._pong_due(outgoing.frame)
+                self._session.emit(PingSent)
             elif self._pongs.pop(payload, None) is not None:
                 awaited.refused = error
                 trio.lowlevel.reschedule(task)
 
         await trio.lowlevel.checkpoint_if_cancelled()
         self._await_pong(payload, awaited)
-        self._outbound.control(Ping(payload), settled)
-        self._session.emit(PingSent)
+        self._outbound.control(Ping(payload), when_settled=settled)
         await trio.lowlevel.wait_task_rescheduled(abort)
         if awaited.refused is not None:
             raise awaited.refused

@@ -13,7 +13,8 @@ import trio
 
 from trio_nova._session import Session
 from trio_nova._signal import Signal
-from trio_nova.core.outbox import Buffer, Lane, Outbox, Outgoing
+from trio_nova.core.outbox import Buffer, Idle, Lane, Outbox, Outgoing, Purpose, WaitUntil, Write
+from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, NovaError
 from trio_nova.handlers import MessageHandler, RateLimitHandler, RateRequest
 from trio_nova.messages import (
@@ -24,7 +25,9 @@ from trio_nova.messages import (
     Ping,
     Pong,
     Queue,
+    RateConsumed,
     RateLimited,
+    RateLimitSlowed,
     RateRejected,
     Reject,
     frame_kind,
@@ -55,7 +58,7 @@ WhenSettled = Callable[[Outgoing, NovaError | None], None]
 """Told once what became of a frame: None for written, else why it was not, or is not known to be."""
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Outbound:
     """Accepts messages, and knows what became of each."""
 
@@ -73,6 +76,8 @@ class Outbound:
     _encode_hook: bool = attrs.field(init=False)
     _type_matters: bool = attrs.field(init=False)
     _own_check: bool = attrs.field(init=False)
+    _consumed: float = attrs.field(default=0.0, init=False)
+    """Tokens that were spent on what is about to be written."""
 
     def __attrs_post_init__(self) -> None:
         self._session.send_replies = self.reply
@@ -96,16 +101,19 @@ class Outbound:
             raise BadMessage(f"the message could not be encoded: {exc}") from exc
 
     def kind_of(self, message: Any) -> str:
-        """Return the message's type, where a rate limit depends on it."""
-        if not self._type_matters:
+        """Return the message's type, where a rate limit depends on it or somebody listens to messages."""
+        if not self._type_matters and not self._session.hub.wants_messages:
             return ""
-        try:
-            return self._session.handlers.message.message_type(message)
-        except Exception as exc:
-            self._session.handler_failed(exc)
-            return ""
+        return self._session.type_of(message)
 
-    async def send(self, frame: Frame, kind: str = "", priority: int = 0, lane: Lane = Lane.APPLICATION) -> None:
+    async def send(
+        self,
+        frame: Frame,
+        kind: str = "",
+        priority: int = 0,
+        lane: Lane = Lane.APPLICATION,
+        purpose: Purpose = "message",
+    ) -> None:
         """Hand `frame` over and wait until the operating system has it.
 
         Cancelling withdraws it, unless it is being written.
@@ -125,17 +133,23 @@ class Outbound:
             return trio.lowlevel.Abort.SUCCEEDED
 
         try:
-            outgoing = self.post(frame, settled, kind, priority, lane)
+            outgoing = self.post(frame, settled, kind, priority, lane, purpose)
         except NovaError:
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise
         await trio.lowlevel.wait_task_rescheduled(abort)
 
     def post(
-        self, frame: Frame, when_settled: WhenSettled, kind: str = "", priority: int = 0, lane: Lane = Lane.APPLICATION
+        self,
+        frame: Frame,
+        when_settled: WhenSettled,
+        kind: str = "",
+        priority: int = 0,
+        lane: Lane = Lane.APPLICATION,
+        purpose: Purpose = "message",
     ) -> Outgoing:
         """Accept `frame`, and tell `when_settled` once what became of it; raises like `send` where it is refused."""
-        outgoing = self._outgoing(frame, lane, kind, priority)
+        outgoing = self._outgoing(frame, lane, kind, priority, purpose)
         self._put(outgoing)
         outgoing.when_settled = when_settled
         return outgoing
@@ -154,7 +168,8 @@ class Outbound:
                 if self._replies >= MAX_REPLIES:
                     raise NotSent(f"{MAX_REPLIES} replies of hooks are waiting already")
                 frame = message if isinstance(message, Ping | Pong) else self.encode(message)
-                outgoing = self._outgoing(frame, lane, self.kind_of(message), 0)
+                purpose: Purpose = "setup" if lane is Lane.SETUP else "message"
+                outgoing = self._outgoing(frame, lane, self.kind_of(message), 0, purpose)
                 self._put(outgoing)
             except NovaError as error:
                 self._reply_failed(error, self._excuses)
@@ -162,16 +177,23 @@ class Outbound:
                 self._replies += 1
                 outgoing.when_settled = partial(self._reply_settled, is_excuse=self._excuses)
 
-    def control(self, frame: Frame, when_settled: Any = None) -> None:
+    def control(self, frame: Frame, kind: str = "", when_settled: WhenSettled | None = None) -> None:
         """Send ahead of any queue: heartbeats and what answers them."""
-        outgoing = self._outgoing(frame, Lane.CONTROL, "", 0)
+        outgoing = self._outgoing(frame, Lane.CONTROL, kind, 0, "control")
         outgoing.when_settled = when_settled
         self.outbox.put(outgoing)
         self.changed.set()
 
-    def _outgoing(self, frame: Frame, lane: Lane, kind: str, priority: int) -> Outgoing:
-        now = trio.current_time()
-        return Outgoing(frame=frame, lane=lane, size=frame_size(frame), queued_at=now, kind=kind, priority=priority)
+    def _outgoing(self, frame: Frame, lane: Lane, kind: str, priority: int, purpose: Purpose) -> Outgoing:
+        return Outgoing(
+            frame=frame,
+            lane=lane,
+            size=frame_size(frame),
+            queued_at=trio.current_time(),
+            kind=kind,
+            priority=priority,
+            purpose="control" if isinstance(frame, Ping | Pong) else purpose,
+        )
 
     def _put(self, outgoing: Outgoing) -> None:
         session = self._session
@@ -180,6 +202,7 @@ class Outbound:
             if self.draining:
                 raise NotSent("the connection is being drained")
             if not session.ready:
+                outgoing.patient = True
                 match session.config.when_down:
                     case "fail":
                         raise NotSent("there is no ready link") from session.last_error
@@ -219,10 +242,11 @@ class Outbound:
         """Ask the rate limiter about a frame that would be written now."""
         session = self._session
         now = trio.current_time()
-        control = outgoing.lane is Lane.CONTROL
-        request = RateRequest(kind=outgoing.kind, size=outgoing.size, now=now, control=control)
+        request = RateRequest(kind=outgoing.kind, size=outgoing.size, now=now, purpose=outgoing.purpose)
+        handler = session.handlers.rate_limit
+        consumed = handler.consumed
         try:
-            decision: Decision = session.handlers.rate_limit.check_rate_limit(request)
+            decision: Decision = handler.check_rate_limit(request)
             if not isinstance(decision, Allow | Queue | Reject):
                 raise ConfigError(
                     "check_rate_limit", f"answered a {type(decision).__name__}, not Allow, Queue or Reject"
@@ -236,17 +260,63 @@ class Outbound:
                 decision = Queue(math.nextafter(now, math.inf))
             case Reject(reason):
                 session.emit(RateRejected, reason=reason)
-            case Allow() if outgoing.delayed:
-                session.emit(RateLimited, wait=now - outgoing.queued_at)
+            case Allow():
+                self._consumed += handler.consumed - consumed
+                if (wait := self.outbox.held_for(outgoing, now)) > 0.0:
+                    session.emit(RateLimited, wait=wait)
             case _:
                 pass
         return decision
 
     @property
-    def limiter(self) -> Any:
-        """What the outbox is to ask before it lets a frame go; None where there is no limit now."""
-        handler = self._session.handlers.rate_limit
-        return self.admit if self._own_check or handler.limits or handler.mode != "normal" else None
+    def limited(self) -> bool:
+        """Whether the rate limiter must be asked before a frame goes."""
+        return self._own_check or self._session.handlers.rate_limit.engaged
+
+    def next_step(self) -> Write | WaitUntil | Idle:
+        """Say what the writer is to do now, on a link that is up; see `Outbox.next_step`."""
+        session, now = self._session, trio.current_time()
+        if not self.limited:
+            return self.outbox.next_step(now, session.ready)
+        step = self.outbox.next_step(now, session.ready, self.admit)
+        if isinstance(step, Write):
+            consumed, self._consumed = self._consumed, 0.0
+            session.emit(RateConsumed, messages=len(step.batch), cost=consumed)
+        reason = f"{session.handlers.rate_limit.queue_size:g} messages are waiting for the rate limit already"
+        for _ in range(self.outbox.shed(session.handlers.rate_limit.queue_size, reason)):
+            session.emit(RateRejected, reason=reason)
+        return step
+
+    def count_pongs(self, pings: int, size: int) -> None:
+        """Charge the pongs with which the link has answered `pings` of the peer's, of `size` bytes in all."""
+        if not self.limited:
+            return
+        session, now = self._session, trio.current_time()
+        request = RateRequest(kind="", size=size // pings, now=now, purpose="control")
+        try:
+            for _ in range(pings):
+                session.handlers.rate_limit.count_sent(request)
+        except Exception as exc:
+            session.handler_failed(exc)
+
+    def heed(self, complaint: Any) -> None:
+        """Slow down where `complaint`, a reply or a refused upgrade, says that we are too fast."""
+        session, now = self._session, trio.current_time()
+        handler = session.handlers.rate_limit
+        try:
+            seconds = handler.feedback(complaint)
+            if seconds is None:
+                return
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds != seconds:
+                raise ConfigError("feedback", f"answered a {type(seconds).__name__}, not a number of seconds or None")
+            until = now + min(max(seconds, 0.0), MAX_RETRY_AFTER)
+            handler.slow_down(now, until=until)
+            pace = handler.pace(now)
+        except Exception as exc:
+            session.handler_failed(exc)
+        else:
+            session.emit(RateLimitSlowed, until=until, factor=pace)
+            self.changed.set()
 
     def written(self, batch: Sequence[Outgoing]) -> None:
         """Settle a batch that the operating system has taken, and count it."""
@@ -260,9 +330,15 @@ class Outbound:
             elif not isinstance(outgoing.frame, Pong):
                 messages += 1
                 size += outgoing.size
-                if wants_events:
-                    kind, latency = frame_kind(outgoing.frame), now - outgoing.queued_at
-                    session.emit(MessageEvent, direction="sent", kind=kind, size=outgoing.size, latency=latency)
+                if wants_events and outgoing.lane is not Lane.CONTROL:
+                    session.emit(
+                        MessageEvent,
+                        direction="sent",
+                        kind=frame_kind(outgoing.frame),
+                        message_type=outgoing.kind,
+                        size=outgoing.size,
+                        latency=now - outgoing.queued_at,
+                    )
         self.outbox.written()
         self._settled.unpark_all()
         if messages:

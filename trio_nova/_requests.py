@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import outcome
@@ -13,7 +13,7 @@ from trio_nova._outbound import Outbound
 from trio_nova._session import Session
 from trio_nova.codecs import RawCodec
 from trio_nova.core.ledger import Late, Ledger, Pending, identity
-from trio_nova.core.outbox import Lane, Outgoing
+from trio_nova.core.outbox import Lane, Outgoing, Purpose
 from trio_nova.errors import LinkLost, NotSent, NovaError, OutcomeUnknown, RequestFailed, printable
 from trio_nova.messages import AnswerUnmatched, RequestResolved, RequestSent, RequestUnresolved
 
@@ -28,6 +28,25 @@ class _Waiter:
     outgoing: Outgoing | None = None
     epoch: int = 0
     """The link that the question was written on; 0 while it is not."""
+    on_answer: Callable[[Any], object] | None = None
+    """Shown the answer before anything is taken in that came behind it."""
+
+
+class Renewal(Protocol):
+    """Who authenticates the link again, where an answer says that it is not."""
+
+    @property
+    def grants(self) -> int:
+        """How often the service has accepted us."""
+        ...
+
+    def is_called_for(self, reply: Any) -> bool:
+        """Whether an answer that says no says so because we are not authenticated."""
+        ...
+
+    async def renew(self, seen: int) -> None:
+        """Authenticate again, unless that was done since there were `seen` grants; raises NovaError."""
+        ...
 
 
 @attrs.define(eq=False)
@@ -39,6 +58,8 @@ class Requests:
     _ledger: Ledger = attrs.field(factory=Ledger, init=False)
     _pending: dict[Pending, _Waiter] = attrs.field(factory=dict, init=False)
     _by_id: bool = attrs.field(init=False)
+    renewal: Renewal | None = attrs.field(default=None, init=False)
+    """The authenticator puts itself here."""
 
     def __attrs_post_init__(self) -> None:
         # A raw codec returns text: no id can be read from it, so its answers come in order.
@@ -57,25 +78,50 @@ class Requests:
         idempotent: bool = False,
         priority: int = 0,
         lane: Lane = Lane.APPLICATION,
+        purpose: Purpose = "query",
+        when_written: Callable[[], object] | None = None,
+        on_answer: Callable[[Any], object] | None = None,
     ) -> Any:
-        """Send a question and return its answer; see `Connection.request`."""
+        """Send a question and return its answer; see `Connection.request`.
+
+        `when_written` is called once the question has left; `on_answer` with the answer, by the reader,
+        before it takes in what came behind it.
+        """
+        renewal = None if purpose == "auth" else self.renewal
         while True:
-            epoch = self._session.epoch
+            epoch, grants = self._session.epoch, 0 if renewal is None else renewal.grants
             try:
-                return await self._ask(message, matches, priority, lane)
+                return await self._ask(message, matches, priority, lane, purpose, when_written, on_answer)
+            except RequestFailed as error:
+                if renewal is None or not renewal.is_called_for(error.reply):
+                    raise
+                try:
+                    await renewal.renew(grants)
+                except NovaError as failure:
+                    raise error from failure
+                renewal = None  # once
             except (NotSent, OutcomeUnknown) as error:
                 lost = isinstance(error.__cause__, LinkLost) and error.__cause__.epoch >= epoch
                 if not (idempotent and lost) or self._session.is_closing:
                     raise
 
-    async def _ask(self, message: Any, matches: Callable[[Any], bool] | None, priority: int, lane: Lane) -> Any:
+    async def _ask(
+        self,
+        message: Any,
+        matches: Callable[[Any], bool] | None,
+        priority: int,
+        lane: Lane,
+        purpose: Purpose,
+        when_written: Callable[[], object] | None,
+        on_answer: Callable[[Any], object] | None,
+    ) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
         session, started = self._session, trio.current_time()
         message, id = (message, None) if matches is not None else self._identify(message)
         frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
         pending = Pending(id=None if id is None else identity(id), matches=matches)
         self._ledger.open(pending)  # NotSent, where the id is taken
-        waiter = self._pending[pending] = _Waiter(trio.lowlevel.current_task())
+        waiter = self._pending[pending] = _Waiter(trio.lowlevel.current_task(), on_answer=on_answer)
 
         def settled(outgoing: Outgoing, error: NovaError | None) -> None:
             if error is not None:
@@ -83,24 +129,31 @@ class Requests:
             else:
                 waiter.epoch = session.epoch
                 session.emit(RequestSent)
+                if when_written is not None:
+                    when_written()
 
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
             sent = waiter.outgoing is None or not self._outbound.withdraw(waiter.outgoing)
             del self._pending[pending]
             self._ledger.give_up(pending, sent=sent)
+            session.emit(RequestUnresolved, error=None)
             return trio.lowlevel.Abort.SUCCEEDED
 
         try:
-            waiter.outgoing = self._outbound.post(frame, settled, kind, priority, lane)
-        except NovaError:
+            waiter.outgoing = self._outbound.post(frame, settled, kind, priority, lane, purpose)
+        except NovaError as error:
             del self._pending[pending]
             self._ledger.give_up(pending, sent=False)
+            session.emit(RequestUnresolved, error=error)
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise
         try:
             reply = await trio.lowlevel.wait_task_rescheduled(abort)
             reason = session.config.correlation.failure(reply)
             if reason is not None:
+                self._outbound.heed(reply)
+                if isinstance(reason, RequestFailed):
+                    raise reason
                 raise RequestFailed(f"the service refused the request: {printable(reason)}", reply=reply)
         except NovaError as error:
             session.emit(RequestUnresolved, error=error)
@@ -145,6 +198,8 @@ class Requests:
             case Pending() as pending:
                 waiter = self._pending.pop(pending, None)
                 if waiter is not None:
+                    if waiter.on_answer is not None:
+                        waiter.on_answer(message)
                     trio.lowlevel.reschedule(waiter.task, outcome.Value(message))
                 return True
             case Late():

@@ -17,7 +17,7 @@ from trio_nova.config import Config, check_plaintext, made
 from trio_nova.core.outbox import Lane
 from trio_nova.core.session import TERMINAL, SessionEvent, State, StateMachine
 from trio_nova.core.verdict import Attempts
-from trio_nova.errors import ConfigError, NovaError, SessionOver
+from trio_nova.errors import ConfigError, LinkLost, NovaError, SessionOver
 from trio_nova.handlers import (
     AuthHandler,
     ConnectionHandler,
@@ -116,7 +116,7 @@ def _no_replies(messages: Sequence[Any], lane: Lane) -> None:
     raise AssertionError("a session without a send side")
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Session:
     """The state that outlives a link."""
 
@@ -319,6 +319,12 @@ class Session:
         if isinstance(error, NovaError):
             self.redactor.cleanse(error)
 
+    def link_ended(self, lost: LinkLost) -> None:
+        """Keep how the last link ended, without secrets."""
+        self.protect(lost)
+        self.close_info = CloseInfo.of(lost)
+        self.last_error = lost
+
     # ----------------------------------------------------------------- events and hooks
 
     def emit(self, event: type[Event], /, **fields: Any) -> None:
@@ -337,6 +343,14 @@ class Session:
             self.handler_failed(exc)
             return None
         return answer
+
+    def type_of(self, message: Any) -> str:
+        """Return the type of a message, as the message handler says; "" where that fails."""
+        try:
+            return self.handlers.message.message_type(message)
+        except Exception as exc:
+            self.handler_failed(exc)
+            return ""
 
     def status(self) -> Mapping[str, object]:
         """Return what the connection handler adds to the health; nothing where that fails."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from trio_nova.errors import (
     NovaError,
     OutcomeUnknown,
     RequestFailed,
+    RetryAdvice,
     SessionOver,
     SubscriptionRejected,
     printable,
@@ -49,6 +50,8 @@ MAX_OUTSTANDING = 16
 """Messages that ask for subscriptions whose answer is awaited, on a service that answers them as requests."""
 MAX_FAILURES = 2
 """How often a subscription may go unanswered before it counts as refused."""
+ASK_AGAIN_AFTER = 1.0
+"""Seconds after a refusal that says to try again, as a rate limit's does."""
 
 
 @attrs.define(eq=False)
@@ -87,7 +90,7 @@ class Subscriptions:
     _session: Session
     _outbound: Outbound
     _requests: Requests
-    book: Book = attrs.field(factory=Book, init=False)
+    book: Book = attrs.field(init=False)
     changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the subscriber."""
     _desks: dict[Hashable, _Desk] = attrs.field(factory=dict, init=False)
@@ -109,6 +112,9 @@ class Subscriptions:
     """Those that are to be asked for anew, to get a snapshot."""
     unclaimed: int = attrs.field(default=0, init=False)
     """Messages of channels that nobody is subscribed to."""
+
+    def __attrs_post_init__(self) -> None:
+        self.book = Book(unsubscribes_by_id=self._session.handlers.subscription.unsubscribes_by_id)
 
     # ----------------------------------------------------------------- the program's side
 
@@ -192,7 +198,7 @@ class Subscriptions:
     @property
     def active(self) -> bool:
         """Whether `take` must be asked about what arrives."""
-        return bool(self._desks)
+        return bool(self._desks) or self._session.handlers.subscription.drops_unclaimed
 
     def open(self, nursery: trio.Nursery) -> None:
         """The link may be asked from now on: it is authenticated, where it must be."""
@@ -287,7 +293,21 @@ class Subscriptions:
 
     async def _ask(self, batch: Sequence[Subscription], nursery: trio.Nursery) -> None:
         handler = self._session.handlers.subscription
+        entries = {subscription.key: subscription for subscription in batch}
         channels = [self._channel(subscription) for subscription in batch]
+        try:
+            groups = [channels] if handler.max_batch == 1 else list(handler.split_batch(channels))
+        except Exception as exc:
+            self._session.handler_failed(exc)
+            groups = [channels]
+        for group in groups:
+            await self._ask_together([entries[channel.key] for channel in group], group, nursery)
+
+    async def _ask_together(
+        self, batch: Sequence[Subscription], channels: Sequence[Channel], nursery: trio.Nursery
+    ) -> None:
+        """Ask for these with one message."""
+        handler = self._session.handlers.subscription
         try:
             if handler.max_batch == 1:
                 message = handler.encode_subscription_request(channels[0].name, channels[0].params)
@@ -302,7 +322,10 @@ class Subscriptions:
         if handler.correlated:
             await self._slots.acquire()
             asks = {subscription.key: subscription.ask for subscription in batch}
-            nursery.start_soon(self._ask_and_read, channels, message, asks)
+            written = trio.Event()
+            nursery.start_soon(self._ask_and_read, channels, message, asks, written.set)
+            # One at a time waits for the rate limit: its time for an answer begins when it has left.
+            await written.wait()
         else:
             try:
                 await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")
@@ -311,6 +334,7 @@ class Subscriptions:
                     raise
                 for channel in channels:
                     self._apply(Refused(channel.key, str(error)))
+        self.book.written(batch, trio.current_time())
 
     def _channel(self, subscription: Subscription) -> Channel:
         desk = self._desks.get(subscription.key)
@@ -320,21 +344,31 @@ class Subscriptions:
         handler = self._session.handlers.subscription
         return attrs.evolve(channel, params=handler.resume(channel, desk.last))
 
-    async def _ask_and_read(self, channels: Sequence[Channel], message: Any, asks: Mapping[Hashable, int]) -> None:
+    async def _ask_and_read(
+        self,
+        channels: Sequence[Channel],
+        message: Any,
+        asks: Mapping[Hashable, int],
+        when_written: Callable[[], object],
+    ) -> None:
         """Ask as one asks a question, and read from the answer what is granted.
 
-        `asks` tells this request for a channel from an earlier or a later one for the same.
+        `asks` tells this request for a channel from an earlier or a later one for the same. `when_written` is
+        called once it has left, or will not.
         """
         handler = self._session.handlers.subscription
         try:
-            reply = await self._requests.request(message, lane=Lane.SETUP, purpose="subscription")
-            answers = {answer.key: answer for answer in handler.read_grants(reply, channels)}
-            for channel in channels:
-                answer = answers.get(channel.key) or Refused(channel.key, "the service did not grant it")
-                self._apply(answer, asks[channel.key])
+            await self._requests.request(
+                message,
+                lane=Lane.SETUP,
+                purpose="subscription",
+                when_written=when_written,
+                on_answer=lambda reply: self._read_grants(reply, channels, asks),
+            )
         except RequestFailed as error:
-            if len(channels) == 1:
-                self._apply(Refused(channels[0].key, str(error)), asks[channels[0].key])
+            if len(channels) == 1 or error.retry is not RetryAdvice.NEVER:
+                for channel in channels:
+                    self._refuse(channel, error, asks[channel.key])
                 return
             # One of them spoils the batch: ask for each alone, to find out which.
             for channel in channels:
@@ -345,25 +379,44 @@ class Subscriptions:
             if not isinstance(error.__cause__, LinkLost):
                 for channel in channels:
                     self._apply(Refused(channel.key, str(error)), asks[channel.key])
-        except Exception as exc:
-            self._session.handler_failed(exc)
-            for channel in channels:
-                self._apply(
-                    Refused(channel.key, f"its answer could not be read: {type(exc).__name__}"), asks[channel.key]
-                )
         finally:
+            when_written()
             self._slots.release()
 
     async def _ask_alone(self, channel: Channel, ask: int) -> None:
-        handler = self._session.handlers.subscription
         try:
-            message = handler.encode_subscription_batch([channel])
-            reply = await self._requests.request(message, lane=Lane.SETUP, purpose="subscription")
+            await self._requests.request(
+                self._session.handlers.subscription.encode_subscription_batch([channel]),
+                lane=Lane.SETUP,
+                purpose="subscription",
+                on_answer=lambda reply: self._read_grants(reply, [channel], {channel.key: ask}),
+            )
         except RequestFailed as error:
+            self._refuse(channel, error, ask)
+
+    def _read_grants(self, reply: Any, channels: Sequence[Channel], asks: Mapping[Hashable, int]) -> None:
+        """Write down what an answer grants: at once, since data may follow under names that only it tells."""
+        session = self._session
+        answers: dict[Hashable, Granted | Refused] = {}
+        otherwise = "the service did not grant it"
+        try:
+            if session.config.correlation.failure(reply) is not None:
+                return
+            answers = {answer.key: answer for answer in session.handlers.subscription.read_grants(reply, channels)}
+        except Exception as exc:
+            session.handler_failed(exc)
+            otherwise = f"its answer could not be read: {type(exc).__name__}"
+        for channel in channels:
+            self._apply(answers.get(channel.key) or Refused(channel.key, otherwise), asks[channel.key])
+
+    def _refuse(self, channel: Channel, error: RequestFailed, ask: int) -> None:
+        """Write down that the service refuses; where it may think better of it, ask again later."""
+        if error.retry is RetryAdvice.NEVER:
             self._apply(Refused(channel.key, str(error)), ask)
-            return
-        granted = [answer for answer in handler.read_grants(reply, [channel]) if answer.key == channel.key]
-        self._apply(granted[0] if granted else Refused(channel.key, "the service did not grant it"), ask)
+        else:
+            now = trio.current_time()
+            self.book.reject(channel.key, self._session.epoch, now, str(error), ASK_AGAIN_AFTER, ask=ask)
+            self.changed.set()
 
     async def _give_up(self, subscription: Subscription) -> None:
         handler = self._session.handlers.subscription
@@ -424,7 +477,7 @@ class Subscriptions:
             if not self._unclaimed_told:
                 self._unclaimed_told = True
                 self._session.emit(DataUnclaimed, channel=printable(str(key)))
-            return False
+            return handler.drops_unclaimed
         if not desk.feeds:
             return False
         self._deliver(desk, message)
@@ -518,6 +571,8 @@ class Subscriptions:
             self.book.reject(answer.key, epoch, now, printable(answer.reason), ask=ask)
         if desk is not None:
             self._answered(desk.subscription)
+        else:
+            self.changed.set()  # given up meanwhile: now that the service has told its name for it, so can we
 
     def _answered(self, subscription: Subscription) -> None:
         desk = self._desks.get(subscription.key)

@@ -20,13 +20,21 @@ from trio_nova._subscriptions import Subscriptions
 from trio_nova.config import check_headers, check_plaintext
 from trio_nova.core.recovery import advise
 from trio_nova.core.session import SessionEvent, State
-from trio_nova.errors import AuthFailed, ConfigError, ConnectFailed, ConnectTimeout, LinkLost, NovaError, Phase
+from trio_nova.errors import (
+    AuthFailed,
+    ConfigError,
+    ConnectFailed,
+    ConnectTimeout,
+    HandshakeRejected,
+    LinkLost,
+    NovaError,
+    Phase,
+)
 from trio_nova.handlers import ConnectionInfo
 from trio_nova.links import Dial, Link, shared_governor
 from trio_nova.messages import (
     Action,
     Close,
-    CloseInfo,
     DialStarted,
     LinkClosed,
     LinkOpened,
@@ -45,7 +53,7 @@ __all__ = ["Supervisor"]
 _CONTEXTS: dict[type[Exception], str] = {LinkLost: "link", AuthFailed: "auth"}
 
 
-@attrs.define(eq=False)
+@attrs.define(eq=False, repr=False)
 class Supervisor:
     """Keeps a session supplied with links, one after the other, until it is over."""
 
@@ -180,15 +188,13 @@ class Supervisor:
         session.emit(LinkOpened, connect_time=connect_time, subprotocol=link.subprotocol)
         info = attrs.evolve(info, subprotocol=link.subprotocol, response_headers=tuple(link.response_headers))
         tasks = self.link = LinkTasks(
-            session, self._inbound, self._outbound, self._authenticator, self._subscriptions, link, info
+            session, self._inbound, self._outbound, self._requests, self._authenticator, self._subscriptions, link, info
         )
         try:
             lost = await tasks.run()
         finally:
             self.link = None
-        session.protect(lost)
-        session.close_info = CloseInfo.of(lost)
-        session.last_error = lost
+        session.link_ended(lost)
         self._outbound.link_lost(lost)
         self._requests.link_lost(lost)
         self._subscriptions.link_lost(lost)
@@ -211,6 +217,8 @@ class Supervisor:
         """
         session, config = self._session, self._session.config
         attempt = session.attempts.failed(trio.current_time())
+        if isinstance(ended, HandshakeRejected) and ended.status == 429:
+            self._outbound.heed(ended)
         spread = config.spread()
         may_retry = session.opened.is_set() or config.retry_first_connect
         advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry)

@@ -9,7 +9,7 @@ import msgspec
 
 from trio_nova.errors import BadMessage
 
-__all__ = ["Codec", "JsonCodec", "RawCodec"]
+__all__ = ["Codec", "JsonCodec", "MixedCodec", "RawCodec"]
 
 
 class Codec(Protocol):
@@ -71,6 +71,27 @@ class JsonCodec:
             return self._decoder.decode(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
             raise BadMessage(f"not the JSON that was expected: {type(exc).__name__}") from exc
+
+
+@attrs.frozen
+class MixedCodec:
+    """For services that mix JSON with other text: a text that is a JSON object or array becomes that.
+
+    All else stays as it is: "7" and "true" are texts here. What is sent goes as `RawCodec` sends it.
+    """
+
+    _raw: RawCodec = attrs.field(factory=RawCodec, init=False, repr=False)
+
+    def encode(self, message: Any) -> str | bytes:
+        return self._raw.encode(message)
+
+    def decode(self, payload: str | bytes) -> Any:
+        if isinstance(payload, str) and payload.lstrip()[:1] in ("{", "["):
+            try:
+                return msgspec.json.decode(payload)
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                return payload
+        return payload
 
 
 def encode_json(message: Any) -> str:

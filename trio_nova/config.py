@@ -258,7 +258,16 @@ def _callable(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         _fail(attribute, f"must be callable, not {value!r}")
 
 
+_EVENT_LEVELS = {
+    "detailed": frozenset({"connection", "message", "error"}),
+    "standard": frozenset({"connection", "error"}),
+    "minimal": frozenset({"error"}),
+}
+
+
 def _names(value: Iterable[str]) -> frozenset[str]:
+    if isinstance(value, str) and value in _EVENT_LEVELS:
+        return _EVENT_LEVELS[value]
     try:
         return frozenset([value] if isinstance(value, str) else value)
     except TypeError:
@@ -318,7 +327,7 @@ class Config:
     idle_timeout: float = attrs.field(default=math.inf, validator=_seconds())
     """Patience with a peer that sends nothing at all, not even a pong."""
     heartbeat: Heartbeat = attrs.field(
-        factory=PingHeartbeat, converter=_heartbeat, validator=_has("probe", "is_answer", "answer")
+        factory=PingHeartbeat, converter=_heartbeat, validator=_has("probe", "is_answer", "is_beat", "answer")
     )
     """How to probe. "ping" and "off" are short for PingHeartbeat() and NoHeartbeat()."""
 
@@ -379,7 +388,10 @@ class Config:
     events: frozenset[str] = attrs.field(
         default=frozenset({"connection", "message", "error"}), converter=_names, validator=_events
     )
-    """The families of events that logging and metrics are told: "connection", "message", "error"."""
+    """The families of events that logging and metrics are told: "connection", "message", "error".
+
+    "detailed" is short for all three, "standard" for connection and error, "minimal" for error.
+    """
 
     # ----------------------------------------------------------------- the world
     governor: ConnectGovernor | None = attrs.field(default=None, validator=attrs.validators.optional(_has("turn")))
@@ -441,4 +453,4 @@ def target_url(target: object) -> Url:
         return Url.parse(target)
     if isinstance(target, Url):
         return target
-    raise ConfigError("target", f"must be a ws:// or wss:// URL, not {target!r}")
+    raise ConfigError("target", f"must be a ws:// or wss:// URL, or an Adapter, not {target!r}")

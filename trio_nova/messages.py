@@ -311,10 +311,30 @@ class OwnershipTransferred(ConnectionEvent):
 
 
 @attrs.frozen(kw_only=True)
+class RateConsumed(ConnectionEvent):
+    """Messages within the rate limit were handed to the writer. Listeners hear it only if they hear messages."""
+
+    messages: int
+    cost: float
+    """Tokens; 0 where the limiter's own arithmetic is not the default's."""
+
+
+@attrs.frozen(kw_only=True)
 class RateLimited(ConnectionEvent):
-    """A message had to wait for the limiter."""
+    """A message had to wait for the limiter, which now lets it go."""
 
     wait: float
+    """Seconds that the limiter held it, or what goes before it."""
+
+
+@attrs.frozen(kw_only=True)
+class RateLimitSlowed(ConnectionEvent):
+    """The peer complained of our pace, and is obeyed."""
+
+    until: float
+    """Trio's clock, seconds: nothing but control frames and authentication is sent before."""
+    factor: float
+    """The pace from then on, as a fraction of the full one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -337,7 +357,8 @@ class RequestResolved(ConnectionEvent):
 class RequestUnresolved(ConnectionEvent):
     """A request ended without a good answer."""
 
-    error: Exception
+    error: Exception | None
+    """None where its caller was cancelled."""
 
 
 @attrs.frozen(kw_only=True)
@@ -361,6 +382,8 @@ class SubscriptionConfirmed(ConnectionEvent):
 class SubscriptionRefused(ConnectionEvent):
     channel: str
     reason: str
+    restoring: bool = False
+    """Whether it was confirmed before, on this link or an earlier one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -439,9 +462,11 @@ class MessageEvent(Event):
     direction: Literal["sent", "received"]
     kind: str
     """"text" or "binary"."""
+    message_type: str = ""
+    """As `MessageHandler.message_type` says; a peer may put anything there."""
     size: int
     latency: float = 0.0
-    """Seconds that a sent message waited before the operating system took it."""
+    """Seconds that a sent message waited before the operating system took it; 0 for a received one."""
     message: Any = attrs.field(default=None, repr=False)
     """A received message, decoded; None for a sent one."""
 

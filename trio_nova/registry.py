@@ -10,7 +10,8 @@ import attrs
 
 from trio_nova._connection import Connection, ConnectionBlock
 from trio_nova._session import Session
-from trio_nova.config import Config, configure, target_url
+from trio_nova.adapter import Target, settle
+from trio_nova.config import Config
 from trio_nova.errors import ConfigError
 from trio_nova.secrets import discreet
 
@@ -27,7 +28,7 @@ class Registry:
 
     @discreet
     def open_connection(
-        self, id: str, target: str, *, config: Config | None = None, **overrides: Any
+        self, id: str, target: Target, *, config: Config | None = None, **overrides: Any
     ) -> AbstractAsyncContextManager[Connection]:
         """Open a connection that can be found under `id` once it is ready, for as long as the block lasts.
 
@@ -36,7 +37,7 @@ class Registry:
         Raises:
             ConfigError: the id is in use.
         """
-        return self._keep(Session(target_url(target), configure(config or Config(), overrides), id=id))
+        return self._keep(Session(*settle(target, config, overrides), id=id))
 
     @asynccontextmanager
     async def _keep(self, session: Session) -> AsyncIterator[Connection]:

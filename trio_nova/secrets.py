@@ -23,7 +23,6 @@ from types import FrameType
 from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, cast, overload
 from urllib.parse import unquote, unquote_plus, urlsplit
 
-import attrs
 import trio
 
 from trio_nova.errors import AuthFailed, ConfigError, ConnectFailed, Phase, RetryAdvice

@@ -4,6 +4,7 @@ import gc
 import math
 import weakref
 from collections import Counter
+from typing import Any
 
 import attrs
 import pytest
@@ -33,10 +34,8 @@ Outcomes = dict[Outgoing, list[NovaError | None]]
 """What was told of each message, in order; it must be one thing."""
 
 
-def message(
-    frame: str = "hi", lane: Lane = APPLICATION, *, size: int = 2, priority: int = 0, expires_at: float = math.inf
-) -> Outgoing:
-    return Outgoing(frame=frame, lane=lane, size=size, queued_at=0.0, priority=priority, expires_at=expires_at)
+def message(frame: str = "hi", lane: Lane = APPLICATION, **fields: Any) -> Outgoing:
+    return Outgoing(frame=frame, lane=lane, **{"size": 2, "queued_at": 0.0, **fields})
 
 
 def filled(*messages: Outgoing) -> Outbox:
@@ -564,3 +563,40 @@ class AnyUse(RuleBasedStateMachine):
 
 
 TestAnyUse = AnyUse.TestCase
+
+
+def test_what_waited_for_the_limiter_waited_since_it_came_or_since_the_limiter_held_it() -> None:
+    old, held, late = message("old", queued_at=0.0), message("held", queued_at=1.0), message("late", queued_at=6.0)
+    outbox = filled(old, held)
+    assert outbox.next_step(5.0, ready=True, admit=lambda outgoing: Queue(8.0)) == WaitUntil(8.0)
+    outbox.put(late)
+    assert [outbox.held_for(each, 8.0) for each in (old, held, late)] == [3.0, 3.0, 2.0]
+    assert write_all(outbox, now=8.0, admit=lambda outgoing: Allow()) == ["old", "held", "late"]
+    assert outbox.held_for(message("next", queued_at=8.0), 9.0) == 0.0
+
+
+def test_a_lost_link_ends_the_wait_for_the_limiter() -> None:
+    first = message("first")
+    outbox = filled(first)
+    outbox.next_step(0.0, ready=True, admit=lambda outgoing: Queue(8.0))
+    outbox.link_lost(None)
+    assert outbox.held_for(first, 8.0) == 0.0
+    assert outbox.shed(0, "too many") == 0
+
+
+def test_the_newest_of_the_least_urgent_are_shed_and_the_patient_are_not() -> None:
+    patient = message("patient", patient=True)
+    low, urgent, normal, newest = (
+        message("low", priority=5),
+        message("urgent", priority=-1),
+        message("normal"),
+        message("newest"),
+    )
+    outcomes, outbox = watched(low, newest), filled(patient, low, urgent, normal, newest)
+    assert outbox.shed(2, "too many") == 0  # nobody waits for the limiter
+    assert outbox.next_step(0.0, ready=True, admit=lambda outgoing: Queue(8.0)) == WaitUntil(8.0)
+    assert outbox.shed(math.inf, "too many") == 0
+    assert outbox.shed(2, "too many") == 2
+    assert all(isinstance(outcomes[each][0], NotSent) for each in (low, newest))
+    assert outbox.shed(2, "too many") == 0
+    assert write_all(outbox, now=8.0) == ["urgent", "patient", "normal"]

@@ -61,9 +61,10 @@ async def test_an_http_proxy_opens_the_tunnel_and_looks_up_the_name(peer: Peer) 
     assert phases == ["proxy", "tcp", "proxy"]
 
 
-async def test_a_proxy_that_wants_other_credentials_is_not_asked_again(peer: Peer) -> None:
-    exc = await failure(peer, HTTP, b"HTTP/1.1 407 alice:CANARY is wrong\r\n\r\n")
-    assert "407" in str(exc)
+@pytest.mark.parametrize("status", [401, 407])
+async def test_a_proxy_that_wants_other_credentials_is_not_asked_again(peer: Peer, status: int) -> None:
+    exc = await failure(peer, HTTP, b"HTTP/1.1 %d alice:CANARY is wrong\r\n\r\n" % status)
+    assert f"other credentials with status {status}" in str(exc)
     assert exc.retry == "never"
 
 

@@ -126,6 +126,18 @@ async def test_a_trusted_server_is_reached_and_left(authority: trustme.CA, trust
     assert b"\r\nHost: localhost:" in heard[0]
 
 
+async def test_a_context_that_lets_the_server_choose_http_2_is_an_error_that_says_so(authority: trustme.CA) -> None:
+    served = server_context(authority.issue_cert("localhost"))
+    served.set_alpn_protocols(["h2", "http/1.1"])
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    exc = await failure(shake_hands(served), context)
+    assert isinstance(exc, TlsFailed)
+    assert (exc.reason, exc.retry) == ("protocol", "never")
+    assert "'h2'" in str(exc)
+
+
 async def test_tls_is_laid_over_what_a_stream_factory_returns(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
     handler = shake_hands(server_context(authority.issue_cert("named.test")))
     async with serving(handler) as port:

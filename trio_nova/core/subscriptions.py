@@ -172,6 +172,12 @@ class Book:
             batch.append(entry)
         return batch
 
+    def written(self, batch: Iterable[Subscription], now: float) -> None:
+        """Note that the request for these has left: what it waited for a rate limit is not held against the server."""
+        for entry in batch:
+            if self._awaiting.pop(entry, None) is not None:  # to its end: the oldest come first
+                self._awaiting[entry] = now
+
     def next_retirement(self, max_batch: int) -> list[Subscription]:
         """Return those to unsubscribe on the wire now, in the order in which they were given up; forget them."""
         batch: list[Subscription] = []

@@ -1,4 +1,4 @@
-"""An exchange on loopback that misbehaves on a schedule, and keeps the books that the client is judged by.
+"""An exchange on loopback that is strict, misbehaves on a schedule, and writes down all it sees of its client.
 
 The WebSocket server is trio-websocket's, over a real socket. What goes wrong goes wrong beneath it, on
 the line, as it does in the world.
@@ -6,66 +6,40 @@ the line, as it does in the world.
 
 from __future__ import annotations
 
-import enum
+import itertools
 import random
+import secrets
 import socket
 import struct
 import sys
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import attrs
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
 
-from trio_nova.demo.wire import Ack, Heartbeat, Order, Tick
+from trio_nova.demo.journal import RETRY_AFTER, Fault, Journal, Strike, Visit
+from trio_nova.demo.market import BOOK, DELISTED, STEPS_PER_SECOND, Market
+from trio_nova.demo.wire import Auth, FromClient, Order, PlaceOrder, Subscribe, Unsubscribe
 
-__all__ = ["CHEATED_SEQ", "RETRY_AFTER", "Exchange", "Fault", "Strike", "schedule"]
+__all__ = ["CHEATED", "LARGEST_ORDER", "Exchange"]
 
-RETRY_AFTER = 1
-"""Seconds for which the exchange asks a redial to stay away."""
-CHEATED_SEQ = 20
-"""The tick that a cheating exchange keeps to itself."""
+CHEATED = ("trades.BTC", 20)
+"""The message that a cheating exchange keeps to itself: its channel and its number."""
+LARGEST_ORDER = 100
+"""Of more than this quantity the exchange wants nothing."""
+GRANT = 3600.0
+"""Seconds for which a token admits."""
 CALM = 0.2
-"""Seconds that a link must have been up before it is struck: a fault upon a fault would blur the books."""
+"""Seconds since a link was restored before it is struck: a fault upon a fault would blur the books."""
 PATIENCE = 2.0
 """Seconds that the exchange waits for a client in a handshake."""
 
 _LINGER = "hh" if sys.platform == "win32" else "ii"
 """C's `struct linger`: on, and for how long."""
-
-
-class Fault(enum.Enum):
-    """What the exchange does to its client; the value is for the reader: "the exchange ..."."""
-
-    DROP = "dropped"
-    """The stream ends, without a close frame."""
-    RESTART = "restarted (1012)"
-    """A close frame with code 1012, service restart."""
-    MUTE = "went mute"
-    """Orders still arrive and are executed; no data, no answer and no pong comes back."""
-    REFUSE = "dropped, then 503"
-    """The stream ends, and the next dial is refused with status 503 and Retry-After."""
-    RESET = "reset"
-    """The socket is reset (RST)."""
-
-
-@attrs.frozen
-class Strike:
-    """A fault that was played."""
-
-    fault: Fault
-    at: float
-    """Trio's clock, seconds."""
-
-
-def schedule(seconds: float) -> list[tuple[float, Fault]]:
-    """Spread the faults over a run: (seconds since the market opened, what happens then)."""
-    shares = {Fault.DROP: 0.1, Fault.RESTART: 0.24, Fault.MUTE: 0.38, Fault.REFUSE: 0.6, Fault.RESET: 0.85}
-    return [(share * seconds, fault) for fault, share in shares.items()]
 
 
 @attrs.define(eq=False)
@@ -116,40 +90,46 @@ class Desk:
 
     line: Line
     socket: WebSocketConnection
+    visit: Visit
     since: float
-    """Trio's clock, seconds."""
+    """Trio's clock, seconds: when it got the last channel that it asked for."""
 
-    async def tell(self, message: Tick | Heartbeat | Ack) -> None:
+    async def tell(self, message: Mapping[str, Any]) -> None:
         """Send a message, or let it be lost with a client that is gone."""
         with suppress(ConnectionClosed):
             await self.socket.send_message(msgspec.json.encode(message).decode())
 
+    async def dismiss(self, reason: str) -> None:
+        """Close the link: the client does what it may not."""
+        with trio.move_on_after(PATIENCE):
+            await self.socket.aclose(1008, reason)
+
 
 @attrs.define(eq=False)
 class Exchange:
-    """One market, one client. The public fields are the books, and the truth."""
+    """One market, one account."""
 
     faults: Sequence[tuple[float, Fault]]
     """When to do what, in seconds since the market opened; a fault waits for a client that is well connected."""
-    rate: int = 200
-    """Ticks per second."""
     cheats: bool = False
-    """Whether one tick is kept back on a healthy link: what a client's books must find out."""
+    """Whether one message is kept back on a healthy link: what a client's books must find out."""
     dice: random.Random = attrs.field(factory=random.Random)
     """Draws the prices."""
-    emitted: int = attrs.field(default=0, init=False)
-    """The number of the last tick, heard or not."""
-    executed: Counter[int] = attrs.field(factory=Counter, init=False)
-    """How often each order came, by its id."""
-    strikes: list[Strike] = attrs.field(factory=list, init=False)
-    """What has gone wrong so far, oldest first."""
+    market: Market = attrs.field(init=False)
+    journal: Journal = attrs.field(factory=Journal, init=False)
     played: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when all faults are over, and the client is well connected again."""
+    _valid: set[str] = attrs.field(factory=set, init=False)
+    """Tokens that were issued and not used."""
     _refuse_next: bool = attrs.field(default=False, init=False)
     _opened: trio.Event = attrs.field(factory=trio.Event, init=False)
     _halted: bool = attrs.field(default=False, init=False)
     _desk: Desk | None = attrs.field(default=None, init=False)
+    """Of the client that has signed in."""
     _arrivals: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.market = Market(self.dice)
 
     async def serve(self, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Listen on 127.0.0.1 until cancelled; report the port."""
@@ -160,28 +140,41 @@ class Exchange:
             task_status.started(listener.socket.getsockname()[1])
             await trio.serve_listeners(self._admit, [listener], handler_nursery=nursery)
 
+    async def issue_token(self) -> str:
+        """Issue a token that is good for one link, as a service does over its other interfaces."""
+        await trio.lowlevel.checkpoint()
+        token = secrets.token_hex(8)
+        self._valid.add(token)
+        return token
+
     def open(self) -> None:
-        """Open the market: the first tick follows, and the schedule begins."""
+        """Open the market: the first message follows, and the schedule begins."""
         self._opened.set()
 
     def halt(self) -> None:
-        """Close the market: no tick follows. Orders are still answered."""
+        """Close the market: after a last word, no message follows. Orders are still answered."""
         self._halted = True
 
     # ----------------------------------------------------------------- the market
 
     async def _tick(self) -> None:
         await self._opened.wait()
-        price, due = 30_000.0, trio.current_time()
-        while not self._halted:
-            self.emitted += 1
-            price += self.dice.gauss(0.0, 0.5)
-            if self._desk is not None and not (self.cheats and self.emitted == CHEATED_SEQ):
-                await self._desk.tell(Tick(self.emitted, round(price, 2)))
-            if self._desk is not None and self.emitted % self.rate == 0:
-                await self._desk.tell(Heartbeat(self.emitted))
-            due += 1.0 / self.rate
+        due = trio.current_time()
+        for step in itertools.count(1):
+            if self._halted:
+                await self._publish(self.market.close())
+                return
+            for news in self.market.step(step):
+                if not (self.cheats and (news["channel"], news["seq"]) == CHEATED):
+                    await self._publish(news)
+            due += 1.0 / STEPS_PER_SECOND
             await trio.sleep_until(due)
+
+    async def _publish(self, news: Mapping[str, Any]) -> None:
+        if self._desk is not None and news["channel"] in self._desk.visit.granted:
+            await self._desk.tell(news)
+
+    # ----------------------------------------------------------------- the client
 
     async def _admit(self, stream: trio.SocketStream) -> None:
         line = Line(stream)
@@ -191,7 +184,7 @@ class Exchange:
                 with trio.move_on_after(PATIENCE):
                     accepted = await self._answer_dial(await wrap_server_stream(nursery, line))
                 if accepted is not None:
-                    await self._trade(Desk(line, accepted, trio.current_time()))
+                    await self._attend(Desk(line, accepted, Visit(), trio.current_time()))
                     # The WebSocket's own task may still have to hear the client's goodbye.
                     nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
                 else:
@@ -209,20 +202,71 @@ class Exchange:
             await request.reject(503, extra_headers=[retry_after], body=b"the market is overloaded")
         return None
 
-    async def _trade(self, desk: Desk) -> None:
-        """Execute and acknowledge orders until the client is gone."""
-        self._desk = desk
-        self._arrivals.unpark_all()
+    async def _attend(self, desk: Desk) -> None:
+        """Hear what a client wants until it is gone."""
+        self.journal.visits.append(desk.visit)
         try:
             while True:
-                order = msgspec.json.decode(await desk.socket.get_message(), type=Order)
-                self.executed[order.id] += 1
-                await desk.tell(Ack(order))
-        except ConnectionClosed:
+                message = msgspec.json.decode(await desk.socket.get_message(), type=FromClient)
+                desk.visit.note(message.__struct_config__.tag)
+                await self._serve(desk, message)
+        except (ConnectionClosed, msgspec.MsgspecError):
             pass
         finally:
             if self._desk is desk:
                 self._desk = None
+
+    async def _serve(self, desk: Desk, message: FromClient) -> None:
+        if not self.journal.rate.admit(trio.current_time()):
+            await desk.dismiss("too many messages")
+            return
+        match message:
+            case Auth(token):
+                await self._sign_in(desk, token)
+            case _ if desk.visit.token is None:
+                await desk.dismiss("authenticate first")
+            case Subscribe(channel):
+                await self._grant(desk, channel)
+            case Unsubscribe(channel):
+                with suppress(ValueError):
+                    desk.visit.granted.remove(channel)
+            case PlaceOrder(id, order):
+                await self._execute(desk, id, order)
+
+    async def _sign_in(self, desk: Desk, token: str) -> None:
+        if token not in self._valid:
+            await desk.tell({"type": "auth_error", "reason": "the token is not valid"})
+            await desk.dismiss("the token is not valid")
+            return
+        self._valid.remove(token)
+        desk.visit.token, desk.since = token, trio.current_time()
+        self._desk = desk
+        self._arrivals.unpark_all()
+        await desk.tell({"type": "auth_success", "expires_in": GRANT})
+
+    async def _grant(self, desk: Desk, channel: str) -> None:
+        visit = desk.visit
+        again = channel in visit.asked
+        visit.asked.append(channel)
+        if again or channel not in self.market.listed:
+            visit.refused.append(channel)
+            reason = "asked for already" if again else "delisted"
+            await desk.tell({"type": "error", "channel": channel, "reason": reason})
+            return
+        await desk.tell({"type": "subscribed", "channel": channel})
+        # From here to the first wait: what is published next is sent after the snapshot that it changes.
+        visit.granted.append(channel)
+        desk.since = trio.current_time()
+        if channel == BOOK:
+            await desk.tell(self.market.snapshot())
+
+    async def _execute(self, desk: Desk, id: int, order: Order) -> None:
+        if order.quantity > LARGEST_ORDER:
+            self.journal.declined.add(order.number)
+            await desk.tell({"id": id, "error": {"message": "the order is too large"}})
+            return
+        self.journal.executed[order.number] += 1
+        await desk.tell({"id": id, "executed": order})
 
     # ----------------------------------------------------------------- what goes wrong
 
@@ -232,8 +276,9 @@ class Exchange:
         for due, fault in self.faults:
             await trio.sleep_until(opened + due)
             desk = await self._wait_calm()
-            self.strikes.append(Strike(fault, trio.current_time()))
+            self.journal.strikes.append(Strike(fault, trio.current_time()))
             self._desk = None
+            self.market.listed.discard(DELISTED)
             match fault:
                 case Fault.RESTART:
                     with trio.move_on_after(PATIENCE):
@@ -249,10 +294,10 @@ class Exchange:
         self.played.set()
 
     async def _wait_calm(self) -> Desk:
-        """Wait until one client has been connected for a while."""
+        """Wait until one client has had all it wants for a while."""
         while True:
             while (desk := self._desk) is None:
                 await self._arrivals.park()
             await trio.sleep_until(desk.since + CALM)
-            if desk is self._desk:
+            if desk is self._desk and trio.current_time() >= desk.since + CALM:
                 return desk

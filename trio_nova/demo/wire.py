@@ -1,4 +1,8 @@
-"""What the exchange and its client say to each other: JSON objects, told apart by their `channel`."""
+"""What the client says to the exchange: JSON objects, told apart by their `type`.
+
+The exchange answers in the forms that the library's own defaults read, and its data are objects with a
+`channel` and a `seq`.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +10,40 @@ from typing import TypeAlias
 
 import msgspec
 
-__all__ = ["Ack", "FromExchange", "Heartbeat", "Order", "Tick"]
+__all__ = ["Auth", "FromClient", "Order", "PlaceOrder", "Subscribe", "Unsubscribe"]
 
 
-class Tick(msgspec.Struct, frozen=True, tag_field="channel", tag="trades"):
-    """A trade on the market. The numbers go on whether or not anybody listens."""
+class Auth(msgspec.Struct, frozen=True, tag_field="type", tag="auth"):
+    """Who the client is: to be said before anything else, on every link."""
 
-    seq: int
-    """From 1, without holes."""
-    price: float
+    token: str
 
 
-class Heartbeat(msgspec.Struct, frozen=True, tag_field="channel", tag="heartbeat"):
-    """A sign of life, with the number of the last tick."""
+class Subscribe(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe"):
+    """The client wants to hear a channel."""
 
-    seq: int
+    channel: str
 
 
-class Order(msgspec.Struct, frozen=True, tag_field="channel", tag="order"):
-    """What the client sends, under a number of its own."""
+class Unsubscribe(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribe"):
+    """The client has heard enough of a channel."""
 
-    id: int
+    channel: str
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What the client wants to buy, under a number of its own."""
+
+    number: int
     price: float
     quantity: int
 
 
-class Ack(msgspec.Struct, frozen=True, tag_field="channel", tag="ack"):
-    """The exchange has executed this order: an echo of what it got."""
+class PlaceOrder(msgspec.Struct, frozen=True, tag_field="type", tag="order"):
+    """A request, which is answered under its id: with the order as executed, or with an error."""
 
+    id: int
     order: Order
 
 
-FromExchange: TypeAlias = Tick | Heartbeat | Ack
+FromClient: TypeAlias = Auth | Subscribe | Unsubscribe | PlaceOrder

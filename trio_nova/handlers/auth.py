@@ -6,15 +6,11 @@ import hashlib
 import hmac
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import attrs
 
-
-def reveal(value: Any) -> Any:
-    """Return the value of a secret, or the value itself."""
-    return value.reveal() if hasattr(value, "reveal") else value
-
+from trio_nova.errors import ConfigError
 
 __all__ = ["AuthExchange", "AuthHandler", "AuthOk", "AuthRefused"]
 
@@ -36,6 +32,11 @@ class AuthRefused:
 
 class AuthExchange(Protocol):
     """What an `authenticate` of several steps talks through. Everything goes ahead of the application's messages."""
+
+    @property
+    def refresh(self) -> bool:
+        """Whether a living link is authenticated again."""
+        ...
 
     async def ask(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None]) -> AuthOk:
         """Send a question and return how `judge` reads its answer.
@@ -67,6 +68,8 @@ class AuthHandler:
     `expires_at`, and `auth_error`.
     """
 
+    with_credentials_only: ClassVar[bool] = False
+    """Whether there is nothing to authenticate without credentials, though the hooks are overridden."""
     refresh_before: float = attrs.field(default=60.0, validator=attrs.validators.ge(0.0))
     """Seconds before the expiry at which to authenticate again."""
     lifetime: float = 3600.0
@@ -88,22 +91,25 @@ class AuthHandler:
         return await exchange.ask(message, self.handle_auth_response)
 
     def encode_auth_request(self, credentials: Any) -> Any:
-        """Return the message that authenticates, None where nothing is to be sent."""
-        given = reveal(credentials)
-        if given is None:
-            return None
-        if isinstance(given, str):
-            given = {"token": given}
-        if not isinstance(given, Mapping):
-            raise TypeError(
-                "the default AuthHandler takes a token, or a mapping with a token, or an api_key and a secret"
-            )
+        """Return the message that authenticates, None where nothing is to be sent.
+
+        Raises:
+            ConfigError: the default can make nothing of these credentials.
+        """
         timestamp = int(self.wall_clock() * 1000)
-        if "token" in given:
-            return {"type": "auth", "timestamp": timestamp, "token": reveal(given["token"])}
-        api_key, secret = str(reveal(given["api_key"])), str(reveal(given.get("secret", given.get("api_secret"))))
-        signature = hmac.new(secret.encode(), f"{api_key}{timestamp}".encode(), hashlib.sha256).hexdigest()
-        return {"type": "auth", "timestamp": timestamp, "api_key": api_key, "signature": signature}
+        match reveal(credentials):
+            case None:
+                return None
+            case str() as token:
+                return {"type": "auth", "timestamp": timestamp, "token": token}
+            case {"token": token}:
+                return {"type": "auth", "timestamp": timestamp, "token": reveal(token)}
+            case {"api_key": api_key, "secret": secret} | {"api_key": api_key, "api_secret": secret}:
+                signed = f"{reveal(api_key)}{timestamp}".encode()
+                signature = hmac.new(str(reveal(secret)).encode(), signed, hashlib.sha256).hexdigest()
+                return {"type": "auth", "timestamp": timestamp, "api_key": reveal(api_key), "signature": signature}
+            case _:
+                raise ConfigError("credentials", "the default takes a token, or a mapping with token, or api_key and secret")
 
     def handle_auth_response(self, message: Any) -> AuthOk | AuthRefused | None:
         """Return what `message` says to the question; None where it is no answer to it."""
@@ -117,6 +123,14 @@ class AuthHandler:
             case _:
                 return None
 
+    def handle_refusal(self, reply: Any) -> bool:
+        """Return whether an answer that says no means that the service does not, or no more, know who we are.
+
+        The link is then authenticated again, and the question asked again, once. It must be safe to ask
+        again, so say True only where such an answer tells that nothing was done.
+        """
+        return False
+
     def needs_reauthentication(self, remaining: float) -> bool:
         """Return whether to authenticate again, when `remaining` seconds are left of the grant."""
         return remaining <= self.refresh_before
@@ -129,3 +143,8 @@ class AuthHandler:
                 return float(at) - self.wall_clock()
             case _:
                 return self.lifetime
+
+
+def reveal(value: Any) -> Any:
+    """Return the value of a secret, or the value itself."""
+    return value.reveal() if hasattr(value, "reveal") else value

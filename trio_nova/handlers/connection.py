@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import attrs
 
@@ -57,6 +58,14 @@ class ConnectionHandler:
     def handle_connect(self, info: ConnectionInfo) -> Action:
         """Answer a link that has come up. A reply goes out before anything of the application's."""
         return None
+
+    def setup_requests(self, info: ConnectionInfo) -> Sequence[Any]:
+        """Return what to ask of the service on every new link, after authentication and before the subscriptions.
+
+        Each is asked as a request, in order, when the one before is answered. A refusal, or no answer
+        within `Config.auth_timeout`, is a failed attempt.
+        """
+        return ()
 
     def handle_disconnect(self, lost: LinkLost) -> Action:
         """Answer the end of a link. A reply waits for the next one; other actions decide what follows.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import attrs
+
+from trio_nova.errors import RequestFailed
 
 __all__ = ["Correlation", "InOrder"]
 
@@ -34,11 +36,16 @@ class Correlation:
         id = message.get(self.field)
         return id if isinstance(id, Hashable) else None
 
-    def failure(self, reply: Any) -> str | None:
-        """Return why an answer says no; None where it says yes."""
+    def failure(self, reply: Any) -> str | RequestFailed | None:
+        """Return why an answer says no, or the very error that the caller shall get; None where it says yes."""
         if isinstance(reply, Mapping) and reply.get("error") is not None:
             error = reply["error"]
             return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
+        return None
+
+
+    def parts(self, message: Any) -> Sequence[Any] | None:
+        """Return the messages that one frame brought together, in their order; None where it is one message."""
         return None
 
 

@@ -24,6 +24,10 @@ class Heartbeat:
         """Return whether `message` answers the probe: it is then not delivered, and gives the round-trip time."""
         return False
 
+    def is_beat(self, message: Any) -> bool:
+        """Return whether `message` only says that the peer lives: it is then not delivered."""
+        return False
+
     def answer(self, message: Any) -> Any:
         """Return what to send, ahead of any queue, in answer to the peer's own probe; None where it is none."""
         return None

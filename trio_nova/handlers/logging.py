@@ -10,54 +10,81 @@ import msgspec
 
 from trio_nova.errors import printable
 from trio_nova.messages import (
+    AuthUnsuccessful,
     ClockJumped,
     ConnectionEvent,
     ConsumerLagged,
+    DataUnclaimed,
     Dropped,
     ErrorEvent,
     Event,
+    FeedStale,
+    Gap,
     LinkClosed,
     MessageEvent,
     PeerSilent,
     PingSent,
     PongReceived,
+    RateConsumed,
+    RateLimited,
+    RateLimitSlowed,
+    RateRejected,
+    RequestResolved,
+    RequestSent,
     RetryScheduled,
     SessionEnded,
     StateChanged,
+    SubscriptionRefused,
 )
 from trio_nova.secrets import redacted
 
-__all__ = ["LoggingHandler", "describe"]
+__all__ = ["LoggingHandler", "describe", "level_of"]
 
 # A library leaves it to the application whether anything is shown.
 logging.getLogger("trio_nova").addHandler(logging.NullHandler())
 
-_LOUD = (RetryScheduled, PeerSilent, ConsumerLagged, Dropped, ClockJumped)
-_QUIET = (StateChanged, PingSent, PongReceived)
+_LOUD = (
+    AuthUnsuccessful,
+    ClockJumped,
+    ConsumerLagged,
+    DataUnclaimed,
+    Dropped,
+    FeedStale,
+    Gap,
+    PeerSilent,
+    RateLimitSlowed,
+    RateRejected,
+    RetryScheduled,
+    SubscriptionRefused,
+)
+_QUIET = (PingSent, PongReceived, RateConsumed, RateLimited, RequestResolved, RequestSent, StateChanged)
 
 
-def _level(event: ConnectionEvent) -> int:
+def level_of(event: Event) -> int:
+    """Return the level at which an event is logged."""
     match event:
         case LinkClosed():
             return logging.INFO if event.remote is False else logging.WARNING
         case SessionEnded():
             return logging.INFO if event.error is None else logging.WARNING
+        case ErrorEvent():
+            return logging.WARNING
+        case MessageEvent():
+            return logging.DEBUG
+        case _ if isinstance(event, _LOUD):
+            return logging.WARNING
+        case _ if isinstance(event, _QUIET):
+            return logging.DEBUG
         case _:
-            return (
-                logging.WARNING
-                if isinstance(event, _LOUD)
-                else logging.DEBUG
-                if isinstance(event, _QUIET)
-                else logging.INFO
-            )
+            return logging.INFO
 
 
 @attrs.define(eq=False)
 class LoggingHandler:
     """The default: the standard library's logging, under the name `trio_nova`.
 
-    What costs service at WARNING, the rest of what happens to the connection at INFO or DEBUG, errors at
-    WARNING, messages at DEBUG and without their content. What a peer sent is escaped and cut before it gets there.
+    What costs service at WARNING, what happens to the connection at INFO, what happens all the time at
+    DEBUG, messages without their content. What a peer sent is escaped and cut before it gets there.
     """
 
     logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = attrs.field(
@@ -67,21 +94,22 @@ class LoggingHandler:
 
     def log_connection_event(self, event: ConnectionEvent) -> None:
         """Log what happened to the session or its link."""
-        self._log(_level(event), event)
+        self._log(event)
 
     def log_message_event(self, event: MessageEvent) -> None:
         """Log that a message was sent or received; only called where `wants_messages` says so."""
-        self._log(logging.DEBUG, event)
+        self._log(event)
 
     def log_error_event(self, event: ErrorEvent) -> None:
         """Log that something went wrong."""
-        self._log(logging.WARNING, event)
+        self._log(event)
 
     def wants_messages(self) -> bool:
         """Return whether message events are worth making; asked for every batch of them."""
         return self.logger.isEnabledFor(logging.DEBUG)
 
-    def _log(self, level: int, event: Event) -> None:
+    def _log(self, event: Event) -> None:
+        level = level_of(event)
         if not self.logger.isEnabledFor(level):
             return
         fields = describe(event)

@@ -58,6 +58,10 @@ class SubscriptionHandler:
     """Whether the service answers a subscription as it answers a request, so that `read_grants` reads it."""
     resumes: ClassVar[bool] = False
     """Whether the service replays, on a new link, what was missed: then repetitions are expected, and dropped."""
+    unsubscribes_by_id: ClassVar[bool] = False
+    """Whether a subscription is given up by the server's id: then it cannot be before the server has told it."""
+    drops_unclaimed: ClassVar[bool] = False
+    """Whether data of no subscription of ours go nowhere, rather than to whoever receives ordinary messages."""
     max_batch: int = attrs.field(default=1, validator=attrs.validators.ge(1))
     """How many channels one message may ask for."""
 
@@ -71,6 +75,10 @@ class SubscriptionHandler:
     def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
         """Return the message that asks for `channel`."""
         return {"type": "subscribe", "channel": channel, "params": dict(params)}
+
+    def split_batch(self, channels: Sequence[Channel]) -> Iterable[Sequence[Channel]]:
+        """Return `channels`, which are up to `max_batch`, in the groups and the order in which to ask for them."""
+        return [channels]
 
     def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
         """Return the message that asks for several channels at once; only called where `max_batch` is more than 1."""

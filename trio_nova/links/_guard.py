@@ -22,7 +22,14 @@ import attrs
 import trio
 
 from trio_nova.core.verdict import Disposition, of_status, parse_retry_after
-from trio_nova.errors import ConnectFailed, HandshakeRejected, NovaError, RetryAdvice
+from trio_nova.errors import (
+    BadMessage,
+    ConnectFailed,
+    HandshakeRejected,
+    MessageTooBig,
+    NovaError,
+    RetryAdvice,
+)
 from trio_nova.links._frames import CLOSE, PING, FrameScanner, mask_frame, may_be_received
 from trio_nova.links._inbox import Inbox
 from trio_nova.links._seam import Dial
@@ -254,7 +261,9 @@ class Guard(trio.abc.Stream):
         scanner = self._scanner
         sound = scanner.feed(data)
         if scanner.violation is not None:
-            self.end(Ending(scanner.violation.code, detail=scanner.violation.rule, remote=False))
+            code, rule = scanner.violation.code, scanner.violation.rule
+            kind = MessageTooBig if code == 1009 else BadMessage
+            self.end(Ending(code, detail=rule, remote=False, cause=kind(f"the peer broke a rule: {rule}")))
         elif scanner.close is not None:
             self.end(Ending(scanner.close.code, scanner.close.reason, remote=True))
         if data and not self._left:

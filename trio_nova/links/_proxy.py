@@ -24,6 +24,8 @@ _SCHEMES = {
     "socks5h": ("SOCKS5", 1080),
 }
 """What python-socks calls each, and its usual port. The name is looked up by the proxy in all of them."""
+_DENIED_STATUSES = {401, 407}
+"""An HTTP proxy refuses the login with 407 (RFC 9110 section 15.5.8); tinyproxy, a wrong one, with 401."""
 _DENIED = {"Username and password authentication failure", "No acceptable authentication methods were offered"}
 """How python-socks words a SOCKS5 proxy's refusal of the login: it has no status of its own (RFC 1929)."""
 
@@ -80,7 +82,7 @@ async def connect_through(
     except NovaError as exc:
         raise forget_locals(exc)  # noqa: B904 - it is the same one
     except python_socks.ProxyError as exc:
-        refused = exc.error_code == 407 or str(exc) in _DENIED
+        refused = exc.error_code in _DENIED_STATUSES or str(exc) in _DENIED
         status = f" with status {exc.error_code}" if exc.error_code is not None else ""
         why = "wants other credentials" if refused else "refuses to connect"
         advice = RetryAdvice.NEVER if refused else RetryAdvice.BACKOFF

@@ -61,7 +61,7 @@ class Dial:
     """Bytes. A frame that announces more, or fragments that add up to more, end the link with 1009."""
     close_timeout: float
     """Seconds that `Link.aclose` may take."""
-    on_phase: Callable[[Phase], None] = lambda phase: None
+    on_phase: Callable[[Phase], None] = attrs.field(default=lambda phase: None, repr=False)
     """Told each phase as it begins, so that a time-out can say how far the attempt got."""
 
 

@@ -64,7 +64,8 @@ async def lay_tls(stream: trio.abc.Stream, host: str, port: int, context: ssl.SS
     """Shake hands over `stream` and return the encrypted one.
 
     Raises:
-        TlsFailed: the peer cannot be trusted, does not trust us, or speaks no TLS that we speak.
+        TlsFailed: the peer cannot be trusted, does not trust us, or speaks no TLS that we speak; or `context`
+            let it choose another protocol than HTTP/1.1.
         ConnectFailed: the handshake was cut off, as by a load balancer that restarts: worth another attempt.
 
     On any error, cancellation included, `stream` is closed.
@@ -72,6 +73,7 @@ async def lay_tls(stream: trio.abc.Stream, host: str, port: int, context: ssl.SS
     try:
         tls = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
         await tls.do_handshake()
+        _check_alpn(tls.selected_alpn_protocol(), host, port)
     except ValueError as exc:
         await trio.aclose_forcefully(stream)
         raise ConnectFailed(f"TLS cannot ask for {host!r}", phase="tls", retry=RetryAdvice.NEVER) from exc
@@ -84,6 +86,14 @@ async def lay_tls(stream: trio.abc.Stream, host: str, port: int, context: ssl.SS
         await trio.aclose_forcefully(stream)
         raise
     return tls
+
+
+def _check_alpn(chosen: str | None, host: str, port: int) -> None:
+    """Refuse a protocol in which no upgrade can be asked for: the server would hang up without a word."""
+    if chosen not in (None, "http/1.1"):
+        raise TlsFailed(
+            f"{host}:{port} chose {printable(chosen)!r} by ALPN: let ssl_context offer http/1.1 only", reason="protocol"
+        )
 
 
 def tls_failure(exc: BaseException, host: str, port: int) -> TlsFailed | None:

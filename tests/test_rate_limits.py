@@ -1,0 +1,587 @@
+"""The limiter in the path: what the server counts, who waits for whom, and what a complaint does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+import trio_nova
+from trio_nova import (
+    RATE_COSTS,
+    AuthHandler,
+    AuthOk,
+    AuthRefused,
+    ConfigError,
+    Event,
+    Gcra,
+    HandshakeRejected,
+    JsonCodec,
+    Limit,
+    ListBackoff,
+    NotSent,
+    Ping,
+    Pong,
+    RateConsumed,
+    RateLimited,
+    RateLimitHandler,
+    RateLimitSlowed,
+    RateRejected,
+    RateRequest,
+    RequestFailed,
+    RollingWindow,
+    TokenBucket,
+)
+from trio_nova.testing import ClosePayload, Peer, ScriptedServer, echo, worst_window
+
+URL = "ws://server.test/"
+
+
+def connect(server: ScriptedServer, **options: Any) -> trio_nova.ConnectionBlock:
+    calm: dict[str, Any] = {"backoff": ListBackoff([0.0]), "ping_interval": math.inf, "min_uptime": 0.0}
+    return trio_nova.open_connection(URL, stream_factory=server.stream_factory, **(calm | options))
+
+
+def arrivals(server: ScriptedServer, price: Callable[[Any], int] = lambda frame: 1) -> list[float]:
+    """Return when the server got each unit that its clients spent, on all links, goodbyes left out."""
+    return [
+        received.at
+        for dialled in server.dials
+        for received in dialled.journal
+        if not isinstance(received.frame, ClosePayload)
+        for _ in range(price(received.frame))
+    ]
+
+
+async def drain_to(peer: Peer, until: float) -> None:
+    """Read, and answer pings, until the time has come."""
+    with trio.move_on_at(until):
+        while True:
+            await peer.receive()
+
+
+# --------------------------------------------------------------------------- what the server counts
+
+LIMIT, PERIOD = 20, 10.0
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        RollingWindow(LIMIT, PERIOD),
+        Gcra(LIMIT, PERIOD, burst=10),
+        TokenBucket.within(LIMIT, PERIOD, burst=10.0),
+    ],
+    ids=lambda limit: type(limit).__name__,
+)
+async def test_no_window_holds_more_than_the_limit_across_reconnects_and_bursts_at_its_edge(
+    limit: Limit, autojump_clock: MockClock
+) -> None:
+    async def drop_in_mid_window(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send(Ping(b"count my pong"))
+        await drain_to(peer, trio.current_time() + 3.7)
+        await peer.drop()
+
+    handler = RateLimitHandler([limit], reserve=4.0, queue_size=math.inf)
+    async with ScriptedServer(*[drop_in_mid_window] * 9, then=echo) as server:
+        async with connect(server, rate_limit_handler=handler, ping_interval=2.0, max_attempts=math.inf) as conn:
+
+            async def send(number: int) -> None:
+                # What was being written when the link was lost is not repeated; it may have arrived all the same.
+                with contextlib.suppress(trio_nova.OutcomeUnknown):
+                    await conn.send_text(str(number))
+
+            for burst_at in (0.0, PERIOD - 0.001, PERIOD, 2 * PERIOD + 0.5, 40.0):
+                await trio.sleep_until(burst_at)
+                async with trio.open_nursery() as nursery:
+                    for number in range(2 * LIMIT):
+                        nursery.start_soon(send, number)
+        for dialled in server.dials:
+            await dialled.wait_ended()
+
+    counted = arrivals(server)
+    assert len(server.dials) == 10
+    assert len(counted) > 150
+    assert worst_window(counted, PERIOD) <= LIMIT
+
+
+async def test_a_rolling_window_is_used_to_95_percent_and_more(autojump_clock: MockClock) -> None:
+    handler = RateLimitHandler([RollingWindow(50, 10.0)])
+    async with ScriptedServer(echo) as server:
+        async with connect(server, rate_limit_handler=handler) as conn:
+            with trio.move_on_after(199.0):
+                while True:
+                    await conn.send_text("more")
+        await server.dials[0].wait_ended()
+    counted = arrivals(server)
+    assert worst_window(counted, 10.0) == 50
+    assert len(counted) >= 0.95 * 50 * 20
+
+
+async def test_all_of_several_limits_hold(autojump_clock: MockClock) -> None:
+    handler = RateLimitHandler([RollingWindow(5, 1.0), RollingWindow(12, 10.0)])
+    async with ScriptedServer(echo) as server:
+        async with connect(server, rate_limit_handler=handler) as conn:
+            for number in range(40):
+                await conn.send_text(str(number))
+        await server.dials[0].wait_ended()
+    counted = arrivals(server)
+    assert (worst_window(counted, 1.0), worst_window(counted, 10.0)) == (5, 12)
+
+
+async def test_the_pongs_that_answer_the_peers_pings_count(autojump_clock: MockClock) -> None:
+    async def ping_a_lot(peer: Peer) -> None:
+        await peer.accept()
+        for number in range(8):
+            await peer.send(Ping(bytes([number])))
+        await peer.echo()
+
+    handler = RateLimitHandler([RollingWindow(10, 10.0)])
+    async with ScriptedServer(ping_a_lot) as server:
+        async with connect(server, rate_limit_handler=handler) as conn:
+            await wait_all_tasks_blocked()
+            for number in range(4):
+                await conn.send_text(str(number))
+        await server.dials[0].wait_ended()
+    assert [received.at for received in server.dials[0].journal if isinstance(received.frame, Pong)] == [0.0] * 8
+    assert arrivals(server) == pytest.approx([*[0.0] * 10, 10.0, 10.0])
+
+
+async def test_pongs_beyond_the_limit_are_paid_before_anything_else_is_sent(autojump_clock: MockClock) -> None:
+    async def ping_too_much(peer: Peer) -> None:
+        await peer.accept()
+        for number in range(13):
+            await peer.send(Ping(bytes([number])))
+        await peer.echo()
+
+    handler = RateLimitHandler([TokenBucket(capacity=10.0, rate=1.0)])
+    async with ScriptedServer(ping_too_much) as server:
+        async with connect(server, rate_limit_handler=handler) as conn:
+            await wait_all_tasks_blocked()
+            await conn.send_text("at last")
+            assert trio.current_time() == pytest.approx(4.0)
+
+
+async def test_what_a_failing_count_raises_is_an_error_of_the_handlers(autojump_clock: MockClock) -> None:
+    class Broken(RateLimitHandler):
+        def count_sent(self, request: RateRequest) -> None:
+            raise KeyError("count")
+
+    async def ping(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send(Ping(b""))
+        await peer.echo()
+
+    async with ScriptedServer(ping) as server:
+        with pytest.raises(KeyError):
+            async with connect(server, rate_limit_handler=Broken([RollingWindow(1, 1.0)])):
+                await trio.sleep(10.0)
+
+
+# --------------------------------------------------------------------------- who waits for whom
+
+
+class ShortGrants(AuthHandler):
+    """Has its grant renewed every five seconds."""
+
+    refresh_before = 5.0
+
+    def encode_auth_request(self, credentials: Any) -> Any:
+        return {"type": "auth"}
+
+    def handle_auth_response(self, message: Any) -> AuthOk | AuthRefused | None:
+        return AuthOk(expires_in=10.0) if message.get("type") == "auth_success" else None
+
+
+class Venue:
+    """Confirms subscriptions and logins; hangs up once, when told."""
+
+    def __init__(self) -> None:
+        self.hang_up = trio.Event()
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.accept()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._serve, peer)
+            if peer.dialled.number == 1:
+                await self.hang_up.wait()
+                await peer.drop()
+                nursery.cancel_scope.cancel()
+
+    async def _serve(self, peer: Peer) -> None:
+        while isinstance(frame := await peer.receive(), str):
+            match json.loads(frame):
+                case {"type": "subscribe", "channel": channel}:
+                    await peer.send_json({"type": "subscribed", "channel": channel})
+                case {"type": "auth"}:
+                    await peer.send_json({"type": "auth_success"})
+
+
+def price(frame: Any) -> int:
+    """Return what the server charges for a frame."""
+    kind = json.loads(frame)["type"] if isinstance(frame, str) else "ping"
+    return {"subscribe": 5, "auth": 10}.get(kind, 1)
+
+
+async def test_pings_and_authentication_are_in_time_behind_10000_sends_and_500_subscriptions(
+    autojump_clock: MockClock,
+) -> None:
+    venue = Venue()
+    # Of each ten seconds: two authentications, four pings; twice that, as subscriptions leave half of it.
+    handler = RateLimitHandler([RollingWindow(120, 10.0)], costs=RATE_COSTS, reserve=50.0, queue_size=math.inf)
+    events: list[Event] = []
+
+    async with ScriptedServer(then=venue) as server:
+        async with (
+            connect(
+                server,
+                codec=JsonCodec(),
+                credentials="secret",
+                allow_plaintext_credentials=True,
+                auth_handler=ShortGrants(),
+                rate_limit_handler=handler,
+                ping_interval=3.0,
+            ) as conn,
+            conn.listen(size=100_000) as listener,
+            trio.open_nursery() as nursery,
+        ):
+            names = [{"channel": f"channel {number}", "params": {}} for number in range(500)]
+            conn.import_subscriptions(json.dumps(names))
+            while set(conn.subscriptions().values()) != {"confirmed"}:
+                await trio.sleep(1.0)
+            venue.hang_up.set()
+            await conn.wait_state(trio_nova.State.RESTORING)
+            for _ in range(10_000):
+                nursery.start_soon(conn.send, {"type": "order"})
+            # 500 subscriptions at 5, 95 tokens in 10 s; then the orders, for as long again
+            await trio.sleep(600.0)
+            assert conn.statistics().messages_sent > 2_000
+            nursery.cancel_scope.cancel()
+            while True:
+                try:
+                    events.append(listener.receive_nowait())
+                except trio.WouldBlock:
+                    break
+
+    for dialled in server.dials:
+        pings = [received.at for received in dialled.journal if isinstance(received.frame, Ping)]
+        assert len(pings) > 50
+        assert max(later - earlier for earlier, later in zip(pings, pings[1:], strict=False)) <= 4.0
+    asked = [event.at for event in events if isinstance(event, trio_nova.AuthStarted)]
+    came = [
+        received.at
+        for dialled in server.dials
+        for received in dialled.journal
+        if isinstance(received.frame, str) and json.loads(received.frame)["type"] == "auth"
+    ][-len(asked) :]
+    assert len(asked) > 100
+    assert max(arrived - wanted for wanted, arrived in zip(asked, came, strict=True)) <= 1.0
+    assert worst_window(arrivals(server, price), 10.0) <= 120
+
+
+async def test_a_lower_priority_overtakes_what_waits_for_the_limit_and_equals_keep_their_order(
+    autojump_clock: MockClock,
+) -> None:
+    handler = RateLimitHandler([RollingWindow(1, 1.0)])
+    async with ScriptedServer(echo) as server:
+        async with connect(server, rate_limit_handler=handler) as conn, trio.open_nursery() as nursery:
+
+            async def send(text: str, priority: int) -> None:
+                await conn.send(text, priority=priority)
+
+            await conn.send("first")
+            for text, priority in [("low 1", 5), ("low 2", 5), ("high 1", -1), ("normal", 0), ("high 2", -1)]:
+                nursery.start_soon(send, text, priority)
+                await wait_all_tasks_blocked()
+        await server.dials[0].wait_ended()
+    assert server.dials[0].frames[:-1] == ["first", "high 1", "high 2", "normal", "low 1", "low 2"]
+    assert arrivals(server) == pytest.approx([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+@pytest.mark.parametrize("way", ["one by one", "all at once"])
+async def test_beyond_queue_size_the_newest_of_the_least_urgent_is_not_sent(
+    way: str, autojump_clock: MockClock
+) -> None:
+    handler = RateLimitHandler([RollingWindow(1, 1.0)], queue_size=2)
+    refused: list[str] = []
+    async with ScriptedServer(echo) as server:
+        async with connect(server, rate_limit_handler=handler) as conn, conn.listen() as events:
+
+            async def send(text: str, priority: int) -> None:
+                try:
+                    await conn.send(text, priority=priority)
+                except NotSent as error:
+                    assert trio.current_time() == 0.0
+                    assert "rate limit" in str(error)
+                    refused.append(text)
+
+            await conn.send("a")
+            async with trio.open_nursery() as nursery:
+                for text, priority in [("b", 0), ("c", 0), ("d", 0), ("urgent", -1)]:
+                    nursery.start_soon(send, text, priority)
+                    if way == "one by one":
+                        await wait_all_tasks_blocked()
+            seen = iter_now(events)
+        await server.dials[0].wait_ended()
+    assert sorted(refused) == ["c", "d"] if way == "one by one" else len(refused) == 2
+    if way == "one by one":
+        assert server.dials[0].frames[:-1] == ["a", "urgent", "b"]
+    assert [event.at for event in seen if isinstance(event, RateRejected)] == [0.0, 0.0]
+    assert [event.wait for event in seen if isinstance(event, RateLimited)] == pytest.approx([1.0, 2.0])
+
+
+async def test_what_was_accepted_while_down_is_not_shed(autojump_clock: MockClock) -> None:
+    async def hang_up(peer: Peer) -> None:
+        await peer.accept()
+        await peer.drop()
+
+    handler = RateLimitHandler([RollingWindow(1, 1.0)], queue_size=2)
+    async with ScriptedServer(hang_up, then=echo) as server:
+        async with connect(server, rate_limit_handler=handler, backoff=ListBackoff([5.0])) as conn:
+            await conn.wait_state(trio_nova.State.RECONNECTING)
+            async with trio.open_nursery() as nursery:
+                for number in range(10):
+                    nursery.start_soon(conn.send_text, str(number))
+        await server.dials[1].wait_ended()
+    assert len(server.dials[1].frames) == 11
+
+
+async def test_a_send_that_is_cancelled_while_it_waits_costs_nothing(autojump_clock: MockClock) -> None:
+    handler = RateLimitHandler([RollingWindow(10, 10.0)], costs={"dear": 10.0, "cheap": 5.0})
+    async with ScriptedServer(echo) as server, connect(server, codec=JsonCodec(), rate_limit_handler=handler) as conn:
+        await conn.send({"type": "cheap"})
+        with trio.move_on_after(3.0) as scope:
+            await conn.send({"type": "dear"})
+        assert scope.cancelled_caught
+        await conn.send({"type": "cheap"})
+        assert trio.current_time() == 3.0
+        assert handler.consumed == 10.0
+
+
+@pytest.mark.parametrize(
+    ("field", "options"),
+    [
+        ("costs", {"costs": {"dear": 11.0}}),
+        ("costs", {"costs": {"dear": -1.0}}),
+        ("costs", {"costs": {"dear": math.nan}}),
+        ("reserve", {"reserve": 10.0}),
+        ("reserve", {"reserve": -1.0}),
+        ("queue_size", {"queue_size": -1}),
+        ("recovery_interval", {"recovery_interval": 0.0}),
+    ],
+)
+def test_a_limiter_that_could_never_admit_something_is_refused_at_once(field: str, options: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RateLimitHandler([RollingWindow(10, 10.0)], **options)
+    assert caught.value.field == field
+
+
+async def test_a_cost_that_never_fits_beside_the_reserve_is_refused_at_once(autojump_clock: MockClock) -> None:
+    handler = RateLimitHandler([RollingWindow(10, 10.0)], costs={"dear": 9.0}, reserve=2.0)
+    async with ScriptedServer(echo) as server, connect(server, codec=JsonCodec(), rate_limit_handler=handler) as conn:
+        with pytest.raises(NotSent, match="exceeds"):
+            await conn.send({"type": "dear"})
+        assert trio.current_time() == 0.0
+
+
+def test_a_message_costs_by_its_type_else_by_its_purpose() -> None:
+    handler = RateLimitHandler([TokenBucket(100.0, 1.0)], costs={**RATE_COSTS, "order": 3.0})
+
+    def spent(**request: Any) -> float:
+        before = handler.consumed
+        handler.check_rate_limit(RateRequest(**{"kind": "", "size": 1, "now": 0.0, **request}))
+        return handler.consumed - before
+
+    assert spent(purpose="auth") == 10.0
+    assert spent(purpose="subscription", kind="public/subscribe") == 5.0
+    assert spent(purpose="query") == 1.0
+    assert spent(purpose="query", kind="order") == 3.0
+    assert spent(purpose="message") == spent(purpose="control") == spent(purpose="setup") == 1.0
+
+
+# --------------------------------------------------------------------------- what the server complains of
+
+
+async def refuse_the_third(peer: Peer) -> None:
+    await peer.accept()
+    number = 0
+    while isinstance(frame := await peer.receive(), str):
+        number += 1
+        id = json.loads(frame).get("id")
+        error = {"error": {"code": 10028, "message": "too_many_requests", "data": {"retry_after": 4}}}
+        await peer.send_json({"id": id, **(error if number == 3 else {"result": "ok"})})
+
+
+async def test_a_complaint_holds_all_but_control_and_halves_the_pace_which_then_comes_back(
+    autojump_clock: MockClock,
+) -> None:
+    handler = RateLimitHandler([Gcra(11, 10.0, burst=2)], recovery_step=0.25, recovery_interval=8.0)
+    async with ScriptedServer(refuse_the_third) as server:
+        async with (
+            connect(server, codec=JsonCodec(), rate_limit_handler=handler) as conn,
+            conn.listen() as events,
+        ):
+            await conn.request({"method": "a"})
+            await conn.request({"method": "b"})
+            with pytest.raises(RequestFailed):
+                await conn.request({"method": "c"})
+            assert trio.current_time() == pytest.approx(1.0)
+            await conn.ping()
+            assert trio.current_time() < 2.5  # a control frame waits for the limit, and for nothing else
+            for _ in range(16):
+                await conn.send({"method": "more"})
+            slowed = [event for event in iter_now(events) if isinstance(event, RateLimitSlowed)]
+        await server.dials[0].wait_ended()
+    assert [(event.until, event.factor) for event in slowed] == [(pytest.approx(5.0), 0.5)]
+    sent = [received.at for received in server.dials[0].journal if isinstance(received.frame, str)][3:]
+    gaps = [later - earlier for earlier, later in zip(sent, sent[1:], strict=False)]
+    assert sent[0] == pytest.approx(5.0)
+    assert gaps[:3] == pytest.approx([2.0] * 3)  # twice the price at half the pace
+    assert gaps[-1] == pytest.approx(1.0)  # and back, 16 s later
+
+
+def iter_now(events: Any) -> list[Event]:
+    """Return what a listener has heard so far."""
+    heard: list[Event] = []
+    while True:
+        try:
+            heard.append(events.receive_nowait())
+        except trio.WouldBlock:
+            return heard
+
+
+async def test_a_refused_upgrade_slows_down_too(autojump_clock: MockClock) -> None:
+    async def refuse(peer: Peer) -> None:
+        await peer.reject(429, {"Retry-After": "30"})
+
+    handler = RateLimitHandler([RollingWindow(10, 10.0)])
+    async with ScriptedServer(refuse, then=echo) as server:
+        async with connect(server, rate_limit_handler=handler, retry_first_connect=True):
+            assert trio.current_time() == 30.0
+            assert handler.pace(trio.current_time()) == 0.5
+
+
+async def test_a_complaint_is_obeyed_without_any_limit(autojump_clock: MockClock) -> None:
+    handler = RateLimitHandler()
+    async with (
+        ScriptedServer(refuse_the_third) as server,
+        connect(server, codec=JsonCodec(), rate_limit_handler=handler) as conn,
+    ):
+        for _ in range(2):
+            await conn.request({"method": "a"})
+        with pytest.raises(RequestFailed):
+            await conn.request({"method": "a"})
+        await conn.request({"method": "a"})
+        assert trio.current_time() == 4.0
+
+
+@pytest.mark.parametrize(
+    ("message", "seconds"),
+    [
+        ({"error": {"code": 10028}}, 1.0),
+        ({"error": {"code": 429, "retry_after": 7}}, 7.0),
+        ({"error": {"code": 429}, "retry_after": "12"}, 12.0),
+        ({"error": "slow down", "retry_after": 2.5}, 2.5),
+        ({"error": {"code": 10028, "data": {"retry_after": 3}}}, 3.0),
+        ({"error": {"code": 10028, "retry_after": -5}}, 0.0),
+        ({"error": {"code": 10028, "retry_after": 1e300}}, 900.0),
+        ({"error": {"code": 10028, "retry_after": math.inf}}, 900.0),
+        ({"error": {"code": 10028, "retry_after": 10**400}}, 900.0),
+        ({"error": {"code": 10028, "retry_after": "9" * 5000}}, 1.0),
+        ({"error": {"code": 10028, "retry_after": math.nan}}, 1.0),
+        ({"error": {"code": 10028, "retry_after": True}}, 1.0),
+        ({"error": {"code": 10028, "retry_after": ["soon"]}}, 1.0),
+        ({"error": {"code": 10028, "retry_after": None}}, 1.0),
+        ({"error": {"code": 10028, "data": "retry_after"}}, 1.0),
+        ({"error": {"code": [429]}}, None),
+        ({"error": {"code": 13004}}, None),
+        ({"error": "no"}, None),
+        ("429", None),
+        (None, None),
+        (HandshakeRejected(429, retry_after=60.0), 60.0),
+        (HandshakeRejected(429), 0.0),
+    ],
+)
+def test_the_default_feedback_reads_complaints_and_believes_no_nonsense(message: Any, seconds: float | None) -> None:
+    assert RateLimitHandler().feedback(message) == seconds
+
+
+def test_complaints_of_one_moment_count_once_and_the_pace_has_a_floor() -> None:
+    handler = RateLimitHandler([TokenBucket(10.0, 1.0)])
+    for _ in range(20):
+        handler.slow_down(100.0, until=104.0)
+    assert handler.pace(100.0) == 0.5
+    handler.slow_down(103.0, until=110.0)
+    assert handler.pace(103.0) == 0.5
+    handler.slow_down(110.0)
+    assert handler.pace(110.0) == 0.25
+    assert handler.pace(119.9) == 0.25
+    assert handler.pace(120.0) == pytest.approx(0.35)
+    assert handler.pace(1_000.0) == 1.0
+    for second in range(1_000, 1_100, 2):
+        handler.slow_down(float(second))
+    assert handler.pace(1_098.0) == 0.05
+    handler.slow_down(2_000.0, until=math.inf)
+    held = handler.check_rate_limit(RateRequest(kind="", size=1, now=2_000.0))
+    assert held == trio_nova.Queue(2_900.0)
+    assert handler.check_rate_limit(RateRequest(kind="", size=1, now=2_000.0, purpose="auth")) == trio_nova.Allow()
+
+
+@pytest.mark.parametrize("options", [{"factor": 0.0}, {"factor": 1.5}, {"factor": math.nan}, {"until": math.nan}])
+def test_slow_down_refuses_nonsense(options: Any) -> None:
+    handler = RateLimitHandler()
+    with pytest.raises(ConfigError):
+        handler.slow_down(0.0, **options)
+    assert not handler.engaged
+
+
+async def test_what_was_consumed_is_told_by_batch_to_those_who_hear_messages(autojump_clock: MockClock) -> None:
+    handler = RateLimitHandler([RollingWindow(10, 10.0)], costs={"dear": 3.0})
+    async with (
+        ScriptedServer(echo) as server,
+        connect(server, codec=JsonCodec(), rate_limit_handler=handler) as conn,
+        conn.listen(messages=True) as all_events,
+        conn.listen() as events,
+    ):
+        await conn.send({"type": "dear"})
+        await conn.send({"type": "cheap"})
+        consumed = [event for event in iter_now(all_events) if isinstance(event, RateConsumed)]
+        assert [(event.messages, event.cost) for event in consumed] == [(1, 3.0), (1, 1.0)]
+        assert not iter_now(events)
+
+
+class AskedAsRequests(trio_nova.SubscriptionHandler):
+    """Has its subscriptions answered as requests are."""
+
+    correlated = True
+
+
+@pytest.mark.parametrize("handler", [trio_nova.SubscriptionHandler, AskedAsRequests], ids=["by message", "by id"])
+async def test_what_a_subscription_waits_for_the_limit_is_not_held_against_the_server(
+    handler: type[trio_nova.SubscriptionHandler], autojump_clock: MockClock
+) -> None:
+    async def confirm(peer: Peer) -> None:
+        await peer.accept()
+        while isinstance(frame := await peer.receive(), str):
+            message = json.loads(frame)
+            await trio.sleep(1.0)
+            await peer.send_json({"type": "subscribed", "channel": message["channel"], "id": message.get("id")})
+
+    limiter = RateLimitHandler([RollingWindow(5, 60.0)], costs={"subscription": 5.0})
+    async with ScriptedServer(confirm) as server:
+        async with connect(
+            server, codec=JsonCodec(), subscription_handler=handler, rate_limit_handler=limiter
+        ) as conn:
+            conn.import_subscriptions(json.dumps([{"channel": str(number), "params": {}} for number in range(10)]))
+            await trio.sleep(1_000.0)
+            assert set(conn.subscriptions().values()) == {"confirmed"}
+        await server.dials[0].wait_ended()
+    asked = [json.loads(frame)["channel"] for frame in server.dials[0].frames if isinstance(frame, str)]
+    assert asked == [str(number) for number in range(10)]

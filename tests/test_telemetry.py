@@ -1,0 +1,525 @@
+"""Every event of a session, once, with its real duration; and what logging and metrics make of them."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock
+
+import trio_nova
+from trio_nova import (
+    AuthFailed,
+    ConfigError,
+    ConnectionEvent,
+    ErrorEvent,
+    Event,
+    JsonCodec,
+    ListBackoff,
+    LoggingHandler,
+    MessageEvent,
+    MetricsCollector,
+    NotSent,
+    Ping,
+    Pong,
+    RateLimitHandler,
+    RequestFailed,
+    State,
+    TokenBucket,
+    messages,
+    profiles,
+)
+from trio_nova.handlers.logging import describe, level_of
+from trio_nova.handlers.metrics import Histogram
+from trio_nova.testing import Peer, ScriptedServer, echo
+
+URL = "ws://server.test/"
+PAGE = (Path(__file__).parent.parent / "docs" / "reference" / "events.md").read_text("utf-8")
+
+
+def event_classes() -> list[type[Event]]:
+    found = [each for _, each in inspect.getmembers(messages, inspect.isclass) if issubclass(each, Event)]
+    return [each for each in found if each not in (Event, ConnectionEvent)]
+
+
+@attrs.define(eq=False)
+class Journal(MetricsCollector):
+    """Keeps every event, and counts them as its base does."""
+
+    events: list[Event] = attrs.field(factory=list)
+
+    def handle_connection_event(self, event: ConnectionEvent) -> None:
+        self.events.append(event)
+        MetricsCollector.handle_connection_event(self, event)
+
+    def handle_message_event(self, event: MessageEvent) -> None:
+        self.events.append(event)
+
+    def handle_error_event(self, event: ErrorEvent) -> None:
+        self.events.append(event)
+        MetricsCollector.handle_error_event(self, event)
+
+    def of(self, kind: str) -> Iterator[Event]:
+        return (event for event in self.events if type(event).__name__ == kind)
+
+
+# --------------------------------------------------------------------------- one session with all of them
+
+UPGRADE, LOGIN, CONFIRM, ANSWER, PONG = 0.5, 0.25, 0.125, 2.0, 0.0625
+"""Seconds that the server takes for each."""
+
+
+async def slow_venue(peer: Peer) -> None:
+    """Answer all that comes, each after its time; on the first link, fall silent when told."""
+    first = peer.dialled.number == 1
+    await trio.sleep(UPGRADE)
+    await peer.accept()
+    peer.answer_pings = False
+    while True:
+        match await peer.receive():
+            case Ping(payload):
+                await trio.sleep(PONG)
+                await peer.send(Pong(payload))
+            case str() as frame:
+                message = json.loads(frame)
+                match message["type"]:
+                    case "auth":
+                        await trio.sleep(LOGIN)
+                        known = message["token"] == "right"
+                        await peer.send_json({"type": "auth_success" if known else "auth_error", "reason": "who?"})
+                    case "subscribe":
+                        await trio.sleep(CONFIRM)
+                        channel = message["channel"]
+                        granted = first or channel == "a"
+                        await peer.send_json({"type": "subscribed" if granted else "error", "channel": channel})
+                    case "question":
+                        await trio.sleep(ANSWER)
+                        await peer.send_json({"type": "answer", "id": message["id"]})
+                    case "too much":
+                        await peer.send_json({"id": message["id"], "error": {"code": 429, "retry_after": 3}})
+                    case "fall silent":
+                        await peer.mute()
+            case _:
+                return
+
+
+async def test_every_event_is_told_once_with_its_real_duration(autojump_clock: MockClock) -> None:
+    journal = Journal()
+    limiter = RateLimitHandler([TokenBucket(100.0, 10.0)], costs={"dear": 60.0, "impossible": 95.0}, reserve=10.0)
+
+    async with ScriptedServer(then=slow_venue) as server:
+        async with trio_nova.open_connection(
+            URL,
+            stream_factory=server.stream_factory,
+            codec=JsonCodec(),
+            credentials="right",
+            allow_plaintext_credentials=True,
+            backoff=ListBackoff([7.0]),
+            ping_interval=math.inf,
+            pong_timeout=4.0,
+            rate_limit_handler=limiter,
+            metrics_collector=journal,
+        ) as conn:
+            assert trio.current_time() == 0.75
+            conn.import_subscriptions('[{"channel": "a", "params": {}}, {"channel": "b", "params": {}}]')
+            await trio.sleep_until(2.0)
+            await conn.send({"type": "hello"})
+            await conn.request({"type": "question"})  # until 4
+            assert await conn.ping() == PONG
+            await conn.authenticate()
+            with pytest.raises(AuthFailed):
+                await conn.authenticate("wrong")
+            conn.reconfigure(credentials="right")
+            conn.hand_over("another task")
+            await trio.sleep_until(20.0)
+            await conn.send({"type": "dear"})
+            await conn.send({"type": "dear"})  # 60 of 100 are left to leave 10: 3 s for the missing 30
+            assert trio.current_time() == 23.0
+            with pytest.raises(NotSent):
+                await conn.send({"type": "impossible"})
+            await trio.sleep_until(40.0)
+            with pytest.raises(RequestFailed):
+                await conn.request({"type": "too much"})
+            await trio.sleep_until(50.0)
+            await conn.send({"type": "fall silent"})
+            conn.reconfigure(ping_interval=10.0)  # a ping at 60, and no pong by 64
+            await conn.wait_state(State.RECONNECTING)
+            await conn.wait_ready()  # 71 + 0.5 + 0.25 + 2 * 0.125
+            conn.reconfigure(ping_interval=math.inf)
+
+    told = [line for event in journal.events if (line := shown(event)) is not None]
+    assert told == [
+        "0 DialStarted attempt=1",
+        "0.5 LinkOpened connect_time=0.5",  # connection upgrade
+        "0.5 AuthStarted refresh=False",
+        "0.5 MessageEvent sent auth latency=0",
+        "0.5 RequestSent",  # authentication asks as any request does
+        "0.75 MessageEvent received auth_success latency=0",
+        "0.75 RequestResolved round_trip=0.25",
+        "0.75 Authenticated duration=0.25 refresh=False",
+        "0.75 BecameReady",  # connection open
+        "0.75 MessageEvent sent subscribe latency=0",
+        "0.75 MessageEvent sent subscribe latency=0",
+        "0.875 MessageEvent received subscribed latency=0",
+        "0.875 SubscriptionConfirmed channel=a restored=False",
+        "1 MessageEvent received subscribed latency=0",
+        "1 SubscriptionConfirmed channel=b restored=False",
+        "2 MessageEvent sent hello latency=0",
+        "2 MessageEvent sent question latency=0",
+        "2 RequestSent",
+        "4 MessageEvent received answer latency=0",
+        "4 RequestResolved round_trip=2",
+        "4 PingSent",
+        "4.0625 PongReceived rtt=0.0625",
+        "4.0625 AuthStarted refresh=True",
+        "4.0625 MessageEvent sent auth latency=0",
+        "4.0625 RequestSent",
+        "4.3125 MessageEvent received auth_success latency=0",
+        "4.3125 RequestResolved round_trip=0.25",
+        "4.3125 Authenticated duration=0.25 refresh=True",
+        "4.3125 Reconfigured",
+        "4.3125 AuthStarted refresh=True",
+        "4.3125 MessageEvent sent auth latency=0",
+        "4.3125 RequestSent",
+        "4.5625 MessageEvent received auth_error latency=0",
+        "4.5625 RequestResolved round_trip=0.25",
+        "4.5625 AuthUnsuccessful refresh=True",
+        "4.5625 Reconfigured",
+        "4.5625 OwnershipTransferred to=another task",
+        "20 MessageEvent sent dear latency=0",
+        "23 RateLimited wait=3",
+        "23 MessageEvent sent dear latency=3",
+        "23 RateRejected reason=its cost of 95 exceeds the limit",
+        "40 MessageEvent sent too much latency=0",
+        "40 RequestSent",
+        "40 MessageEvent received  latency=0",
+        "40 RateLimitSlowed factor=0.5 until=43",
+        "40 RequestUnresolved",
+        "50 MessageEvent sent fall silent latency=0",
+        "50 Reconfigured",
+        "60 PingSent",
+        "64 PeerSilent clock=pong silence=24",  # heartbeat missed
+        "64 LinkClosed code=1006 duration=63.5 reason=",
+        "64 ErrorEvent category=network context=link",
+        "64 RetryScheduled attempt=1 delay=7",
+        "71 DialStarted attempt=2",
+        "71.5 LinkOpened connect_time=0.5",
+        "71.5 AuthStarted refresh=False",
+        "71.5 MessageEvent sent auth latency=0",
+        "71.5 RequestSent",
+        "71.75 MessageEvent received auth_success latency=0",
+        "71.75 RequestResolved round_trip=0.25",
+        "71.75 Authenticated duration=0.25 refresh=False",
+        "71.75 MessageEvent sent subscribe latency=0",
+        "71.75 MessageEvent sent subscribe latency=0",
+        "71.875 MessageEvent received subscribed latency=0",
+        "71.875 Gap channel=a until=71.875",
+        "71.875 SubscriptionConfirmed channel=a restored=True",
+        "72 MessageEvent received error latency=0",
+        "72 SubscriptionRefused channel=b restoring=True",  # subscription restoration failed
+        "72 SubscriptionsRestored confirmed=1 duration=0.25 rejected=1",
+        "72 Reconnected attempts=1 outage=8",
+        "72 BecameReady",
+        "72 Reconfigured",
+        "72 LinkClosed code=1000 duration=0.5 reason=",
+        "72 SessionEnded",
+    ]
+    consumed = [event for event in journal.events if isinstance(event, trio_nova.RateConsumed)]
+    frames = [event for event in journal.events if isinstance(event, MessageEvent) and event.direction == "sent"]
+    pings = list(journal.of("PingSent"))
+    assert sum(event.messages for event in consumed) == len(frames) + len(pings)
+    assert sum(event.cost for event in consumed) == limiter.consumed
+
+    numbers = journal.snapshot()
+    assert numbers["connect_time.count"] == 2
+    assert numbers["connect_time.sum"] == 1.0
+    assert numbers["outage.p50"] == 8.0
+    assert numbers["rtt.p99"] == PONG
+    assert numbers["round_trip.sum"] == 2.0
+    assert numbers["rate_limit_wait.sum"] == pytest.approx(3.0)
+    assert numbers["rate_limit.consumed"] == limiter.consumed
+    assert numbers["events.Reconnected"] == numbers["events.PeerSilent"] == numbers["errors.network"] == 1
+    assert documented_metrics() >= {re.sub(r"\.(count|sum|p\d+)$", "", name) for name in numbers}
+
+
+SHOWN = (
+    "attempt attempts category channel clock code confirmed connect_time context delay duration factor outage reason "
+    "refresh rejected restored restoring round_trip rtt silence to until wait"
+).split()
+
+
+def shown(event: Event) -> str | None:
+    """Return when an event was told, its name, and what it measured."""
+    name, at = type(event).__name__, f"{round(event.at, 6):g}"
+    match event:
+        case messages.StateChanged() | messages.RateConsumed():
+            return None
+        case MessageEvent(direction=direction, message_type=kind, latency=latency):
+            return f"{at} {name} {direction} {kind} latency={latency:.6g}"
+    values = {field: getattr(event, field) for field in SHOWN if hasattr(event, field)}
+    if isinstance(event, messages.SubscriptionRefused):
+        del values["reason"]
+    texts = (
+        f"{field}={round(value, 6):g}" if isinstance(value, float) else f"{field}={value}"
+        for field, value in values.items()
+    )
+    return " ".join([at, name, *texts])
+
+
+async def test_a_cancelled_request_ends_in_an_event_too(autojump_clock: MockClock) -> None:
+    async def mute(peer: Peer) -> None:
+        await peer.accept()
+        await peer.mute()
+
+    journal = Journal()
+    async with (
+        ScriptedServer(mute) as server,
+        trio_nova.open_connection(
+            URL, stream_factory=server.stream_factory, codec=JsonCodec(), metrics_collector=journal
+        ) as conn,
+    ):
+        with trio.move_on_after(1.0):
+            await conn.request({"type": "question"})
+        conn_drained = trio.Event()
+
+        async def drain() -> None:
+            await conn.drain()
+            conn_drained.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises((NotSent, trio_nova.SessionOver)):
+                await conn.request({"type": "too late"})
+    assert [type(event.error) for event in journal.events if isinstance(event, trio_nova.RequestUnresolved)][:1] == [
+        type(None)
+    ]
+    assert len(list(journal.of("RequestUnresolved"))) == 2
+    assert len(list(journal.of("RequestSent"))) == 1
+
+
+# --------------------------------------------------------------------------- what is made of them
+
+
+def table(heading: str) -> dict[str, list[str]]:
+    """Return the rows of the table under a heading, by their first cell."""
+    text = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = [re.split(r" \| ", line.strip("| ")) for line in text.splitlines() if line.startswith("| `")]
+    assert len({cells[0] for cells in rows}) == len(rows)
+    return {cells[0]: cells[1:] for cells in rows}
+
+
+def test_the_table_of_events_is_the_codes_own() -> None:
+    documented = table("All events")
+    assert set(documented) == {f"`{each.__name__}`" for each in event_classes()}
+    for each in event_classes():
+        family, level, _, *fields = documented[f"`{each.__name__}`"]
+        kind = {MessageEvent: "message", ErrorEvent: "error"}.get(each, "connection")
+        assert family.split(";")[0] == kind, each.__name__
+        own = {field.name for field in attrs.fields(each)} - {"at", "epoch"}
+        assert own == set(re.findall(r"`(\w+)`", "".join(fields))), each.__name__
+        if each not in (messages.LinkClosed, messages.SessionEnded):
+            # What a level depends on is the class: no field need be right.
+            assert logging.getLevelName(level_of(object.__new__(each))) == level, each.__name__
+
+
+def documented_metrics() -> set[str]:
+    """Return every name that the page allows for, placeholders filled in."""
+    names = {name for cell in table("Metrics") for name in re.findall(r"`([\w.<>]+)`", cell)}
+    classes = {f"events.{each.__name__}" for each in event_classes()}
+    categories = re.findall(r"`(\w+)`", table("Metrics")["`errors.<category>`"][1])
+    return (names - {"events.<class>", "errors.<category>"}) | classes | {f"errors.{each}" for each in categories}
+
+
+def test_the_levels_of_events_are_the_profiles() -> None:
+    assert trio_nova.Config(events="detailed").events == trio_nova.Config().events
+    assert profiles.FINANCIAL.events == profiles.MESSAGING.events == trio_nova.Config(events="detailed").events
+    assert profiles.STANDARD.events == profiles.LIGHTWEIGHT.events == trio_nova.Config(events="standard").events
+    assert trio_nova.Config(events="minimal").events == {"error"}
+    with pytest.raises(ConfigError, match="events"):
+        trio_nova.Config(events="verbose")
+
+
+@pytest.mark.parametrize(
+    ("level", "families"),
+    [("detailed", {"connection", "message", "error"}), ("standard", {"connection", "error"}), ("minimal", {"error"})],
+)
+async def test_logging_and_metrics_are_told_the_families_of_the_level(
+    level: str, families: set[str], autojump_clock: MockClock
+) -> None:
+    async def drop_after_hello(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await peer.drop()
+
+    journal = Journal()
+    async with ScriptedServer(drop_after_hello, then=echo) as server:
+        async with trio_nova.open_connection(
+            URL, stream_factory=server.stream_factory, events=level, metrics_collector=journal
+        ) as conn:
+            await conn.send_text("hello")
+            await conn.wait_state(State.RECONNECTING)
+    kinds = {MessageEvent: "message", ErrorEvent: "error"}
+    assert {kinds.get(type(event), "connection") for event in journal.events} == families
+
+
+async def test_no_message_event_is_made_and_no_type_asked_for_while_nobody_listens(autojump_clock: MockClock) -> None:
+    asked: list[Any] = []
+
+    class Asked(trio_nova.MessageHandler):
+        def message_type(self, message: Any) -> str:
+            asked.append(message)
+            return "x"
+
+    logger = logging.getLogger("trio_nova.test_telemetry")
+    logger.setLevel(logging.INFO)
+    async with (
+        ScriptedServer(echo) as server,
+        trio_nova.open_connection(
+            URL,
+            stream_factory=server.stream_factory,
+            message_handler=Asked,
+            logging_handler=LoggingHandler(logger),
+        ) as conn,
+    ):
+        await conn.send("a")
+        await conn.receive()
+        assert asked == []
+        async with conn.listen(messages=True) as events:
+            await conn.send("b")
+            await conn.receive()
+            heard = [await events.receive(), await events.receive()]
+        assert [(event.direction, event.message_type) for event in heard if isinstance(event, MessageEvent)] == [
+            ("sent", "x"),
+            ("received", "x"),
+        ]
+        await conn.send("c")
+        await conn.receive()
+        assert asked == ["b", "b"]
+
+
+async def test_the_strings_of_a_hostile_peer_never_become_a_name_and_are_escaped_in_logs(
+    autojump_clock: MockClock,
+) -> None:
+    nasty = "\x1b[31mred\nINFO forged " + "x" * 10_000
+
+    async def hostile(peer: Peer) -> None:
+        await peer.accept()
+        for number in range(200):
+            await peer.send_json({"type": f"{nasty}{number}", "channel": f"{nasty}{number}", "id": f"{nasty}{number}"})
+            await peer.send_json({"id": number, "error": {"code": f"{nasty}{number}"}})
+        await peer.close(4000, "\x1b[2J really")
+
+    class Classifies(trio_nova.ErrorHandler):
+        def classify_error(self, error: Exception) -> Any:
+            return f"user's {error} {nasty}"
+
+    logger = logging.getLogger("trio_nova.test_telemetry.hostile")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    stream = io.StringIO()
+    output = logging.StreamHandler(stream)
+    logger.addHandler(output)
+    metrics = MetricsCollector()
+    async with ScriptedServer(hostile, then=echo) as server:
+        try:
+            async with trio_nova.open_connection(
+                URL,
+                stream_factory=server.stream_factory,
+                codec=JsonCodec(),
+                metrics_collector=metrics,
+                error_handler=Classifies,
+                logging_handler=LoggingHandler(logger, format="json"),
+            ) as conn:
+                await conn.wait_state(State.RECONNECTING)
+        finally:
+            logger.removeHandler(output)
+    names = {re.sub(r"\.(count|sum|p\d+)$", "", name) for name in metrics.snapshot()}
+    assert names <= documented_metrics()
+    assert metrics.counters["errors.unknown"] >= 1
+    lines = stream.getvalue().splitlines()
+    assert len(lines) > 400
+    assert "\x1b" not in stream.getvalue()
+    records = [json.loads(line) for line in lines]
+    assert {record["event"] for record in records} <= {each.__name__ for each in event_classes()}
+    assert max(map(len, lines)) < 2_000
+
+
+@pytest.mark.parametrize("format", ["plain", "json"])
+async def test_a_log_names_every_event_once_in_its_format(
+    format: Any, caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    journal = Journal()
+    caplog.set_level(logging.DEBUG, "trio_nova")
+    async with (
+        ScriptedServer(echo) as server,
+        trio_nova.open_connection(
+            URL,
+            stream_factory=server.stream_factory,
+            metrics_collector=journal,
+            logging_handler=LoggingHandler(format=format),
+        ) as conn,
+    ):
+        await conn.send_text("secret content")
+        await conn.receive()
+    lines = [record.getMessage() for record in caplog.records if record.name == "trio_nova"]
+    names = [json.loads(line)["event"] if format == "json" else line.split()[0] for line in lines]
+    assert names == [type(event).__name__ for event in journal.events]
+    assert not any("secret content" in line for line in lines)
+    if format == "json":
+        assert [json.loads(line) for line in lines] == [
+            json.loads(json.dumps(describe(event), default=str)) for event in journal.events
+        ]
+
+
+async def test_a_failing_collector_is_reported_once_and_costs_nothing_else(
+    caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
+) -> None:
+    class Broken(MetricsCollector):
+        def handle_connection_event(self, event: ConnectionEvent) -> None:
+            raise KeyError("metrics")
+
+        def handle_message_batch(self, direction: str, messages: int, size: int) -> None:
+            raise KeyError("metrics")
+
+    async with (
+        ScriptedServer(echo) as server,
+        trio_nova.open_connection(URL, stream_factory=server.stream_factory, metrics_collector=Broken) as conn,
+    ):
+        for _ in range(3):
+            await conn.send_text("hi")
+            assert await conn.receive() == "hi"
+    reports = Counter(record.getMessage() for record in caplog.records if "failed, and is not" in record.getMessage())
+    assert sorted(reports.values()) == [1, 1]
+
+
+# --------------------------------------------------------------------------- histograms
+
+
+def test_a_histogram_gives_its_quantiles_by_bucket_and_never_more_than_the_largest() -> None:
+    histogram = Histogram()
+    assert math.isnan(histogram.quantile(0.5))
+    assert math.isnan(histogram.mean)
+    for seconds in (0.002, 0.002, 0.02, 0.4):
+        histogram.observe(seconds)
+    assert histogram.count == 4
+    assert histogram.mean == pytest.approx(0.106)
+    assert histogram.quantile(0.0) == histogram.quantile(0.5) == 0.0025
+    assert histogram.quantile(0.75) == 0.025
+    assert histogram.quantile(1.0) == 0.4
+    histogram.observe(4_000.0)
+    assert histogram.quantile(1.0) == 4_000.0
+    for wrong in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="quantile"):
+            histogram.quantile(wrong)
