@@ -377,7 +377,7 @@ DECIDING = [
 ]
 """The hooks that answer with something of their own.
 
-Two are not here: the failure of `encode_message` is its caller's, and `count_sent` is only asked where there are limits.
+Two are not here: the failure of `encode_message` is its caller's; `count_sent` is only asked where there are limits.
 """
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -273,7 +274,7 @@ async def test_pings_and_authentication_are_in_time_behind_10000_sends_and_500_s
     for dialled in server.dials:
         pings = [received.at for received in dialled.journal if isinstance(received.frame, Ping)]
         assert len(pings) > 50
-        assert max(later - earlier for earlier, later in zip(pings, pings[1:], strict=False)) <= 4.0
+        assert max(later - earlier for earlier, later in pairwise(pings)) <= 4.0
     asked = [event.at for event in events if isinstance(event, trio_nova.AuthStarted)]
     came = [
         received.at
@@ -310,7 +311,7 @@ async def test_beyond_queue_size_the_newest_of_the_least_urgent_is_not_sent(
     way: str, autojump_clock: MockClock
 ) -> None:
     handler = RateLimitHandler([RollingWindow(1, 1.0)], queue_size=2)
-    refused: list[str] = []
+    refused: dict[str, tuple[float, bool]] = {}
     async with ScriptedServer(echo) as server:
         async with connect(server, rate_limit_handler=handler) as conn, conn.listen() as events:
 
@@ -318,9 +319,7 @@ async def test_beyond_queue_size_the_newest_of_the_least_urgent_is_not_sent(
                 try:
                     await conn.send(text, priority=priority)
                 except NotSent as error:
-                    assert trio.current_time() == 0.0
-                    assert "rate limit" in str(error)
-                    refused.append(text)
+                    refused[text] = (trio.current_time(), "rate limit" in str(error))
 
             await conn.send("a")
             async with trio.open_nursery() as nursery:
@@ -330,8 +329,9 @@ async def test_beyond_queue_size_the_newest_of_the_least_urgent_is_not_sent(
                         await wait_all_tasks_blocked()
             seen = iter_now(events)
         await server.dials[0].wait_ended()
-    assert sorted(refused) == ["c", "d"] if way == "one by one" else len(refused) == 2
+    assert [*refused.values()] == [(0.0, True)] * 2
     if way == "one by one":
+        assert set(refused) == {"c", "d"}
         assert server.dials[0].frames[:-1] == ["a", "urgent", "b"]
     assert [event.at for event in seen if isinstance(event, RateRejected)] == [0.0, 0.0]
     assert [event.wait for event in seen if isinstance(event, RateLimited)] == pytest.approx([1.0, 2.0])
@@ -439,9 +439,10 @@ async def test_a_complaint_holds_all_but_control_and_halves_the_pace_which_then_
                 await conn.send({"method": "more"})
             slowed = [event for event in iter_now(events) if isinstance(event, RateLimitSlowed)]
         await server.dials[0].wait_ended()
-    assert [(event.until, event.factor) for event in slowed] == [(pytest.approx(5.0), 0.5)]
+    assert [event.until for event in slowed] == pytest.approx([5.0])
+    assert [event.factor for event in slowed] == [0.5]
     sent = [received.at for received in server.dials[0].journal if isinstance(received.frame, str)][3:]
-    gaps = [later - earlier for earlier, later in zip(sent, sent[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(sent)]
     assert sent[0] == pytest.approx(5.0)
     assert gaps[:3] == pytest.approx([2.0] * 3)  # twice the price at half the pace
     assert gaps[-1] == pytest.approx(1.0)  # and back, 16 s later
@@ -576,9 +577,7 @@ async def test_what_a_subscription_waits_for_the_limit_is_not_held_against_the_s
 
     limiter = RateLimitHandler([RollingWindow(5, 60.0)], costs={"subscription": 5.0})
     async with ScriptedServer(confirm) as server:
-        async with connect(
-            server, codec=JsonCodec(), subscription_handler=handler, rate_limit_handler=limiter
-        ) as conn:
+        async with connect(server, codec=JsonCodec(), subscription_handler=handler, rate_limit_handler=limiter) as conn:
             conn.import_subscriptions(json.dumps([{"channel": str(number), "params": {}} for number in range(10)]))
             await trio.sleep(1_000.0)
             assert set(conn.subscriptions().values()) == {"confirmed"}

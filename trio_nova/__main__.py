@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="trade with an exchange that fails in every way, and account for every message",
         description="A client trades with an exchange on this machine that fails it in five ways. Both keep "
-        "books, which are compared at the end. The exit status is 0 if no message was lost without notice.",
+        "books, which are compared at the end. The exit status is 0 if every link was restored in order, no "
+        "message was lost without notice, none came or was sent twice, and the rate limit was kept.",
     )
     demo.add_argument("--seconds", type=_demo_seconds, default=20.0, help="how long it takes (default 20)")
     demo.add_argument("--seed", type=int, default=0, help="of the prices and of the redials' jitter (default 0)")

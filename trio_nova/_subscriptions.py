@@ -356,7 +356,6 @@ class Subscriptions:
         `asks` tells this request for a channel from an earlier or a later one for the same. `when_written` is
         called once it has left, or will not.
         """
-        handler = self._session.handlers.subscription
         try:
             await self._requests.request(
                 message,

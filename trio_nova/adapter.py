@@ -315,10 +315,11 @@ def settle(target: object, config: Config | None, overrides: Mapping[str, Any]) 
         ConfigError: naming what is wrong.
     """
     if isinstance(target, type) and issubclass(target, Adapter):
+        name = target.__name__
         try:
             target = target()
         except TypeError as exc:
-            raise ConfigError("target", f"an instance is needed: write {target.__name__}(...)") from exc
+            raise ConfigError("target", f"it needs arguments: write {name}(...)") from exc
     base = Config() if config is None else config
     if isinstance(target, Adapter):
         for name, fault in hook_faults(type(target)).items():

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import random
 import re
 import signal
 import sys
-from collections import Counter
 
 import pytest
 
 from trio_nova.__main__ import main
 from trio_nova.core.session import State
-from trio_nova.demo.exchange import Fault, Strike, schedule
-from trio_nova.demo.ledger import Ledger, Outage, Report
+from trio_nova.demo.audit import Report
+from trio_nova.demo.journal import Fault, Journal, Strike, schedule
+from trio_nova.demo.ledger import Ledger, Outage
+from trio_nova.demo.market import CHANNELS, DELISTED, Market
 from trio_nova.demo.show import PlainDisplay, choose_display
 from trio_nova.demo.words import COLUMNS, Display, Snapshot, duration, outage_cells, verdict
 
@@ -28,15 +30,33 @@ def test_every_fault_is_survived_and_every_message_accounted_for(capsys: pytest.
     for fault in Fault:
         assert re.search(rf"^ *\d+\.\d s {re.escape(fault.value)} ", out, re.MULTILINE), out
     assert all(len(line) < 80 and line.isascii() for line in lines)
-    for nothing in ("lost without notice", "received twice", "executed twice"):
-        assert re.search(rf" 0  {nothing}$", out, re.MULTILINE), out
+    assert ", ".join(CHANNELS) in lines
+    for nothing in ("lost without notice", "received twice, or out of order", "executed twice"):
+        assert number_of(nothing, out) == 0, out
+    assert number_of("from 7 dials", out) == number_of("began with authentication, by 6 different tokens", out) == 6
+    assert number_of("got all subscriptions in their original order, each once", out) == 6
+    assert number_of("lost inside gaps", out) == number_of("lost by the count of those gaps", out) > 0
+    assert number_of("confirmed at the end, as the exchange has it", out) == len(CHANNELS) - 1
+    assert number_of(f"refused: {DELISTED}; the session is degraded", out) == 1
+    assert 0 < number_of("messages in the busiest second, by the exchange's count; it takes 50", out) <= 50
 
 
-def test_a_tick_hidden_on_a_healthy_link_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+def number_of(what: str, out: str) -> int:
+    """Return the number that stands before these words in the account."""
+    found = re.search(rf" ([\d,]+)  {re.escape(what)}", out)
+    assert found is not None, out
+    return int(found[1].replace(",", ""))
+
+
+def test_a_message_hidden_on_a_healthy_link_is_told_of_and_condemned(capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["demo", "--plain", "--seconds", "4", "--cheat"])
     out, err = capsys.readouterr()
     assert (status, err) == (1, ""), out
-    assert out.splitlines()[-2:] == ["The books do not balance:", "- ticks lost without notice: 1"]
+    assert out.splitlines()[-2:] == [
+        "The books do not balance:",
+        "- trades.BTC: messages that the exchange kept back on a healthy link: 1",
+    ]
+    assert number_of("lost without notice", out) == 0
 
 
 def test_an_interrupt_ends_it_with_the_account_so_far(
@@ -89,18 +109,36 @@ def test_an_interrupt_that_comes_in_a_group_is_still_an_interrupt(monkeypatch: p
 # --------------------------------------------------------------------------- the display
 
 
+def report_of(ledger: Ledger, findings: list[str]) -> Report:
+    market = Market(random.Random(0))
+    market.emitted["trades.BTC"] = 1234
+    return Report(ledger=ledger, journal=Journal(), market=market, findings=findings)
+
+
 def play(display: Display, findings: list[str]) -> None:
     """Show a run with one outage that is over and one that is not."""
     over = Outage(1, 10.0, 1012, Strike(Fault.RESTART, 10.0), back=10.5, over=True, lost=100, waited=7)
     ledger = Ledger((), outages=[over, Outage(2, 20.0, 1006)], dials=2, links=2)
     with display:
         display.begin("ws://127.0.0.1:1/", 8.0, ledger)
-        display.refresh(Snapshot(elapsed=12.5, seconds=20.0, state=State.READY, epoch=2, rate=225.0, rtt=0.0021))
+        display.refresh(
+            Snapshot(
+                elapsed=12.5,
+                seconds=20.0,
+                state=State.READY,
+                epoch=2,
+                rate=225.0,
+                rtt=0.0021,
+                health="degraded",
+                confirmed=5,
+                pace=23,
+            )
+        )
         display.show_outage(over)
-    display.conclude(Report(ledger=ledger, emitted=1234, executed=Counter(), findings=findings))
+    display.conclude(report_of(ledger, findings))
 
 
-@pytest.mark.parametrize("findings", [[], ["ticks lost without notice: 1"]])
+@pytest.mark.parametrize("findings", [[], ["trades.BTC: messages lost without notice: 1"]])
 @pytest.mark.parametrize("kind", ["plain", "live"])
 def test_a_display_shows_how_it_is_each_outage_and_the_account(kind: str, findings: list[str]) -> None:
     out = io.StringIO()
@@ -117,12 +155,14 @@ def test_a_display_shows_how_it_is_each_outage_and_the_account(kind: str, findin
         "ready",
         "link 2",
         "225 messages/s",
-        "round trip 2.1 ms",
+        "2.1 ms",
+        "5 of 6 channels",
+        "degraded",
         "restarted (1012)",
         "did nothing",
     ):
         assert shown in text
-    for counted in (r"1,234 +emitted by the exchange", r"100 +7 +0$", r"2 +from 2 dials; 2 outages, 0\.5 s"):
+    for counted in (r"1,234 +messages emitted by the exchange", r"100 +7 +0$", r"2 +from 2 dials; 2 outages, 0\.5 s"):
         assert re.search(counted, re.sub(r" +$", "", text, flags=re.MULTILINE), re.MULTILINE), text
     last = text.rstrip().splitlines()[-1].rstrip()
     assert last == (f"- {findings[0]}" if findings else "Nothing was lost without notice, and nothing was done twice.")
@@ -169,8 +209,7 @@ def test_the_table_fits_80_columns() -> None:
 
 
 def test_the_verdict_names_every_finding() -> None:
-    report = Report(ledger=Ledger(()), emitted=0, executed=Counter(), findings=["a: 1", "b: 2"])
-    assert verdict(report) == ["The books do not balance:", "- a: 1", "- b: 2"]
+    assert verdict(report_of(Ledger(()), ["a: 1", "b: 2"])) == ["The books do not balance:", "- a: 1", "- b: 2"]
 
 
 def test_every_fault_has_its_turn() -> None:

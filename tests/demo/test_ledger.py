@@ -1,29 +1,59 @@
-"""The books of the demonstration, and what an audit finds in them."""
+"""The client's books of the demonstration: feeds, orders, outages."""
 
 from __future__ import annotations
 
-from collections import Counter
+from typing import Any
 
 import pytest
 
-from trio_nova.demo.exchange import RETRY_AFTER, Fault, Strike
-from trio_nova.demo.ledger import Gap, Ledger, Outcome, Report, Ticks, audit
-from trio_nova.demo.wire import Ack, Heartbeat, Order, Tick
-from trio_nova.errors import Expired, HandshakeRejected, NotSent, OutcomeUnknown, SessionOver
+from trio_nova.demo.journal import Fault, Strike
+from trio_nova.demo.ledger import Hole, Ledger, Orders, Outcome, Series
+from trio_nova.demo.market import BOOK
+from trio_nova.demo.wire import Order
+from trio_nova.errors import (
+    Expired,
+    HandshakeRejected,
+    LinkLost,
+    NotSent,
+    NovaError,
+    OutcomeUnknown,
+    RequestFailed,
+    SessionOver,
+)
 from trio_nova.messages import (
+    Authenticated,
     BecameReady,
     DialStarted,
     Event,
+    Gap,
     LinkClosed,
     LinkOpened,
-    MessageEvent,
     PeerSilent,
+    RateLimited,
     RetryScheduled,
+    SubscriptionConfirmed,
+    SubscriptionRefused,
 )
 
 
-def received(message: object, epoch: int = 1, at: float = 0.0) -> Event:
-    return MessageEvent(at=at, epoch=epoch, direction="received", kind="text", size=1, message=message)
+def gap(lost: int | None, *epochs: int, outcome: Any = "lost", channel: str = "trades") -> Gap:
+    before, after = epochs or (1, 2)
+    return Gap(
+        at=0.0,
+        epoch=after,
+        channel=channel,
+        epoch_from=before,
+        epoch_to=after,
+        since=0.0,
+        until=0.0,
+        cause="",
+        outcome=outcome,
+        lost=lost,
+    )
+
+
+RESUMED = gap(None, outcome="resumed")
+UNKNOWN = gap(None, outcome="unknown")
 
 
 def closed(epoch: int, at: float = 0.0, code: int = 1006) -> Event:
@@ -34,16 +64,20 @@ def dialled(epoch: int, at: float = 0.0) -> Event:
     return DialStarted(at=at, epoch=epoch, url="ws://127.0.0.1/", attempt=1)
 
 
-def ready(epoch: int, at: float = 0.0) -> tuple[Event, Event]:
-    return LinkOpened(at=at, epoch=epoch, connect_time=0.0), BecameReady(at=at, epoch=epoch)
+def confirmed(epoch: int, *channels: str) -> list[Event]:
+    return [SubscriptionConfirmed(at=0.0, epoch=epoch, channel=channel, restored=epoch > 1) for channel in channels]
 
 
-def refused(epoch: int, status: int, at: float = 0.0) -> Event:
-    return RetryScheduled(at=at, epoch=epoch, delay=1.0, attempt=1, error=HandshakeRejected(status))
+def refused(channel: str) -> Event:
+    return SubscriptionRefused(at=0.0, epoch=2, channel=channel, reason="delisted")
 
 
-def order(number: int) -> Order:
-    return Order(number, 100.0, 1)
+def ready(epoch: int, at: float = 0.0) -> tuple[Event, ...]:
+    return (
+        LinkOpened(at=at, epoch=epoch, connect_time=0.0),
+        Authenticated(at=at, epoch=epoch, refresh=False, duration=0.0, expires_in=None),
+        BecameReady(at=at, epoch=epoch),
+    )
 
 
 def book(*events: Event, strikes: tuple[Strike, ...] = ()) -> Ledger:
@@ -54,232 +88,178 @@ def book(*events: Event, strikes: tuple[Strike, ...] = ()) -> Ledger:
     return ledger
 
 
-def findings(ledger: Ledger, emitted: int, *executed: int, delivered: int | None = None) -> list[str]:
-    """Audit with nothing but the messages in view."""
-    count = ledger.ticks.received if delivered is None else delivered
-    ledger.end(emitted)
-    return audit(ledger, emitted=emitted, delivered=count, executed=Counter(executed), faults=())
+def series(*items: int | Gap | dict[str, Any]) -> Series:
+    """Follow a feed; a number stands for the message that bears it."""
+    made = Series("trades")
+    for item in items:
+        made.hear({"seq": item} if isinstance(item, int) else item)
+    return made
 
 
-# --------------------------------------------------------------------------- ticks
+# --------------------------------------------------------------------------- feeds
 
 
-def test_ticks_without_a_hole_are_in_order() -> None:
-    ledger = book(*(received(Tick(seq, 1.0)) for seq in (1, 2, 3)))
-    assert findings(ledger, 3) == []
-    assert (ledger.ticks.received, ledger.ticks.gaps) == (3, [])
+def test_messages_without_a_hole_are_in_order() -> None:
+    feed = series(1, 2, 3)
+    feed.end(3, down=False)
+    assert (feed.received, feed.holes, feed.again) == (3, [], 0)
 
 
-def test_a_hole_across_the_announced_loss_of_a_link_is_forgiven_and_counted() -> None:
-    ledger = book(received(Tick(1, 1.0)), closed(1), *ready(2), received(Tick(5, 1.0), 2))
-    assert ledger.ticks.gaps == [Gap(2, 4, announced=True)]
-    assert ledger.ticks.lost(announced=True) == 3
-    assert findings(ledger, 5) == []
+def test_a_hole_behind_a_notice_that_counts_it_is_announced() -> None:
+    feed = series(1, gap(3), 5)
+    assert feed.holes == [Hole(2, 4, announced=True)]
+    assert (feed.told, feed.missing(announced=True), feed.miscounted) == (3, 3, 0)
 
 
-def test_a_hole_within_one_link_is_a_loss_without_notice() -> None:
-    ledger = book(received(Tick(1, 1.0)), received(Tick(3, 1.0)))
-    assert findings(ledger, 3) == ["ticks lost without notice: 1"]
+@pytest.mark.parametrize("items", [(1, 3), (2,), (1, gap(1), 3, 5), (1, RESUMED, 3)])
+def test_a_hole_without_a_notice_before_it_is_a_loss_without_notice(items: tuple[int | Gap, ...]) -> None:
+    assert series(*items).missing(announced=False) == 1
 
 
-def test_a_hole_within_one_link_is_not_excused_by_an_earlier_outage() -> None:
-    ledger = book(received(Tick(1, 1.0)), closed(1), *ready(2), received(Tick(2, 1.0), 2), received(Tick(4, 1.0), 2))
-    assert findings(ledger, 4) == ["ticks lost without notice: 1"]
+@pytest.mark.parametrize(
+    "items",
+    [(1, gap(2), 3), (1, gap(1), 2), (1, UNKNOWN, 3), (1, gap(1), gap(1), 3)],
+    ids=lambda items: repr(len(items)),
+)
+def test_a_notice_that_says_another_number_is_found(items: tuple[int | Gap, ...]) -> None:
+    assert series(*items).miscounted == 1
 
 
-def test_a_hole_across_links_of_which_no_event_told_is_a_loss_without_notice() -> None:
-    ledger = book(received(Tick(1, 1.0)), *ready(2), received(Tick(3, 1.0), 2), closed(1))
-    assert findings(ledger, 3) == ["ticks lost without notice: 1"]
+def test_a_notice_that_nothing_is_missing_is_right_where_nothing_is() -> None:
+    feed = series(1, RESUMED, 2)
+    assert (feed.miscounted, feed.holes, feed.received) == (0, [], 2)
 
 
-def test_a_hole_across_two_outages_is_forgiven() -> None:
-    ledger = book(received(Tick(1, 1.0)), closed(1), *ready(2), closed(2), *ready(3), received(Tick(9, 1.0), 3))
-    assert findings(ledger, 9) == []
-    assert [outage.lost for outage in ledger.outages] == [0, 7]
+@pytest.mark.parametrize("items", [(1, 2, 2), (1, 2, 1), (1, gap(2), 4, 3)])
+def test_what_comes_twice_or_out_of_order_is_found(items: tuple[int | Gap, ...]) -> None:
+    assert series(*items).again == 1
 
 
-def test_a_missing_first_tick_is_a_loss_without_notice() -> None:
-    assert findings(book(received(Tick(2, 1.0))), 2) == ["ticks lost without notice: 1"]
+def test_other_notices_are_no_messages() -> None:
+    feed = series(1)
+    feed.hear(BecameReady(at=0.0, epoch=1))
+    assert feed.received == 1
 
 
-def test_a_tick_that_comes_twice_is_found() -> None:
-    ledger = book(*(received(Tick(seq, 1.0)) for seq in (1, 2, 2)))
-    assert findings(ledger, 2) == ["ticks received twice, or out of order: 1"]
+@pytest.mark.parametrize(("down", "announced"), [(False, False), (True, True)])
+def test_a_missing_end_is_excused_only_where_there_is_no_link(down: bool, announced: bool) -> None:
+    feed = series(1)
+    feed.end(3, down=down)
+    assert feed.holes == [Hole(2, 3, announced)]
 
 
-def test_a_missing_last_tick_is_excused_only_by_an_outage() -> None:
-    assert findings(book(received(Tick(1, 1.0))), 3) == ["ticks lost without notice: 2"]
-    down = book(received(Tick(1, 1.0)), closed(1))
-    assert findings(down, 3) == []
-    assert down.outages[0].lost == 2
+def test_a_missing_end_is_excused_where_the_feed_has_ended_with_a_refusal() -> None:
+    feed = series(1)
+    feed.refused = "delisted"
+    feed.end(3, down=False)
+    assert feed.missing(announced=True) == 2
 
 
-def test_our_own_goodbye_excuses_nothing_and_is_no_outage() -> None:
-    ledger = book(received(Tick(1, 1.0)))
-    ledger.closing = True
-    ledger.hear(closed(1, code=1000))
-    assert ledger.outages == []
-    assert findings(ledger, 2) == ["ticks lost without notice: 1"]
+def snapshot(seq: int, *levels: tuple[int, int]) -> dict[str, Any]:
+    return {"seq": seq, "snapshot": True, "levels": list(levels)}
 
 
-def test_a_tick_that_nobody_emitted_is_found() -> None:
-    assert findings(book(received(Tick(1, 1.0)), received(Tick(2, 1.0))), 1) == [
-        "ticks that the exchange never emitted: 1"
-    ]
+def change(seq: int, price: int, size: int) -> dict[str, Any]:
+    return {"seq": seq, "levels": [(price, size)]}
 
 
-def test_a_tick_that_never_reached_the_application_is_found() -> None:
-    ledger = book(received(Tick(1, 1.0)), received(Heartbeat(1)), received(Tick(2, 1.0)))
-    assert findings(ledger, 2, delivered=1) == ["ticks heard of, but not received by the application: 1"]
+def test_a_snapshot_makes_up_for_the_changes_that_it_contains() -> None:
+    feed = series(snapshot(0), change(1, 10, 1), UNKNOWN, snapshot(4, (20, 2)), change(5, 30, 3), change(6, 20, 0))
+    assert feed.holes == [Hole(2, 4, announced=True)]
+    assert (feed.received, feed.snapshots, feed.again, feed.miscounted) == (3, 2, 0, 0)
+    assert feed.book == {30: 3}
 
 
-def test_a_gap_has_a_size() -> None:
-    ticks = Ticks()
-    assert ticks.tick(1, 1) is None
-    gap = ticks.tick(4, 1)
-    assert gap is not None
-    assert gap.size == 2
+def test_a_snapshot_that_contains_nothing_new_is_no_repetition() -> None:
+    feed = series(snapshot(0), change(1, 10, 1), UNKNOWN, snapshot(1, (10, 1)))
+    assert (feed.holes, feed.again) == ([], 0)
+
+
+def test_a_change_that_a_snapshot_contains_is_a_repetition() -> None:
+    assert series(snapshot(3), change(3, 10, 1)).again == 1
 
 
 # --------------------------------------------------------------------------- orders
 
-
-def test_an_order_is_open_until_it_is_acknowledged() -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    assert (ledger.orders.open, ledger.orders.unsent) == (1, 1)
-    ledger.orders.sent(1, 1)
-    assert (ledger.orders.open, ledger.orders.unsent) == (1, 0)
-    ledger.hear(received(Ack(order(1))))
-    assert (ledger.orders.open, ledger.orders.placed) == (0, 1)
-    assert ledger.orders.outcomes == {1: Outcome.ACKNOWLEDGED}
-    assert findings(ledger, 0, 1) == []
+ORDER = Order(1, 100.0, 1)
 
 
-def test_an_order_without_an_outcome_is_found() -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    assert findings(ledger, 0) == ["orders without an outcome: 1"]
+def placed() -> Orders:
+    orders = Orders()
+    orders.place(waits=False)
+    return orders
 
 
-def test_an_order_that_was_sent_but_not_acknowledged_before_its_link_was_lost_is_in_doubt() -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    ledger.orders.sent(1, 1)
-    ledger.hear(closed(1))
-    assert ledger.orders.outcomes == {1: Outcome.UNKNOWN}
-    assert ledger.orders.unknown_on(1) == 1
-    assert findings(ledger, 0, 1) == []
+def test_an_order_is_open_until_it_is_answered() -> None:
+    orders = placed()
+    assert (orders.open, orders.placed) == (1, 1)
+    orders.answered(ORDER, {"id": 5, "executed": {"number": 1, "price": 100.0, "quantity": 1}})
+    assert (orders.open, orders.placed, orders.altered) == (0, 1, 0)
+    assert orders.having(Outcome.EXECUTED) == {1}
 
 
-def test_an_order_whose_sender_wakes_only_after_the_loss_is_in_doubt() -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    ledger.hear(closed(1))
-    ledger.orders.sent(1, 1)
-    assert ledger.orders.outcomes == {1: Outcome.UNKNOWN}
-    assert (ledger.orders.open, ledger.orders.unsent) == (0, 0)
-
-
-def test_an_order_that_waits_for_a_link_survives_the_loss_of_one() -> None:
-    ledger = book(closed(1))
-    ledger.place(order(1), waits=True)
-    assert (ledger.orders.waited, ledger.outages[0].waited) == (1, 1)
-    ledger.hear(closed(2))
-    assert ledger.orders.unsent == 1
-    ledger.orders.sent(1, 3)
-    ledger.hear(received(Ack(order(1)), 3))
-    assert ledger.orders.count(Outcome.ACKNOWLEDGED) == 1
+def test_an_answer_that_belongs_to_another_order_is_found() -> None:
+    orders = placed()
+    orders.answered(ORDER, {"id": 5, "executed": {"number": 2, "price": 100.0, "quantity": 1}})
+    assert orders.altered == 1
 
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
+        (RequestFailed("too large", reply={}), Outcome.REFUSED),
         (NotSent(), Outcome.NOT_SENT),
+        (Expired(), Outcome.NOT_SENT),
         (SessionOver(), Outcome.NOT_SENT),
-        (Expired(), Outcome.EXPIRED),
         (OutcomeUnknown(), Outcome.UNKNOWN),
     ],
 )
-def test_an_error_of_send_is_an_outcome(error: NotSent, outcome: Outcome) -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    ledger.orders.failed(1, 1, error)
-    assert ledger.orders.outcomes == {1: outcome}
+def test_an_error_of_a_request_is_an_outcome(error: NovaError, outcome: Outcome) -> None:
+    orders = placed()
+    orders.failed(ORDER, error)
+    assert orders.outcomes == {1: outcome}
+    assert (orders.open, orders.count(outcome)) == (0, 1)
 
 
-def test_an_acknowledgement_ends_a_doubt() -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    ledger.orders.failed(1, 1, OutcomeUnknown())
-    ledger.hear(received(Ack(order(1))))
-    assert ledger.orders.outcomes == {1: Outcome.ACKNOWLEDGED}
-    assert ledger.orders.unknown_on(1) == 0
+def test_an_unknown_outcome_belongs_to_the_link_that_was_lost() -> None:
+    orders, error = placed(), OutcomeUnknown()
+    error.__cause__ = LinkLost(1006, "", 3)
+    orders.failed(ORDER, error)
+    assert (orders.unknown_on(3), orders.unknown_on(2)) == (1, 0)
 
 
-def test_an_acknowledgement_may_be_faster_than_the_sender() -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    ledger.hear(received(Ack(order(1))))
-    ledger.orders.sent(1, 1)
-    ledger.orders.failed(1, 1, OutcomeUnknown())
-    assert ledger.orders.outcomes == {1: Outcome.ACKNOWLEDGED}
-    assert ledger.orders.open == 0
-
-
-def test_an_order_executed_twice_is_found() -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    ledger.hear(received(Ack(order(1))))
-    assert findings(ledger, 0, 1, 1) == ["orders executed twice: 1"]
-
-
-def test_a_second_acknowledgement_is_found() -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    ledger.hear(received(Ack(order(1))))
-    ledger.hear(received(Ack(order(1))))
-    assert findings(ledger, 0, 1) == ["acknowledgements of no open order: 1"]
-
-
-def test_an_acknowledgement_of_something_else_is_found() -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    ledger.hear(received(Ack(Order(1, 999.0, 1))))
-    assert findings(ledger, 0, 1) == ["orders acknowledged as something else than was sent: 1"]
-
-
-def test_an_acknowledged_order_that_never_came_is_found() -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    ledger.hear(received(Ack(order(1))))
-    assert findings(ledger, 0) == ["orders acknowledged, but never executed: 1"]
-
-
-@pytest.mark.parametrize("error", [NotSent(), Expired()])
-def test_an_order_said_to_be_not_sent_that_came_is_found(error: NotSent | Expired) -> None:
-    ledger = book()
-    ledger.place(order(1), waits=False)
-    ledger.orders.failed(1, 1, error)
-    assert findings(ledger, 0, 1) == [f"orders executed, although {ledger.orders.outcomes[1].value}: 1"]
+def test_an_order_placed_without_a_link_is_counted_for_the_outage() -> None:
+    ledger = book(closed(1))
+    ledger.place(waits=True)
+    ledger.place(waits=False)
+    assert (ledger.orders.waited, ledger.outages[0].waited) == (1, 1)
 
 
 # --------------------------------------------------------------------------- outages
 
 
-def test_an_outage_is_over_and_priced_with_the_first_tick_after_it() -> None:
+def test_an_outage_is_over_and_priced_when_every_channel_has_spoken() -> None:
     strike = Strike(Fault.DROP, 10.0)
-    ledger = book(received(Tick(1, 1.0)), closed(1, 10.5), dialled(1, 11.0), strikes=(strike,))
+    ledger = book(*confirmed(1, "a", "b", "c"), closed(1, 10.5), dialled(1, 11.0), strikes=(strike,))
     outage = ledger.outage
     assert outage is not None
     assert (outage.began, outage.noticed, outage.strike, outage.back) == (10.0, 10.5, strike, None)
-    for event in (*ready(2, 12.0), received(Heartbeat(4), 2)):
+    for event in (refused("c"), *ready(2, 12.0), gap(3, channel="a")):
         ledger.hear(event)
     assert (outage.back, outage.over) == (12.0, False)
-    ledger.hear(received(Tick(5, 1.0), 2))
-    assert (outage.over, outage.lost, outage.dials) == (True, 3, 1)
+    ledger.hear(gap(4, channel="b"))
+    assert (outage.over, outage.lost, outage.dials) == (True, 7, 1)
     assert ledger.outage is None
-    assert (ledger.dials, ledger.links) == (1, 1)
+    assert (ledger.dials, ledger.links, ledger.refused) == (1, 1, ["c"])
+    assert (ledger.signed_in, ledger.ready) == ({2}, {2})
+    assert ledger.gaps == {"a": 1, "b": 1}
+
+
+def test_what_two_outages_in_a_row_cost_is_put_down_to_the_first() -> None:
+    ledger = book(
+        *confirmed(1, "a"), closed(1), *ready(2), *confirmed(2, "a"), closed(2), *ready(3), gap(5, 1, 3, channel="a")
+    )
+    assert [(outage.lost, outage.over) for outage in ledger.outages] == [(5, True), (0, True)]
 
 
 def test_an_outage_that_the_exchange_did_not_cause_has_no_strike() -> None:
@@ -289,66 +269,29 @@ def test_an_outage_that_the_exchange_did_not_cause_has_no_strike() -> None:
 
 
 def test_silence_and_a_refusal_are_told_of_the_outage_they_belong_to() -> None:
-    ledger = book(
-        PeerSilent(at=1.0, epoch=1, clock="pong", silence=0.61),
-        closed(1),
-        *ready(2),
-        received(Tick(1, 1.0), 2),
-        closed(2),
-        refused(2, 503),
-    )
+    rejected = RetryScheduled(at=0.0, epoch=2, delay=1.0, attempt=1, error=HandshakeRejected(503))
+    silent = PeerSilent(at=1.0, epoch=1, clock="pong", silence=0.61)
+    ledger = book(silent, closed(1), *ready(2), closed(2), rejected)
     assert [outage.sight for outage in ledger.outages] == ["silent 0.61 s", "1006, then 503"]
 
 
-SEEN: dict[Fault, tuple[Event, ...]] = {
-    Fault.DROP: (closed(1),),
-    Fault.RESTART: (closed(1, code=1012),),
-    Fault.MUTE: (PeerSilent(at=0.0, epoch=1, clock="pong", silence=0.6), closed(1)),
-    Fault.REFUSE: (closed(1), dialled(1), refused(1, 503), dialled(1, RETRY_AFTER)),
-    Fault.RESET: (closed(1),),
-}
+def test_our_own_goodbye_is_no_outage_and_excuses_nothing() -> None:
+    ledger = book()
+    ledger.series["trades.BTC"].hear({"seq": 1})
+    ledger.closing = True
+    ledger.hear(closed(1, code=1000))
+    assert ledger.outages == []
+    ledger.end({"trades.BTC": 2})
+    assert ledger.missing(announced=False) == 1
 
 
-@pytest.mark.parametrize("fault", Fault)
-def test_a_fault_that_was_seen_as_it_was_is_in_order(fault: Fault) -> None:
-    events = (*SEEN[fault], *ready(2, RETRY_AFTER), received(Tick(1, 1.0), 2))
-    ledger = book(*events, strikes=(Strike(fault, 0.0),))
-    assert audit(ledger, emitted=1, delivered=1, executed=Counter(), faults=[fault]) == []
+def test_what_the_book_missed_is_counted_by_itself() -> None:
+    ledger = book()
+    ledger.series["trades.BTC"].hear({"seq": 2})
+    ledger.series[BOOK].hear(snapshot(3))
+    assert (ledger.missing(announced=False), ledger.series[BOOK].missing(announced=False)) == (1, 3)
+    assert (ledger.received, ledger.again) == (1, 0)
 
 
-@pytest.mark.parametrize("fault", Fault)
-def test_a_fault_that_was_seen_as_something_else_is_found(fault: Fault) -> None:
-    events = (*SEEN[Fault.MUTE if fault is not Fault.MUTE else Fault.DROP], *ready(2), received(Tick(1, 1.0), 2))
-    ledger = book(*events, strikes=(Strike(fault, 0.0),))
-    (finding,) = audit(ledger, emitted=1, delivered=1, executed=Counter(), faults=[fault])
-    assert finding.startswith(f"the exchange {fault.value}, and the client saw ")
-
-
-def test_a_redial_before_its_time_is_found() -> None:
-    events = (*SEEN[Fault.REFUSE], *ready(2, RETRY_AFTER - 0.1), received(Tick(1, 1.0), 2))
-    ledger = book(*events, strikes=(Strike(Fault.REFUSE, 0.0),))
-    assert len(audit(ledger, emitted=1, delivered=1, executed=Counter(), faults=[Fault.REFUSE])) == 1
-
-
-def test_a_fault_that_was_not_seen_is_found() -> None:
-    assert audit(book(), emitted=0, delivered=0, executed=Counter(), faults=[Fault.MUTE]) == [
-        "no outage seen of this kind: went mute"
-    ]
-
-
-def test_a_client_that_did_not_come_back_is_found() -> None:
-    ledger = book(closed(1), strikes=(Strike(Fault.DROP, 0.0),))
-    assert audit(ledger, emitted=0, delivered=0, executed=Counter(), faults=[Fault.DROP]) == [
-        "the exchange dropped, and no tick has come since"
-    ]
-
-
-# --------------------------------------------------------------------------- the report
-
-
-@pytest.mark.parametrize(
-    ("found", "interrupted", "status"), [([], False, 0), (["x"], False, 1), ([], True, 130), (["x"], True, 130)]
-)
-def test_the_exit_status_says_how_it_went(found: list[str], interrupted: bool, status: int) -> None:
-    report = Report(ledger=book(), emitted=0, executed=Counter(), findings=found, interrupted=interrupted)
-    assert report.exit_status == status
+def test_what_the_limiter_held_back_is_counted() -> None:
+    assert book(RateLimited(at=0.0, epoch=1, wait=0.1)).paced == 1

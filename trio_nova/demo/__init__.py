@@ -4,7 +4,7 @@
 sides keep books, and at the end they are compared.
 """
 
-from trio_nova.demo.exchange import schedule as schedule
+from trio_nova.demo.journal import schedule as schedule
 from trio_nova.demo.session import Options as Options
 from trio_nova.demo.session import run_demo as run_demo
 from trio_nova.demo.show import choose_display as choose_display

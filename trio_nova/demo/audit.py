@@ -103,8 +103,9 @@ def _feed(series: Series, ledger: Ledger, market: Market) -> Iterator[str]:
     yield from _count(f"{name}: messages received twice, or out of order", series.again)
     yield from _count(f"{name}: messages that the exchange never emitted", series.last - market.emitted[name])
     yield from _count(f"{name}: gaps that say another number than is missing", series.miscounted)
-    yield from _count(f"{name}: gaps that the feed and the session tell of differently", abs(len(series.gaps) - ledger.gaps[name]))
-    kept_back = [gap.lost or 0 for gap in series.gaps if gap.epoch_from == gap.epoch_to]
+    half_told = abs(len(series.gaps) - ledger.gaps[name])
+    yield from _count(f"{name}: gaps that only the feed, or only the session, told of", half_told)
+    kept_back = [gap.lost or 1 for gap in series.gaps if gap.epoch_from == gap.epoch_to]
     yield from _count(f"{name}: messages that the exchange kept back on a healthy link", sum(kept_back))
     beyond = [gap for gap in series.gaps if gap.epoch_from != gap.epoch_to and gap.epoch_from not in lost_links]
     yield from _count(f"{name}: gaps over the loss of a link that was not lost", len(beyond))
@@ -117,7 +118,8 @@ def _orders(ledger: Ledger, journal: Journal) -> Iterator[str]:
     yield from _count("orders without an outcome", orders.open)
     yield from _count("orders answered as something else than was asked", orders.altered)
     yield from _count("orders executed twice", sum(count - 1 for count in executed.values()))
-    yield from _count("orders answered as executed, but never executed", len(orders.having(Outcome.EXECUTED) - executed.keys()))
+    unheard = orders.having(Outcome.EXECUTED) - executed.keys()
+    yield from _count("orders answered as executed, but never executed", len(unheard))
     for outcome in (Outcome.NOT_SENT, Outcome.REFUSED):
         yield from _count(f"orders executed, although {outcome.value}", len(orders.having(outcome) & executed.keys()))
     yield from _count("orders called refused that were not", len(orders.having(Outcome.REFUSED) - journal.declined))

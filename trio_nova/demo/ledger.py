@@ -290,8 +290,8 @@ class Ledger:
 
     @property
     def told(self) -> int:
-        """How many messages are missing, by what the feeds say."""
-        return sum(each.told for each in self.series.values())
+        """How many messages are missing, by what the feeds of all channels but the book's say."""
+        return sum(each.told for name, each in self.series.items() if name != BOOK)
 
     def place(self, *, waits: bool) -> None:
         """Open an account for an order; `waits` where there is no link to send it on."""

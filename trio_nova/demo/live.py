@@ -14,12 +14,16 @@ from rich.table import Table
 from rich.text import Text
 
 from trio_nova.core.session import State
-from trio_nova.demo.ledger import Ledger, Outage, Outcome, Report
+from trio_nova.demo.audit import Report
+from trio_nova.demo.journal import RateCount
+from trio_nova.demo.ledger import Ledger, Outage, Outcome
+from trio_nova.demo.market import CHANNELS
 from trio_nova.demo.words import COLUMNS, LEGEND, Snapshot, account, duration, introduction, outage_cells, verdict
 
 __all__ = ["LiveDisplay"]
 
 WIDTH = 80
+_HEALTH = {"ok": "green", "degraded": "yellow"}
 
 
 def _console() -> Console:
@@ -82,12 +86,18 @@ class LiveDisplay:
             f"{snapshot.rate:.0f} messages/s",
             f"round trip {duration(snapshot.rtt)}",
         )
-        ticks, orders = ledger.ticks, ledger.orders
+        orders = ledger.orders
         figures.add_row(
-            f"{ticks.received:,} ticks",
-            f"{ticks.lost(announced=True):,} lost",
-            f"{orders.count(Outcome.ACKNOWLEDGED):,} orders done",
-            f"{orders.unsent} waiting",
+            Text.assemble(("● ", _HEALTH.get(snapshot.health, "red")), snapshot.health),
+            f"{snapshot.confirmed} of {len(CHANNELS)} channels",
+            f"{ledger.received:,} data",
+            f"{ledger.missing(announced=True):,} lost, {ledger.told:,} told",
+        )
+        figures.add_row(
+            f"{orders.placed:,} orders",
+            f"{orders.count(Outcome.EXECUTED):,} executed",
+            f"{orders.open} under way",
+            f"{snapshot.pace} of {RateCount().limit} per second",
         )
         progress = ProgressBar(total=snapshot.seconds, completed=min(snapshot.elapsed, snapshot.seconds))
         return Panel(
@@ -112,5 +122,5 @@ def _account(report: Report) -> Table:
     table.add_column(justify="right", style="cyan")
     table.add_column()
     for subject, number, text in account(report):
-        table.add_row(subject, number, text)
+        table.add_row(subject, f"{number:,}", text)
     return table

@@ -11,7 +11,9 @@ from typing import Self, TextIO
 
 import attrs
 
-from trio_nova.demo.ledger import Ledger, Outage, Report
+from trio_nova.demo.audit import Report
+from trio_nova.demo.ledger import Ledger, Outage
+from trio_nova.demo.market import CHANNELS
 from trio_nova.demo.words import (
     COLUMNS,
     LEGEND,
@@ -62,14 +64,17 @@ class PlainDisplay:
 
     def begin(self, url: str, opened: float, ledger: Ledger) -> None:
         self._opened, self._ledger = opened, ledger
-        self._print(f"The exchange listens on {url}", "", _row([name for name, _ in COLUMNS]))
+        confirmed = ledger.confirmed.get(1, [])
+        self._print(f"The exchange listens on {url} and has confirmed, one by one:")
+        self._print(", ".join(confirmed), "", _row([name for name, _ in COLUMNS]))
 
     def refresh(self, snapshot: Snapshot) -> None:
         if snapshot.elapsed >= self._next_line and self._ledger is not None:
             self._next_line += PLAIN_INTERVAL
             self._print(
                 f"       {snapshot.state.value}, link {snapshot.epoch}, {snapshot.rate:.0f} messages/s, "
-                f"round trip {duration(snapshot.rtt)}"
+                f"rtt {duration(snapshot.rtt)}, {snapshot.confirmed} of {len(CHANNELS)} channels"
+                + (", degraded" if snapshot.health == "degraded" else "")
             )
 
     def show_outage(self, outage: Outage) -> None:
@@ -80,7 +85,7 @@ class PlainDisplay:
         if (outage := report.ledger.outage) is not None:
             self.show_outage(outage)
         self._print("", LEGEND, "")
-        self._print(*(f"{subject:7} {number:>7}  {text}" for subject, number, text in account(report)))
+        self._print(*(f"{subject:8} {number:>7,}  {text}" for subject, number, text in account(report)))
         self._print("", *verdict(report))
 
     def _print(self, *lines: str) -> None:

@@ -9,7 +9,10 @@ from typing import Protocol, Self
 import attrs
 
 from trio_nova.core.session import State
-from trio_nova.demo.ledger import Ledger, Outage, Outcome, Report
+from trio_nova.demo.audit import Report, well_begun, well_restored
+from trio_nova.demo.journal import RateCount
+from trio_nova.demo.ledger import Ledger, Outage, Outcome
+from trio_nova.demo.market import BOOK, CHANNELS
 
 __all__ = [
     "COLUMNS",
@@ -38,6 +41,12 @@ class Snapshot:
     """Messages received per second, over the last second."""
     rtt: float | None
     """Seconds."""
+    health: str
+    """In one word."""
+    confirmed: int
+    """Channels that the exchange has granted on this link."""
+    pace: int
+    """Messages that the exchange has counted in its last period."""
 
 
 class Display(Protocol):
@@ -70,10 +79,13 @@ class Display(Protocol):
 
 def introduction(seconds: float) -> list[str]:
     """Say what is about to happen, and how long it takes."""
+    rate = RateCount()
     return [
         f"For {seconds:g} s a client trades with an exchange that fails it in five ways: it drops",
         "the link, restarts, goes mute, refuses a redial, and resets the connection.",
-        "Every tick and every order is accounted for. Ctrl-C ends it early.",
+        f"On every link it wants a new token first, and no more than {rate.limit} messages a second.",
+        f"The client follows {len(CHANNELS)} channels, of which one will be taken away from it, and places",
+        "orders. Every message is accounted for. Ctrl-C ends it early.",
     ]
 
 
@@ -98,7 +110,7 @@ COLUMNS: Sequence[tuple[str, int]] = (
 )
 """The headings of the table of outages with their widths, negative where text stands to the left."""
 
-LEGEND = "noticed, back: after how long. lost: ticks. waited, outcome unknown: orders."
+LEGEND = "noticed, back: after how long. lost: data. waited, outcome unknown: orders."
 
 
 def outage_cells(outage: Outage, opened: float, ledger: Ledger) -> list[str]:
@@ -115,24 +127,55 @@ def outage_cells(outage: Outage, opened: float, ledger: Ledger) -> list[str]:
     ]
 
 
-def account(report: Report) -> Iterator[tuple[str, str, str]]:
+def account(report: Report) -> Iterator[tuple[str, int, str]]:
     """Yield the lines of the final account: the subject, where it changes; a number; what the number counts."""
-    ledger, ticks, orders = report.ledger, report.ledger.ticks, report.ledger.orders
-    yield "ticks", f"{report.emitted:,}", "emitted by the exchange"
-    yield "", f"{ticks.received:,}", "received"
-    yield "", f"{ticks.lost(announced=True):,}", "lost with a link, announced before the next tick came"
-    yield "", f"{ticks.lost(announced=False):,}", "lost without notice"
-    yield "", f"{ticks.again:,}", "received twice"
-    unknown = [number for number, outcome in orders.outcomes.items() if outcome is Outcome.UNKNOWN]
-    executed = sum(number in report.executed for number in unknown)
-    yield "orders", f"{orders.placed:,}", f"placed, {orders.waited:,} of them while there was no link"
-    yield "", f"{orders.count(Outcome.ACKNOWLEDGED):,}", "acknowledged"
-    yield "", f"{len(unknown):,}", f"with an unknown outcome; the exchange had executed {executed:,}"
-    yield "", f"{orders.count(Outcome.NOT_SENT) + orders.count(Outcome.EXPIRED):,}", "not sent, or expired"
-    yield "", f"{sum(count - 1 for count in report.executed.values()):,}", "executed twice"
+    yield from _account_of_links(report)
+    yield from _account_of_data(report)
+    yield from _account_of_orders(report)
+
+
+def _account_of_links(report: Report) -> Iterator[tuple[str, int, str]]:
+    ledger, journal = report.ledger, report.journal
     down = sum(outage.back - outage.noticed for outage in ledger.outages if outage.back is not None)
     outages = f"{len(ledger.outages)} outage{'' if len(ledger.outages) == 1 else 's'}"
-    yield "links", f"{ledger.links:,}", f"from {ledger.dials:,} dials; {outages}, {down:.1f} s without a link"
+    yield "links", ledger.links, f"from {ledger.dials:,} dials; {outages}, {down:.1f} s without a link"
+    begun = sum(visit.token is not None and well_begun(visit) for visit in journal.visits)
+    yield "", begun, f"began with authentication, by {len(set(journal.tokens)):,} different tokens"
+    numbers = range(1, len(journal.visits) + 1)
+    restored = sum(well_restored(number, journal) for number in numbers)
+    yield "", restored, "got all subscriptions in their original order, each once"
+    rate = journal.rate
+    yield "", rate.worst, f"messages in the busiest second, by the exchange's count; it takes {rate.limit}"
+    yield "", ledger.paced, "messages were held back by the client's limiter"
+    confirmed = ledger.subscribed or []
+    same = ledger.subscribed is not None and confirmed == journal.visits[-1].granted
+    yield "channels", len(confirmed), f"confirmed at the end{', as the exchange has it' if same else ''}"
+    refused = f": {', '.join(ledger.refused)}; the session is {ledger.health}" if ledger.refused else ""
+    yield "", len(ledger.refused), f"refused{refused}"
+
+
+def _account_of_data(report: Report) -> Iterator[tuple[str, int, str]]:
+    ledger, book = report.ledger, report.ledger.series[BOOK]
+    yield "data", sum(report.market.emitted.values()), "messages emitted by the exchange"
+    yield "", ledger.received, "received"
+    yield "", ledger.missing(announced=True), "lost inside gaps that their feed told of"
+    yield "", ledger.told, "lost by the count of those gaps"
+    bridged = book.missing(announced=True)
+    yield "", bridged, f"changes of the book missed, and made up for by {max(0, book.snapshots - 1)} snapshots"
+    yield "", ledger.missing(announced=False) + book.missing(announced=False), "lost without notice"
+    yield "", ledger.again, "received twice, or out of order"
+
+
+def _account_of_orders(report: Report) -> Iterator[tuple[str, int, str]]:
+    orders, executed = report.ledger.orders, report.journal.executed
+    yield "orders", orders.placed, f"requested, {orders.waited:,} of them while there was no link"
+    yield "", orders.count(Outcome.EXECUTED), "executed"
+    yield "", orders.count(Outcome.REFUSED), f"refused by the exchange, which refused {len(report.journal.declined):,}"
+    unknown = orders.having(Outcome.UNKNOWN)
+    known = len(unknown & executed.keys())
+    yield "", len(unknown), f"with an unknown outcome; the exchange had executed {known:,}"
+    yield "", orders.count(Outcome.NOT_SENT), "not sent"
+    yield "", sum(count - 1 for count in executed.values()), "executed twice"
 
 
 def verdict(report: Report) -> list[str]:

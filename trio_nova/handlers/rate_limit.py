@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import attrs
 
-from trio_nova.core._checks import check_number, number
+from trio_nova.core import check_number, number
 from trio_nova.core.limits import Limit, Limits
 from trio_nova.core.outbox import Purpose
 from trio_nova.core.verdict import MAX_RETRY_AFTER
