@@ -346,6 +346,7 @@ DECIDING = [
         early=True,
         options={"retry_first_connect": True},
     ),
+    Hook(ConnectionHandler, "setup_requests", "up", early=True),
     Hook(ConnectionHandler, "status", "up", act=lambda conn: conn.health()),
     Hook(MessageHandler, "validate_message", "up", say_hi),
     Hook(
@@ -373,6 +374,7 @@ DECIDING = [
     ),
     Hook(Heartbeat, "probe", "up", options={"ping_interval": 2.0, "pong_timeout": 1.0}),
     Hook(Heartbeat, "is_answer", "up", say_hi),
+    Hook(Heartbeat, "is_beat", "up", say_hi),
     Hook(Heartbeat, "answer", "up", say_hi),
 ]
 """The hooks that answer with something of their own.

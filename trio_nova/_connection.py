@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, NoReturn
 
@@ -557,28 +557,28 @@ class ConnectionBlock:
         self.supervisor = Supervisor(
             session, self.inbound, self.outbound, self.requests, self.authenticator, self.subscriptions
         )
-        self._manager = trio.open_nursery()
-        self._nursery: trio.Nursery | None = None
+        self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._tasks = trio.CancelScope(shield=True)
 
     # Left in the middle by a KeyboardInterrupt, either of these would leave Trio's scopes misnested.
     @trio.lowlevel.enable_ki_protection
     async def __aenter__(self) -> Connection:
         session = self.session
-        if self._nursery is not None:
+        if self._manager is not None:
             raise ConfigError("target", "a connection block can be entered once; call open_connection again")
+        self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         self._nursery.start_soon(self._serve, name="nova:session")
         try:
             await session.opened.wait()
         except BaseException:
-            await self._leave(self._nursery)
+            await self._leave(self._manager)
             raise
         if session.failure is not None:
-            await self._leave(self._nursery)
+            await self._leave(self._manager)
             _raise_with_own_context(session.failure)
         if not session.was_ready:
-            await self._leave(self._nursery)
+            await self._leave(self._manager)
             raise session.session_over()
         session.block.__enter__()
         return Connection(self)
@@ -590,14 +590,14 @@ class ConnectionBlock:
         raised: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._nursery is not None
+        assert self._manager is not None
         rest = raised
         try:
             if self.session.block.__exit__(kind, raised, trace):
                 rest = None
         except BaseException as left:  # a group, without the cancellation that was ours
             rest = left
-        await self._leave(self._nursery)
+        await self._leave(self._manager)
         failure = self.session.failure
         if failure is not None and _is_mere_consequence(rest):
             _raise_with_own_context(failure)
@@ -606,9 +606,9 @@ class ConnectionBlock:
         if rest is not raised and rest is not None:
             _raise_with_own_context(rest)
 
-    async def _leave(self, nursery: trio.Nursery) -> None:
+    async def _leave(self, manager: AbstractAsyncContextManager[trio.Nursery]) -> None:
         """End the session and wait until nothing of it is left. A KeyboardInterrupt cuts it short, and goes on up."""
-        nursery.cancel_scope.shield = True
+        self._nursery.cancel_scope.shield = True
         self.session.close()
         try:
             await self.session.over.wait()
@@ -616,7 +616,7 @@ class ConnectionBlock:
             self._tasks.cancel(reason="interrupted while closing")
             raise
         finally:
-            await self._manager.__aexit__(None, None, None)
+            await manager.__aexit__(None, None, None)
 
     @trio.lowlevel.enable_ki_protection
     async def _serve(self) -> None:

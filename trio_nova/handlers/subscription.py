@@ -97,7 +97,7 @@ class SubscriptionHandler:
         return [Granted(channel.key) for channel in asked]
 
     def handle_subscription_response(self, message: Any) -> Sequence[SubscriptionAnswer] | SubscriptionAnswer | None:
-        """Return what `message` says of subscriptions, which may be nothing of interest; None where it is about none."""
+        """Return what `message` says of subscriptions, maybe nothing new; None where it is about none."""
         if not isinstance(message, Mapping):
             return None
         key = message.get("channel", message.get("id", message.get("subscription_id")))
