@@ -71,9 +71,8 @@ def live(session: nox.Session) -> None:
     node_packages = Path(session.virtualenv.location, "npm")
     node_packages.mkdir(exist_ok=True)
     session.run("npm", "install", "--prefix", str(node_packages), "--no-audit", "--no-fund", "ws@8")
-    session.run(
-        "pytest", "-m", "live", *session.posargs, env={"NODE_PATH": str((node_packages / "node_modules").resolve())}
-    )
+    where = {"NODE_PATH": str((node_packages / "node_modules").resolve())}
+    session.run("pytest", "-m", "live", *(session.posargs or ["tests/live"]), env=where)
 
 
 @nox.session

@@ -343,8 +343,13 @@ async def test_no_secret_of_headers_url_or_credentials_is_logged(
     async def reject(peer: Peer) -> None:
         await peer.reject(503)
 
+    async def drop_soon(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(1)
+        await peer.drop()
+
     async with (
-        ScriptedServer(drop_at_once, reject, echo) as server,
+        ScriptedServer(drop_soon, reject, echo) as server,
         open_connection(
             "ws://user:s3cret-one@server.test/x?token=s3cret-two",
             stream_factory=server.stream_factory,

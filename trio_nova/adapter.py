@@ -179,7 +179,7 @@ class _Messages(MessageHandler):
 class _Authentication(AuthHandler):
     with_credentials_only = True
 
-    _adapter: Adapter = attrs.field(kw_only=True)
+    _adapter: Adapter = attrs.field(kw_only=True, alias="adapter")
 
     def encode_auth_request(self, credentials: Any) -> Any:
         given = reveal(credentials)
@@ -203,7 +203,7 @@ class _Setup(ConnectionHandler):
 
 @attrs.define(eq=False)
 class _Channels(SubscriptionHandler):
-    _adapter: Adapter = attrs.field(kw_only=True)
+    _adapter: Adapter = attrs.field(kw_only=True, alias="adapter")
 
     def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
         return self._adapter.encode_subscription_request(channel, params)

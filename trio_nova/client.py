@@ -84,7 +84,7 @@ class Client:
         *,
         adapter: Adapter | None = None,
         config: Config | None = None,
-        task_status: trio.TaskStatus[Self] = trio.TASK_STATUS_IGNORED,
+        task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
         **overrides: Any,
     ) -> None:
         """Run a client as a task: `chat = await nursery.start(Chat.run)`; as `run_connection` does."""

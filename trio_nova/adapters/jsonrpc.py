@@ -134,7 +134,11 @@ class IdSubscriptions(SubscriptionHandler):
         return make_request(self.subscribe_method, [channel, dict(params)] if params else [channel])
 
     def encode_unsubscription(self, channel: Channel, server_id: Hashable | None) -> Any:
-        return None if server_id is None else make_request(self.unsubscribe_method, [server_id])
+        match server_id:
+            case (_, id):
+                return make_request(self.unsubscribe_method, [id])
+            case _:
+                return None
 
     def read_grants(self, reply: Any, asked: Sequence[Channel]) -> Iterable[SubscriptionAnswer]:
         id = _name(reply.get("result"))
