@@ -149,7 +149,7 @@ class Authenticator:
     async def _authenticate(self, refresh: bool) -> AuthOk:
         session = self._session
         source = session.config.credentials
-        credentials = await self._credentials(source)
+        credentials = await session.ask_credentials()
         try:
             exchange = _Exchange(self._requests, self._outbound, refresh)
             ok = await session.handlers.auth.authenticate(exchange, credentials)
@@ -166,14 +166,6 @@ class Authenticator:
         except Exception as exc:
             raise AuthFailed(f"the auth handler failed: {type(exc).__name__}") from exc
         return ok
-
-    async def _credentials(self, source: Any) -> Any:
-        if not callable(source):
-            return source
-        try:
-            return await source()
-        except Exception as exc:
-            raise ConnectFailed("the provider of credentials failed", phase="auth") from exc
 
     async def keep_fresh(self) -> AuthFailed | NovaError:
         """Authenticate the living link again before each grant expires; return the error when that fails for good."""

@@ -255,7 +255,7 @@ def _place(exc: BaseException) -> str:
 
 # --------------------------------------------------------------------------- what frames hold
 
-_DISCREET = frozenset({"trio_nova", "trio_websocket", "wsproto", "python_socks"})
+_DISCREET = frozenset({"trio_nova", "trio_websocket", "wsproto", "python_socks", "attr"})
 """Whose frames are emptied: ours, and those of the libraries that we hand secrets to. The user's own stay."""
 
 
@@ -370,11 +370,10 @@ class Redactor:
         """Return `text` with *** in place of every known secret, also of one that was cut (…) in its middle."""
         if self._pattern is None:
             return text
-        text = self._pattern.sub(MASK, text)
-        if "…" not in text:
-            return text
-        head, *tails = text.split("…")
-        return "…".join([*map(self._mask_end, (head, *tails[:-1])), tails[-1]])
+        if "…" in text:  # before the whole ones: a short secret may be the beginning of a long one
+            *cut, end = text.split("…")
+            text = "…".join([*map(self._mask_end, cut), end])
+        return self._pattern.sub(MASK, text)
 
     def _mask_end(self, text: str) -> str:
         for secret in self._known:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -29,8 +30,22 @@ from trio_nova.links._guard import CHUNK, Ending, Guard
 from trio_nova.links._inbox import Inbox
 from trio_nova.links._seam import Dial, Link
 from trio_nova.messages import Frame, Ping, Pong
+from trio_nova.secrets import redacted
 
 __all__ = ["AdoptedTransport", "TrioWebsocketTransport"]
+
+
+class _Redaction(logging.Filter):
+    """Takes a session's secrets out of what trio-websocket logs for it; the records of others stay as they are."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        if (fit := redacted(said)) != said:
+            record.msg, record.args = fit, None
+        return True
+
+
+logging.getLogger("trio-websocket").addFilter(_Redaction())
 
 _HANG_UP_WAIT = 1.0
 """Seconds that closing the socket politely may take, which for TLS needs one more write."""
