@@ -138,10 +138,10 @@ async def test_who_is_nearest_to_the_call_wins(highest: int, autojump_clock: tri
 
     class Opinions(Client):
         adapter = Opinionated()
-        defaults = {"ping_interval": said["client"]} if "client" in has else {}  # noqa: RUF012
+        defaults = {"ping_interval": said["client"]} if "client" in has else {}
 
     profile = Config(ping_interval=said["profile"]) if "profile" in has else None
-    call = {"ping_interval": said["call"]} if "call" in has else {}
+    call: dict[str, Any] = {"ping_interval": said["call"]} if "call" in has else {}
     async with ScriptedServer(echo) as server:
         async with Opinions.open(config=profile, stream_factory=server.stream_factory, **call) as client:
             expected = said[PLACES[highest]] if has else Config().ping_interval
@@ -332,7 +332,7 @@ def test_a_hook_that_cannot_be_called_is_named_at_once(kind: type[Adapter], fiel
 async def test_a_static_hook_is_as_good_as_a_method(autojump_clock: trio.abc.Clock) -> None:
     class Static(Somewhere):
         @staticmethod
-        def handle_platform_message(message: Any) -> Action:  # type: ignore[override]
+        def handle_platform_message(message: Any) -> Action:
             return Reply("heard")
 
     async def script(peer: Peer) -> None:

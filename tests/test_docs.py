@@ -359,7 +359,7 @@ def limit(where: str) -> Any:
     """Return the default of `Config.field`, of a parameter `call(name)`, or of a constant `module.NAME`."""
     owner, _, name = where.rpartition(".")
     match owner, name:
-        case ("Config" | "Buffer" | "RateLimitHandler", field):
+        case ("Config" | "Buffer" | "FeedOptions" | "RateLimitHandler", field):
             return attrs.fields_dict(getattr(trio_nova, owner))[field].default
         case "", call:
             method, parameter = call.removesuffix(")").split("(")

@@ -458,9 +458,7 @@ async def test_missed_pongs_end_the_link_which_is_aborted_and_redialled(autojump
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
-async def test_a_redial_that_is_rejected_for_good_ends_the_session(
-    autojump_clock: trio.abc.Clock, status: int
-) -> None:
+async def test_a_redial_that_is_rejected_for_good_ends_the_session(autojump_clock: trio.abc.Clock, status: int) -> None:
     async def reject(peer: Peer) -> None:
         await peer.reject(status)
 

@@ -64,6 +64,7 @@ from trio_nova.errors import SessionOver as SessionOver
 from trio_nova.errors import SubscriptionRejected as SubscriptionRejected
 from trio_nova.errors import TlsFailed as TlsFailed
 from trio_nova.errors import explain as explain
+from trio_nova.handlers import RATE_COSTS as RATE_COSTS
 from trio_nova.handlers import AlwaysReconnect as AlwaysReconnect
 from trio_nova.handlers import AuthExchange as AuthExchange
 from trio_nova.handlers import AuthHandler as AuthHandler
@@ -85,7 +86,6 @@ from trio_nova.handlers import MessageHeartbeat as MessageHeartbeat
 from trio_nova.handlers import MetricsCollector as MetricsCollector
 from trio_nova.handlers import NoHeartbeat as NoHeartbeat
 from trio_nova.handlers import PingHeartbeat as PingHeartbeat
-from trio_nova.handlers import RATE_COSTS as RATE_COSTS
 from trio_nova.handlers import RateLimitHandler as RateLimitHandler
 from trio_nova.handlers import RateRequest as RateRequest
 from trio_nova.handlers import Refused as Refused
@@ -102,9 +102,9 @@ from trio_nova.links import TrioWebsocketTransport as TrioWebsocketTransport
 from trio_nova.links import unix_stream as unix_stream
 from trio_nova.messages import Allow as Allow
 from trio_nova.messages import AnswerUnmatched as AnswerUnmatched
+from trio_nova.messages import Authenticated as Authenticated
 from trio_nova.messages import AuthStarted as AuthStarted
 from trio_nova.messages import AuthUnsuccessful as AuthUnsuccessful
-from trio_nova.messages import Authenticated as Authenticated
 from trio_nova.messages import BecameReady as BecameReady
 from trio_nova.messages import ClockJumped as ClockJumped
 from trio_nova.messages import Close as Close
@@ -132,8 +132,8 @@ from trio_nova.messages import Pong as Pong
 from trio_nova.messages import PongReceived as PongReceived
 from trio_nova.messages import Queue as Queue
 from trio_nova.messages import RateConsumed as RateConsumed
-from trio_nova.messages import RateLimitSlowed as RateLimitSlowed
 from trio_nova.messages import RateLimited as RateLimited
+from trio_nova.messages import RateLimitSlowed as RateLimitSlowed
 from trio_nova.messages import RateRejected as RateRejected
 from trio_nova.messages import ReadingPaused as ReadingPaused
 from trio_nova.messages import ReadingResumed as ReadingResumed

@@ -128,9 +128,10 @@ class Authenticator:
             session.emit(AuthStarted, refresh=refresh)
             started = trio.current_time()
             try:
-                with trio.move_on_after(session.config.auth_timeout) as scope:
+                ok: AuthOk | None = None
+                with trio.move_on_after(session.config.auth_timeout):
                     ok = await self._authenticate(refresh)
-                if scope.cancelled_caught:
+                if ok is None:
                     raise AuthFailed(
                         f"no answer to the authentication within {session.config.auth_timeout:g} s",
                         retry=RetryAdvice.BACKOFF,

@@ -124,6 +124,8 @@ class Exchange:
     _refuse_next: bool = attrs.field(default=False, init=False)
     _opened: trio.Event = attrs.field(factory=trio.Event, init=False)
     _halted: bool = attrs.field(default=False, init=False)
+    _silent: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when the market has said its last word."""
     _desk: Desk | None = attrs.field(default=None, init=False)
     """Of the client that has signed in."""
     _arrivals: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
@@ -151,9 +153,10 @@ class Exchange:
         """Open the market: the first message follows, and the schedule begins."""
         self._opened.set()
 
-    def halt(self) -> None:
-        """Close the market: after a last word, no message follows. Orders are still answered."""
+    async def halt(self) -> None:
+        """Close the market, and wait until its last word has been sent. Orders are still answered."""
         self._halted = True
+        await self._silent.wait()
 
     # ----------------------------------------------------------------- the market
 
@@ -163,6 +166,7 @@ class Exchange:
         for step in itertools.count(1):
             if self._halted:
                 await self._publish(self.market.close())
+                self._silent.set()
                 return
             for news in self.market.step(step):
                 if not (self.cheats and (news["channel"], news["seq"]) == CHEATED):

@@ -17,7 +17,7 @@ import msgspec
 from trio_nova.demo.journal import Strike
 from trio_nova.demo.market import BOOK, CHANNELS, apply_levels
 from trio_nova.demo.wire import Order
-from trio_nova.errors import HandshakeRejected, LinkLost, NotSent, NovaError, RequestFailed, SessionOver
+from trio_nova.errors import Expired, HandshakeRejected, LinkLost, NotSent, NovaError, RequestFailed, SessionOver
 from trio_nova.messages import (
     Authenticated,
     BecameReady,
@@ -178,7 +178,7 @@ class Orders:
         match error:
             case RequestFailed():
                 self.outcomes[order.number] = Outcome.REFUSED
-            case NotSent() | SessionOver():
+            case NotSent() | Expired() | SessionOver():
                 self.outcomes[order.number] = Outcome.NOT_SENT
             case _:
                 self.outcomes[order.number] = Outcome.UNKNOWN

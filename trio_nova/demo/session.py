@@ -152,8 +152,8 @@ class _Run:
             self._exchange.open()
             await self._sit_through()
             self._closing = True
-            self._exchange.halt()
             with trio.move_on_after(SETTLING):
+                await self._exchange.halt()
                 while self._unsettled():
                     await self._heard.park()
             self._take_stock(conn)

@@ -83,9 +83,9 @@ def introduction(seconds: float) -> list[str]:
     return [
         f"For {seconds:g} s a client trades with an exchange that fails it in five ways: it drops",
         "the link, restarts, goes mute, refuses a redial, and resets the connection.",
-        f"On every link it wants a new token first, and no more than {rate.limit} messages a second.",
-        f"The client follows {len(CHANNELS)} channels, of which one will be taken away from it, and places",
-        "orders. Every message is accounted for. Ctrl-C ends it early.",
+        f"It wants a new token on every link, and takes {rate.limit} messages a second. The client",
+        f"follows {len(CHANNELS)} channels, one of which is taken away from it, and places orders.",
+        "Every message is accounted for. Ctrl-C ends it early.",
     ]
 
 
@@ -145,7 +145,7 @@ def _account_of_links(report: Report) -> Iterator[tuple[str, int, str]]:
     restored = sum(well_restored(number, journal) for number in numbers)
     yield "", restored, "got all subscriptions in their original order, each once"
     rate = journal.rate
-    yield "", rate.worst, f"messages in the busiest second, by the exchange's count; it takes {rate.limit}"
+    yield "", rate.worst, f"messages in the exchange's busiest second; it takes {rate.limit}"
     yield "", ledger.paced, "messages were held back by the client's limiter"
     confirmed = ledger.subscribed or []
     same = ledger.subscribed is not None and confirmed == journal.visits[-1].granted
@@ -167,10 +167,10 @@ def _account_of_data(report: Report) -> Iterator[tuple[str, int, str]]:
 
 
 def _account_of_orders(report: Report) -> Iterator[tuple[str, int, str]]:
-    orders, executed = report.ledger.orders, report.journal.executed
+    orders, executed, declined = report.ledger.orders, report.journal.executed, report.journal.declined
     yield "orders", orders.placed, f"requested, {orders.waited:,} of them while there was no link"
     yield "", orders.count(Outcome.EXECUTED), "executed"
-    yield "", orders.count(Outcome.REFUSED), f"refused by the exchange, which refused {len(report.journal.declined):,}"
+    yield "", orders.count(Outcome.REFUSED), f"answered with a refusal; the exchange had refused {len(declined):,}"
     unknown = orders.having(Outcome.UNKNOWN)
     known = len(unknown & executed.keys())
     yield "", len(unknown), f"with an unknown outcome; the exchange had executed {known:,}"

@@ -109,7 +109,9 @@ class AuthHandler:
                 signature = hmac.new(str(reveal(secret)).encode(), signed, hashlib.sha256).hexdigest()
                 return {"type": "auth", "timestamp": timestamp, "api_key": reveal(api_key), "signature": signature}
             case _:
-                raise ConfigError("credentials", "the default takes a token, or a mapping: token, or api_key and secret")
+                raise ConfigError(
+                    "credentials", "the default takes a token, or a mapping: token, or api_key and secret"
+                )
 
     def handle_auth_response(self, message: Any) -> AuthOk | AuthRefused | None:
         """Return what `message` says to the question; None where it is no answer to it."""

@@ -43,7 +43,6 @@ class Correlation:
             return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
         return None
 
-
     def parts(self, message: Any) -> Sequence[Any] | None:
         """Return the messages that one frame brought together, in their order; None where it is one message."""
         return None
