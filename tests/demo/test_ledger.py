@@ -105,7 +105,7 @@ def series(*items: int | Gap | dict[str, Any]) -> Series:
 
 def test_messages_without_a_hole_are_in_order() -> None:
     feed = series(1, 2, 3)
-    feed.end(3, down=False)
+    feed.end(3, link_lost=False)
     assert (feed.received, feed.holes, feed.again) == (3, [], 0)
 
 
@@ -145,17 +145,17 @@ def test_other_notices_are_no_messages() -> None:
     assert feed.received == 1
 
 
-@pytest.mark.parametrize(("down", "announced"), [(False, False), (True, True)])
-def test_a_missing_end_is_excused_only_where_there_is_no_link(down: bool, announced: bool) -> None:
+@pytest.mark.parametrize("link_lost", [False, True])
+def test_a_missing_end_is_excused_only_by_the_loss_of_a_link(link_lost: bool) -> None:
     feed = series(1)
-    feed.end(3, down=down)
-    assert feed.holes == [Hole(2, 3, announced)]
+    feed.end(3, link_lost=link_lost)
+    assert feed.holes == [Hole(2, 3, announced=link_lost)]
 
 
 def test_a_missing_end_is_excused_where_the_feed_has_ended_with_a_refusal() -> None:
     feed = series(1)
     feed.refused = "delisted"
-    feed.end(3, down=False)
+    feed.end(3, link_lost=False)
     assert feed.missing(announced=True) == 2
 
 
@@ -287,6 +287,12 @@ def test_our_own_goodbye_is_no_outage_and_excuses_nothing() -> None:
     assert ledger.outages == []
     ledger.end({"trades.BTC": 2})
     assert ledger.missing(announced=False) == 1
+
+
+def test_a_loss_of_which_a_channel_has_spoken_excuses_nothing_after_it() -> None:
+    ledger = book(*confirmed(1, "trades.BTC", "status"), closed(1), *ready(2), gap(0, channel="status"))
+    ledger.end({"trades.BTC": 2, "status": 3})
+    assert (ledger.missing(announced=True), ledger.missing(announced=False)) == (2, 3)
 
 
 def test_what_the_book_missed_is_counted_by_itself() -> None:

@@ -84,10 +84,10 @@ class Series:
         elif isinstance(item, Mapping):
             self._message(item["seq"], item)
 
-    def end(self, emitted: int, *, down: bool) -> None:
-        """Note that no message follows, and that `emitted` was the last; `down` where there is no link."""
+    def end(self, emitted: int, *, link_lost: bool) -> None:
+        """Note that no message follows, and that `emitted` was the last; `link_lost` where none came since a loss."""
         if emitted > self.last:
-            self.holes.append(Hole(self.last + 1, emitted, down or bool(self.refused)))
+            self.holes.append(Hole(self.last + 1, emitted, link_lost or bool(self.refused)))
             self.last = emitted
 
     @property
@@ -339,9 +339,10 @@ class Ledger:
 
     def end(self, emitted: Mapping[str, int]) -> None:
         """Note that nothing follows, and which message of each channel was the exchange's last."""
-        down = self.outage is not None and self.outage.back is None
+        # Of a link that was lost an event has told; what a feed missed by it, it says only before its next message.
+        unheard = set[str]() if self.outage is None else self.outage.unpriced
         for channel, series in self.series.items():
-            series.end(emitted.get(channel, 0), down=down)
+            series.end(emitted.get(channel, 0), link_lost=channel in unheard)
 
     def _link_lost(self, event: LinkClosed) -> None:
         if self.closing:

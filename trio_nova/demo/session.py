@@ -153,6 +153,9 @@ class _Run:
             await self._sit_through()
             self._closing = True
             with trio.move_on_after(SETTLING):
+                while self._ledger.outage is not None:  # where it was interrupted: let the channels say what it cost
+                    await self._heard.park()
+            with trio.move_on_after(SETTLING):
                 await self._exchange.halt()
                 while self._unsettled():
                     await self._heard.park()

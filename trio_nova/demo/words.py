@@ -117,7 +117,7 @@ def outage_cells(outage: Outage, opened: float, ledger: Ledger) -> list[str]:
     """Return what the table says of an outage, one text for each of `COLUMNS`."""
     return [
         f"{max(0.0, outage.began - opened):.1f} s",
-        "did nothing" if outage.strike is None else outage.strike.fault.value,
+        "nothing planned" if outage.strike is None else outage.strike.fault.value,
         outage.sight,
         duration(outage.noticed - outage.began),
         duration(None if outage.back is None else outage.back - outage.began),
@@ -158,8 +158,8 @@ def _account_of_data(report: Report) -> Iterator[tuple[str, int, str]]:
     ledger, book = report.ledger, report.ledger.series[BOOK]
     yield "data", sum(report.market.emitted.values()), "messages emitted by the exchange"
     yield "", ledger.received, "received"
-    yield "", ledger.missing(announced=True), "lost inside gaps that their feed told of"
-    yield "", ledger.told, "lost by the count of those gaps"
+    yield "", ledger.missing(announced=True), "lost inside gaps that were announced"
+    yield "", ledger.told, "lost by the count of the gaps in the feeds"
     bridged = book.missing(announced=True)
     yield "", bridged, f"changes of the book missed, and made up for by {max(0, book.snapshots - 1)} snapshots"
     yield "", ledger.missing(announced=False) + book.missing(announced=False), "lost without notice"
