@@ -136,7 +136,7 @@ class Links:
 
 
 LINKS = {
-    "fast": Links(points=500),
+    "fast": Links(points=450),
     "sliced": Links(points=800, slice_size=3),
     "back_pressured": Links(points=800, max_buffer=16, pause=0.01),
 }

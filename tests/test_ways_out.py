@@ -521,13 +521,13 @@ def test_an_interrupt_at_any_moment_leaves_bare_and_leaves_nothing_behind(state:
     assert int(result.stdout) >= 10
 
 
-@pytest.mark.parametrize("where", ["a hook", "the dial", "the link's own task"])
+@pytest.mark.parametrize("where", ["a hook", "the dial", "the reader"])
 def test_an_interrupt_in_one_of_our_own_tasks_ends_the_session_and_leaves_bare(where: str) -> None:
     program = """
 import signal, sys
 import trio, trio.testing
 import trio_nova
-from trio_nova.links import _guard
+from trio_nova.links import _wire
 from trio_nova.testing import ScriptedServer
 
 where = sys.argv[1]
@@ -541,14 +541,15 @@ class Hook(trio_nova.MessageHandler):
     def handle_message(self, kind, message):
         signal.raise_signal(signal.SIGINT)
 
-scan = _guard.Guard._scan
+feed = _wire.WireProtocol.feed
 
-def interrupted_scan(self, data):
+def interrupted_feed(self, data):
+    _wire.WireProtocol.feed = feed
     signal.raise_signal(signal.SIGINT)
-    return scan(self, data)
+    return feed(self, data)
 
-if where == "the link's own task":
-    _guard.Guard._scan = interrupted_scan
+if where == "the reader":
+    _wire.WireProtocol.feed = interrupted_feed
 
 async def main():
     async with ScriptedServer(chat) as server:

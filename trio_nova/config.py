@@ -35,7 +35,7 @@ from trio_nova.handlers import (
     RateLimitHandler,
     SubscriptionHandler,
 )
-from trio_nova.links import ConnectGovernor, Resolver, StreamFactory, SystemResolver, Transport, TrioWebsocketTransport
+from trio_nova.links import ConnectGovernor, Deflate, Resolver, StreamFactory, SystemResolver, Transport, WireTransport
 from trio_nova.secrets import (
     CredentialsSource,
     HeaderMap,
@@ -98,6 +98,14 @@ def _count(*, least: int, endless: bool = False) -> Callable[[Any, attrs.Attribu
             _fail(attribute, f"must be a whole number{' or math.inf' if endless else ''}, not {value!r}")
         if value < least:
             _fail(attribute, f"must be at least {least}, not {value!r}")
+
+    return validate
+
+
+def _instance_of(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if not isinstance(value, role):
+            _fail(attribute, f"must be a {role.__name__}, not {value!r}")
 
     return validate
 
@@ -235,7 +243,10 @@ def _proxy(config: Any, attribute: attrs.Attribute[Any], value: Secret[Any] | No
 
 
 def _is_proxy_url(value: Any) -> bool:
-    return isinstance(value, str) and re.match(r"(http|socks4|socks5|socks5h)://[^/]", value) is not None
+    # White space and control characters are to be escaped: urllib would drop some of them without a word.
+    illegal = r"\x00-\x20\x7f"
+    pattern = rf"(http|socks4|socks5|socks5h)://[^/{illegal}][^{illegal}]*"
+    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
 
 
 def _ssl_context(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -274,6 +285,20 @@ def _names(value: Iterable[str]) -> frozenset[str]:
         raise ConfigError("events", f"must be a set of names, not {value!r}") from None
 
 
+def _deflate(value: Any) -> Any:
+    return Deflate() if value == "deflate" else value
+
+
+def _origins(value: Any) -> frozenset[str]:
+    if isinstance(value, str):
+        raise ConfigError("redirect_origins", f"must be a collection of origins: write [{value!r}]")
+    try:
+        urls = [Url.parse(each, "redirect_origins") for each in value]
+    except TypeError:
+        raise ConfigError("redirect_origins", "must be a collection of URLs") from None
+    return frozenset(url.origin for url in urls)
+
+
 def _heartbeat(value: Any) -> Any:
     if value is None or value == "off":
         return NoHeartbeat()
@@ -306,8 +331,16 @@ class Config:
     """`http://user:password@host:port` (CONNECT), `socks4://` or `socks5://`; needs the extra `proxy`."""
     stream_factory: StreamFactory | None = attrs.field(default=None, validator=attrs.validators.optional(_callable))
     """An async function `(host, port)` that returns the byte stream to speak over, any `trio.abc.Stream`."""
-    transport: Transport = attrs.field(factory=TrioWebsocketTransport, validator=_has("open"))
+    transport: Transport = attrs.field(factory=WireTransport, validator=_has("open"))
     """What opens links."""
+    compression: Deflate | None = attrs.field(
+        default=None, converter=_deflate, validator=attrs.validators.optional(_instance_of(Deflate))
+    )
+    """The terms of permessage-deflate that are offered, `Deflate(...)`, or "deflate" for its defaults; None: off."""
+    max_redirects: int = attrs.field(default=5, validator=_count(least=0))
+    """Redirects that one attempt follows; 0: a redirect is a rejection. None is remembered for the next attempt."""
+    redirect_origins: frozenset[str] = attrs.field(default=frozenset(), converter=_origins)
+    """Other origins ("wss://b.example") that a redirect may lead to, and all that is secret with it; else none is."""
     auth_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
     """For the service's answer to an authentication, all its steps together."""
     subscription_timeout: float = attrs.field(default=30.0, validator=_seconds(finite=True))

@@ -9,6 +9,7 @@
     │   ├── TlsFailed            the peer's certificate or TLS version was refused
     │   ├── HandshakeInvalid     what answered does not speak WebSocket
     │   └── HandshakeRejected    the server answered with another HTTP status than 101
+    │       └── RedirectRefused  that was a redirect, and not one to follow
     ├── LinkLost                 a link that was up is gone
     ├── AuthFailed               the service refused the credentials
     ├── SessionOver              the session has ended, or gave up
@@ -51,6 +52,7 @@ __all__ = [
     "OutcomeUnknown",
     "Phase",
     "ReceiverMoved",
+    "RedirectRefused",
     "RequestFailed",
     "RetryAdvice",
     "SessionOver",
@@ -195,6 +197,19 @@ class HandshakeRejected(ConnectFailed):
         self.body = body
         """At most the first 4,096 bytes of the response's body."""
         self.retry_after = retry_after
+
+
+class RedirectRefused(HandshakeRejected):
+    """The server redirected the upgrade to where it must not follow; `why` says what speaks against it."""
+
+    retry = RetryAdvice.NEVER
+    security = True
+    hint = "Connect to the new address yourself, or vouch for its origin with redirect_origins."
+
+    def __init__(self, rejection: HandshakeRejected, why: str) -> None:
+        super().__init__(rejection.status, rejection.headers, rejection.body, rejection.retry_after)
+        self.args = (f"the server redirected the upgrade with status {rejection.status}, which was refused: {why}",)
+        self.why = why
 
 
 class LinkLost(NovaError):

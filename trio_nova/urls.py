@@ -81,6 +81,11 @@ class Url:
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     @property
+    def origin(self) -> str:
+        """Scheme, host and port: what a credential belongs to."""
+        return f"{self.scheme}://{self.authority}"
+
+    @property
     def resource(self) -> str:
         """Path and query: the target of the upgrade request."""
         return f"{self.path}?{self.query}" if self.query else self.path

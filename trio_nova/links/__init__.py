@@ -1,5 +1,6 @@
 """Links: one WebSocket each, and the transports that open them."""
 
+from trio_nova.links._deflate import Deflate as Deflate
 from trio_nova.links._dial import SystemResolver as SystemResolver
 from trio_nova.links._dial import unix_stream as unix_stream
 from trio_nova.links._governor import ConnectGovernor as ConnectGovernor
@@ -11,3 +12,4 @@ from trio_nova.links._seam import StreamFactory as StreamFactory
 from trio_nova.links._seam import Transport as Transport
 from trio_nova.links.trio_websocket import AdoptedTransport as AdoptedTransport
 from trio_nova.links.trio_websocket import TrioWebsocketTransport as TrioWebsocketTransport
+from trio_nova.links.wire import WireTransport as WireTransport

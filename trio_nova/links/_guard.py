@@ -15,56 +15,24 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable
 
 import attrs
 import trio
 
-from trio_nova.core.verdict import Disposition, of_status, parse_retry_after
-from trio_nova.errors import (
-    BadMessage,
-    ConnectFailed,
-    HandshakeRejected,
-    MessageTooBig,
-    NovaError,
-    RetryAdvice,
-)
+from trio_nova.errors import BadMessage, MessageTooBig, NovaError
+from trio_nova.links._ending import Ending
 from trio_nova.links._frames import CLOSE, PING, FrameScanner, mask_frame, may_be_received
+from trio_nova.links._handshake import CHUNK, receive_rejection, receive_response
 from trio_nova.links._inbox import Inbox
 from trio_nova.links._seam import Dial
-from trio_nova.links._tls import tls_failure
-from trio_nova.links._upgrade import (
-    HeadReader,
-    Response,
-    canonical_head,
-    content_length,
-    dechunk,
-    judge_upgrade,
-)
+from trio_nova.links._upgrade import Response, canonical_head, judge_upgrade
 
-__all__ = ["CHUNK", "Ending", "Guard"]
+__all__ = ["Guard"]
 
-CHUNK = 65536
-"""Bytes read or written at a time: what a peer accepts of a write counts as progress in these steps."""
-_BODY_LIMIT = 4096
-"""Bytes kept of a rejection's body."""
-_BODY_WAIT = 1.0
-"""Seconds that a rejection waits for its body."""
 _FAREWELL_WAIT = 1.0
 """Seconds that a close frame may take which nobody waits for."""
 _KEY = re.compile(rb"\r\nsec-websocket-key:[ \t]*([!-~]+)", re.IGNORECASE)
-
-
-@attrs.frozen
-class Ending:
-    """How a link ended; see `LinkLost` for the fields."""
-
-    code: int
-    reason: str = ""
-    detail: str = ""
-    remote: bool | None = None
-    cause: BaseException | None = None
 
 
 @attrs.define(eq=False)
@@ -177,64 +145,13 @@ class Guard(trio.abc.Stream):
         return canonical_head(self._key, self.subprotocol)
 
     async def _upgrade(self) -> None:
-        reader = HeadReader()
-        response = None
-        while response is None:
-            data = await self._receive_during_upgrade(reader)
-            response = reader.feed(data)
+        url = self.dial.url
+        response, rest = await receive_response(self.stream, url)
         if response.status != 101:
-            raise await self._rejection(response, reader.rest)
+            raise await receive_rejection(self.stream, response, rest)
         self.subprotocol = judge_upgrade(response, self._key, self.dial.subprotocols)
         self.response = response
-        self._unscanned = reader.rest
-
-    async def _receive_during_upgrade(self, reader: HeadReader) -> bytes:
-        url = self.dial.url
-        cause: Exception | None = None
-        try:
-            data = bytes(await self.stream.receive_some(CHUNK))
-        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
-            if (failure := tls_failure(exc, url.host, url.port)) is not None:
-                raise failure from exc
-            data, cause = b"", exc
-        if not data:
-            when = "amid its response" if reader.started else "without a response"
-            raise ConnectFailed(
-                f"{url.host}:{url.port} closed the connection {when} to the upgrade", phase="http"
-            ) from cause
-        return data
-
-    async def _rejection(self, response: Response, begun: bytes) -> HandshakeRejected:
-        body = await self._read_body(response, begun)
-        wait = next(iter(response.values("retry-after")), None)
-        patience = parse_retry_after(wait, wall=time.time()) if wait is not None else None
-        if of_status(response.status) is Disposition.FATAL:
-            advice = RetryAdvice.NEVER
-        else:
-            advice = RetryAdvice.BACKOFF if patience is None else RetryAdvice.AFTER
-        return HandshakeRejected(response.status, response.headers, body, patience, retry=advice)
-
-    async def _read_body(self, response: Response, begun: bytes) -> bytes:
-        """Return the beginning of the body: what is there within a second, and no more than an excerpt."""
-        length = content_length(response)
-        chunked = "chunked" in ",".join(response.values("transfer-encoding")).lower()
-        coded = bytearray(begun)
-        body, complete = b"", False
-        # Chunks of one byte each cost six: the limit for them is on what is read.
-        with trio.move_on_after(_BODY_WAIT):
-            while True:
-                body, complete = dechunk(bytes(coded)) if chunked else (bytes(coded), False)
-                enough = min(length, _BODY_LIMIT) if length is not None else _BODY_LIMIT
-                if complete or len(body) >= enough or len(coded) >= 8 * _BODY_LIMIT:
-                    break
-                try:
-                    data = await self.stream.receive_some(_BODY_LIMIT)
-                except (trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-                    break
-                if not data:
-                    break
-                coded += data
-        return body[: _BODY_LIMIT if length is None else min(length, _BODY_LIMIT)]
+        self._unscanned = rest
 
     # ----------------------------------------------------------------------- frames
 

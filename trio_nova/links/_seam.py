@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from trio_nova.errors import Phase
+from trio_nova.links._deflate import Deflate
 from trio_nova.messages import Frame
 from trio_nova.secrets import Secret, as_secret_text
 from trio_nova.urls import Url
@@ -57,6 +58,12 @@ class Dial:
     )
     stream_factory: StreamFactory | None = None
     resolver: Resolver
+    compression: Deflate | None = None
+    """Offered with the upgrade (permessage-deflate, RFC 7692); None: not offered, and refused."""
+    max_redirects: int = 0
+    """Redirects of the upgrade that are followed, one after another; 0: each is a rejection."""
+    redirect_origins: frozenset[str] = frozenset()
+    """Other origins that a redirect may lead to: whatever is sent to this one is then sent there."""
     max_message_size: int
     """Bytes. A frame that announces more, or fragments that add up to more, end the link with 1009."""
     close_timeout: float
@@ -107,6 +114,13 @@ class Link(Protocol):
         Raises:
             LinkLost: the link is gone; any of the frames may have left.
             BadMessage: a text holds half a surrogate pair, which UTF-8 cannot say; what came before it has left.
+        """
+        ...
+
+    def send_nowait(self, frame: Frame) -> bool:
+        """Hand one frame to the operating system if that takes no waiting; False where it did not go, or not whole.
+
+        After False, pass this very frame to `send_all`, before any other: what went is not sent again.
         """
         ...
 

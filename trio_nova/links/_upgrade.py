@@ -6,12 +6,23 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
+from urllib.parse import unquote_to_bytes
 
 import attrs
 
 from trio_nova.errors import HandshakeInvalid, printable
+from trio_nova.links._seam import Dial
 
-__all__ = ["HEAD_LIMIT", "HeadReader", "Response", "canonical_head", "content_length", "dechunk", "judge_upgrade"]
+__all__ = [
+    "HEAD_LIMIT",
+    "HeadReader",
+    "Response",
+    "canonical_head",
+    "content_length",
+    "dechunk",
+    "judge_upgrade",
+    "upgrade_headers",
+]
 
 HEAD_LIMIT = 65536
 """Bytes of response head, interim responses included."""
@@ -125,13 +136,14 @@ def _check_framing(response: Response) -> None:
         raise HandshakeInvalid("Content-Length is no number", rule="framing")
 
 
-def judge_upgrade(response: Response, key: str, offered: Sequence[str]) -> str | None:
+def judge_upgrade(response: Response, key: str, offered: Sequence[str], extensions: bool = False) -> str | None:
     """Return the subprotocol that a 101 response agreed to, None for none (RFC 6455 section 4.1).
 
     Args:
         response: The server's 101 response.
         key: The Sec-WebSocket-Key that was sent.
         offered: The subprotocols that were.
+        extensions: Whether extensions were: their terms are for somebody else to judge.
 
     Raises:
         HandshakeInvalid: rule "version", "upgrade", "connection", "accept", "extension" or "subprotocol".
@@ -144,7 +156,7 @@ def judge_upgrade(response: Response, key: str, offered: Sequence[str]) -> str |
         raise HandshakeInvalid("the Connection header lacks 'Upgrade'", rule="connection")
     if response.values("sec-websocket-accept") != [accept_token(key)]:
         raise HandshakeInvalid("Sec-WebSocket-Accept is missing, wrong, or there twice", rule="accept")
-    if any(response.values("sec-websocket-extensions")):
+    if not extensions and any(response.values("sec-websocket-extensions")):
         raise HandshakeInvalid("the server uses an extension that was not offered", rule="extension")
     chosen = response.values("sec-websocket-protocol")
     if not chosen:
@@ -154,14 +166,26 @@ def judge_upgrade(response: Response, key: str, offered: Sequence[str]) -> str |
     return chosen[0]
 
 
+def upgrade_headers(dial: Dial) -> list[tuple[bytes, bytes]]:
+    """Return what the caller adds to the upgrade request: the headers, and the login of the URL."""
+    headers = [(name.encode("ascii"), value.reveal().encode("latin-1")) for name, value in dial.headers]
+    if dial.url.userinfo and not any(name.lower() == b"authorization" for name, _ in headers):
+        user, _, password = dial.url.userinfo.partition(":")
+        login = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+        headers.append((b"Authorization", b"Basic " + base64.b64encode(login)))  # RFC 7617
+    return headers
+
+
 def accept_token(key: str) -> str:
     """Return the Sec-WebSocket-Accept that answers `key` (RFC 6455 section 4.2.2)."""
     return base64.b64encode(hashlib.sha1((key + _ACCEPT_GUID).encode("ascii")).digest()).decode("ascii")
 
 
-def canonical_head(key: str, subprotocol: str | None) -> bytes:
+def canonical_head(key: str, subprotocol: str | None, extensions: str = "") -> bytes:
     """Write the plainest 101 response that says the same: what the layer above parses is never the peer's text."""
     chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol is not None else ""
+    if extensions:
+        chosen += f"Sec-WebSocket-Extensions: {extensions}\r\n"
     return (
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Accept: {accept_token(key)}\r\n{chosen}\r\n"

@@ -9,26 +9,27 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from types import TracebackType
 from typing import NoReturn, cast
-from urllib.parse import unquote_to_bytes
 
 import attrs
 import trio
 import trio_websocket
 
-from trio_nova.errors import BadMessage, ConnectFailed, LinkLost, NovaError, RetryAdvice
+from trio_nova.errors import BadMessage, ConfigError, ConnectFailed, NovaError, RetryAdvice
+from trio_nova.links._block import LinkBlock
 from trio_nova.links._dial import open_stream
-from trio_nova.links._guard import CHUNK, Ending, Guard
+from trio_nova.links._ending import Ending
+from trio_nova.links._guard import Guard
+from trio_nova.links._handshake import CHUNK
 from trio_nova.links._inbox import Inbox
 from trio_nova.links._seam import Dial, Link
+from trio_nova.links._upgrade import upgrade_headers
 from trio_nova.messages import Frame, Ping, Pong
 from trio_nova.secrets import redacted
 
@@ -57,7 +58,9 @@ class TrioWebsocketTransport:
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
         """Return a block that holds one open link; see `Transport.open`."""
-        return _Block(dial, _open_guarded)
+        if dial.compression is not None:
+            raise ConfigError("compression", "trio-websocket has none: use WireTransport")
+        return LinkBlock(dial, _open_guarded)
 
 
 @attrs.define(eq=False)
@@ -74,7 +77,7 @@ class AdoptedTransport:
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
         """Return a block that holds the link; any but the first raises ConnectFailed, for good."""
-        return _Block(dial, self._adopt)
+        return LinkBlock(dial, self._adopt)
 
     async def _adopt(self, dial: Dial) -> _Link:
         await trio.lowlevel.checkpoint()
@@ -90,47 +93,6 @@ async def _open_guarded(dial: Dial) -> _Link:
     stream = await open_stream(dial)
     dial.on_phase("http")
     return _GuardedLink(dial, stream)
-
-
-class _Block:
-    """The block of `Transport.open`.
-
-    Written out, not an `asynccontextmanager` around a nursery: that would wrap what the user's block
-    raises into a group. Here the nursery is left as if all were well, and the user's exception goes on
-    its way.
-    """
-
-    def __init__(self, dial: Dial, make: Callable[[Dial], Awaitable[_Link]]) -> None:
-        self._dial = dial
-        self._make = make
-
-    # Left in the middle by a KeyboardInterrupt, either of these would leave Trio's scopes misnested.
-    @trio.lowlevel.enable_ki_protection
-    async def __aenter__(self) -> Link:
-        self._link = await self._make(self._dial)
-        self._manager = trio.open_nursery()
-        nursery = await self._manager.__aenter__()
-        self._scope = nursery.cancel_scope
-        try:
-            nursery.start_soon(self._link.run, name=f"nova:link#{self._dial.epoch}")
-            await self._link.wait_up()
-        except BaseException:
-            await self._leave()
-            raise
-        return self._link
-
-    @trio.lowlevel.enable_ki_protection
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._leave()
-
-    async def _leave(self) -> None:
-        self._link.abort()
-        # Shielded, as what the caller's block raised must not give way to a Cancelled; bounded, as all is cancelled.
-        self._scope.shield = True
-        self._scope.cancel(reason="the link's block was left")
-        await self._manager.__aexit__(None, None, None)
 
 
 class _Link(ABC):
@@ -187,6 +149,10 @@ class _Link(ABC):
             self._raise_lost()
         return frames
 
+    def send_nowait(self, frame: Frame) -> bool:
+        """Return False: trio-websocket writes nothing without waiting."""
+        return False
+
     async def send_all(self, frames: Sequence[Frame]) -> None:
         """Hand the frames to the operating system, in order; see `Link.send_all`.
 
@@ -227,8 +193,23 @@ class _Link(ABC):
 
     # What the block needs.
 
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Serve the link in `nursery`, and wait for the upgrade.
+
+        Raises:
+            ConnectFailed: it failed, or the link is gone already.
+        """
+        nursery.start_soon(self._run, name=f"nova:link#{self._dial.epoch}")
+        await self._up.wait()
+        if self._gone.is_set() and self._failure is not None:
+            if isinstance(self._failure, NovaError):
+                raise self._failure
+            raise ConnectFailed(
+                f"the upgrade failed: {type(self._failure).__name__}", phase="http", retry=RetryAdvice.NEVER
+            ) from self._failure
+
     @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """Serve the link until it is lost or aborted; what fails below ends it, and nothing else."""
         try:
             with self._scope:
@@ -249,25 +230,8 @@ class _Link(ABC):
                 self._inbox.put(await ws.get_message())
                 await self._inbox.wait_room()
 
-    async def wait_up(self) -> None:
-        """Wait for the upgrade.
-
-        Raises:
-            ConnectFailed: it failed, or the link is gone already.
-        """
-        await self._up.wait()
-        if self._gone.is_set() and self._failure is not None:
-            if isinstance(self._failure, NovaError):
-                raise self._failure
-            raise ConnectFailed(
-                f"the upgrade failed: {type(self._failure).__name__}", phase="http", retry=RetryAdvice.NEVER
-            ) from self._failure
-
     def _raise_lost(self) -> NoReturn:
-        ended = self._ended or Ending(1006)
-        raise LinkLost(
-            ended.code, ended.reason, self._dial.epoch, detail=ended.detail, remote=ended.remote
-        ) from ended.cause
+        raise (self._ended or Ending(1006)).as_error(self._dial.epoch)
 
 
 class _GuardedLink(_Link):
@@ -312,7 +276,7 @@ class _GuardedLink(_Link):
                     dial.url.authority,
                     dial.url.resource,
                     subprotocols=dial.subprotocols,
-                    extra_headers=_upgrade_headers(dial),
+                    extra_headers=upgrade_headers(dial),
                     message_queue_size=0,  # the inbox is the queue, and its bound the bound
                     max_message_size=dial.max_message_size,
                     receive_buffer_size=CHUNK,
@@ -414,15 +378,6 @@ class _AdoptedLink(_Link):
             self._inbox.let_go()
             with contextlib.suppress(Exception):  # the connection was in no state to say it
                 await self._ws.aclose(code, reason)
-
-
-def _upgrade_headers(dial: Dial) -> list[tuple[bytes, bytes]]:
-    headers = [(name.encode("ascii"), value.reveal().encode()) for name, value in dial.headers]
-    if dial.url.userinfo and not any(name.lower() == b"authorization" for name, _ in headers):
-        user, _, password = dial.url.userinfo.partition(":")
-        login = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
-        headers.append((b"Authorization", b"Basic " + base64.b64encode(login)))  # RFC 7617
-    return headers
 
 
 def _first(group: ExceptionGroup[Exception]) -> Exception:

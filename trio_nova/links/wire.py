@@ -1,0 +1,352 @@
+"""Links over any byte stream of Trio's, and the protocol layer of the package websockets: the default transport.
+
+::
+
+    receive_some ──► stream ──► WireProtocol ──► a batch of frames
+    send_all, send_nowait ◄── encoded, joined ──► stream
+    and, in the link's nursery, only while it is needed:
+        nova:answer#3    writes the pongs that could not be written at once
+        nova:close#3     closes a stream that cannot be closed without waiting
+
+Reading is done by whoever calls `receive_some`, and writing by whoever calls `send_all`: an idle link
+has no task of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+
+import attrs
+import trio
+
+from trio_nova.errors import BadMessage, LinkLost
+from trio_nova.links._block import LinkBlock
+from trio_nova.links._dial import open_stream
+from trio_nova.links._ending import Ending
+from trio_nova.links._handshake import CHUNK, receive_rejection, receive_response
+from trio_nova.links._seam import Dial, Link
+from trio_nova.links._wire import WireProtocol
+from trio_nova.messages import Frame
+
+__all__ = ["WireTransport"]
+
+_MAX_ANSWERS = 16
+"""Pongs that wait for a write to end; RFC 6455 section 5.5.3 allows to answer the latest ping only."""
+_MAX_UNTAKEN = 256
+"""Frames kept for `receive_some` that arrive while the link is being closed."""
+_FULL_CHECKPOINT_EVERY = 8
+"""Writes."""
+_FAREWELL_WAIT = 1.0
+"""Seconds that a close frame may take which nobody waits for."""
+
+
+@attrs.frozen
+class WireTransport:
+    """Opens links over the stream itself: the fastest way, and the one with compression."""
+
+    def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
+        """Return a block that holds one open link; see `Transport.open`."""
+        return LinkBlock(dial, _make)
+
+
+async def _make(dial: Dial) -> _WireLink:
+    return _WireLink(dial, await open_stream(dial))
+
+
+class _WireLink:
+    """One WebSocket over a stream, which becomes its own to close."""
+
+    def __init__(self, dial: Dial, stream: trio.abc.Stream) -> None:
+        self._dial = dial
+        self._stream = stream
+        self._socket = _socket_below(stream)
+        self._at_once = isinstance(stream, trio.SocketStream) and _has_descriptor(stream.socket)
+        """Whether bytes can be written without waiting."""
+        self._protocol = WireProtocol(dial)
+        self._nursery: trio.Nursery
+        self._headers: Sequence[tuple[str, str]] = ()
+        self._ending: Ending | None = None
+        """Why nothing can be sent any more; the first reason stays."""
+        self._aborted = False
+        self._mute = False
+        """Nothing more is written: we said goodbye, or a write failed, or was torn."""
+        self._reading = False
+        self._read = trio.lowlevel.ParkingLot()
+        """Where those wait who want to read while somebody does."""
+        self._untaken: list[Frame] = []
+        self._writing = False
+        self._written = trio.lowlevel.ParkingLot()
+        """Where those wait who want to write while somebody does."""
+        self._stalled_since: float | None = None
+        self._writes = 0
+        self._answers: deque[bytes] = deque()
+        """Pongs and the close frame that wait for the write under way."""
+        self._begun: tuple[Frame, bytes] | None = None
+        """A frame that `send_nowait` could not write whole, and its rest."""
+
+    # ----------------------------------------------------------------- the upgrade
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Ask for the upgrade; raises ConnectFailed where it fails."""
+        self._nursery = nursery
+        dial, stream = self._dial, self._stream
+        dial.on_phase("http")
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
+            await stream.send_all(self._protocol.request())  # where that fails, reading tells why
+        response, rest = await receive_response(stream, dial.url)
+        if response.status != 101:
+            raise await receive_rejection(stream, response, rest)
+        self._protocol.upgraded(response)
+        self._headers = response.headers
+        self._untaken = self._take_in(rest)
+
+    @property
+    def subprotocol(self) -> str | None:
+        return self._protocol.subprotocol
+
+    @property
+    def response_headers(self) -> Sequence[tuple[str, str]]:
+        return self._headers
+
+    # ----------------------------------------------------------------- receiving
+
+    async def receive_some(self) -> Sequence[Frame]:
+        """Wait for what comes next and return all frames that one read completes; see `Link.receive_some`."""
+        while self._reading:
+            await self._read.park()
+        if self._untaken:
+            await trio.lowlevel.checkpoint()
+            frames, self._untaken = self._untaken, []
+            return frames
+        if not self._finished:
+            frames = await self._receive()
+            if frames or not self._finished:
+                return frames
+        await self._take_leave()
+        raise (self._ending or Ending(1006)).as_error(self._dial.epoch)
+
+    @property
+    def _finished(self) -> bool:
+        """Whether nothing will be received any more."""
+        return self._aborted or self._protocol.ending is not None
+
+    async def _receive(self) -> list[Frame]:
+        self._reading = True
+        try:
+            data = await self._stream.receive_some(CHUNK)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
+            self._stream_ended("broke", exc)
+            return []
+        finally:
+            self._reading = False
+            if self._read:
+                self._read.unpark_all()
+        if not data:
+            self._stream_ended("closed")
+            return []
+        return self._take_in(bytes(data))
+
+    def _take_in(self, data: bytes) -> list[Frame]:
+        protocol = self._protocol
+        frames = protocol.feed(data)
+        if answers := protocol.data_to_send():
+            self._answer(answers)
+        if protocol.ending is not None:
+            self._end(protocol.ending)
+        return frames
+
+    def _stream_ended(self, how: str, cause: Exception | None = None) -> None:
+        where = "between two messages" if self._protocol.between_messages else "inside a message"
+        self._end(Ending(1006, detail=f"the connection {how} {where}", cause=cause))
+        self._protocol.ending = self._ending
+        self._mute = True
+
+    async def _take_leave(self) -> None:
+        """Wait until what answers the end has been written, if that can be done soon."""
+        await trio.lowlevel.checkpoint()
+        with trio.move_on_after(min(self._dial.close_timeout, _FAREWELL_WAIT)):
+            while (self._writing or self._answers) and not self._aborted and not self._mute:
+                await self._written.park()
+
+    # ----------------------------------------------------------------- sending
+
+    @property
+    def stalled_since(self) -> float | None:
+        return self._stalled_since
+
+    def send_nowait(self, frame: Frame) -> bool:
+        """Write one frame if that can be done without waiting; see `Link.send_nowait`."""
+        if not self._at_once or self._writing or self._begun is not None or self._mute or self._ending is not None:
+            return False
+        data = self._protocol.encode(frame)
+        sent = self._write_nowait(data)
+        if sent == len(data):
+            return True
+        if sent:
+            self._begun = (frame, data[sent:])
+        return False
+
+    async def send_all(self, frames: Sequence[Frame]) -> None:
+        """Hand the frames to the operating system, joined; see `Link.send_all`.
+
+        Raises:
+            LinkLost: any of the frames may have left.
+            BadMessage: a text holds half a surrogate pair, which UTF-8 cannot say; it and what follows did not leave.
+        """
+        while self._writing and not self._aborted:
+            await self._written.park()
+        if self._ending is not None or self._mute:
+            await trio.lowlevel.checkpoint()
+            raise (self._ending or Ending(1006, detail="a write failed")).as_error(self._dial.epoch)
+        pieces, problem = [], None
+        if self._begun is not None:
+            (begun, rest), self._begun = self._begun, None
+            pieces.append(rest)
+            if frames and frames[0] is begun:
+                frames = frames[1:]
+        for frame in frames:
+            try:
+                pieces.append(self._protocol.encode(frame))
+            except UnicodeEncodeError as exc:
+                problem = exc
+                break
+        await self._write(b"".join(pieces))
+        if problem is not None:
+            raise BadMessage("a text that is no valid Unicode cannot be sent") from problem
+
+    async def _write(self, data: bytes) -> None:
+        """Write `data`, then the answers that wait; raises LinkLost where that fails."""
+        self._writing = True
+        self._writes += 1
+        try:
+            # Even the writer of a peer that takes all at once lets others run, now and then.
+            if self._writes % _FULL_CHECKPOINT_EVERY:
+                await trio.lowlevel.checkpoint_if_cancelled()
+            else:
+                await trio.lowlevel.checkpoint()
+            await self._write_slices(data)
+            while self._answers:
+                await self._write_slices(self._answers.popleft())
+        except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
+            self._mute = True
+            # What came before it broke can still be received; then reading tells the same.
+            ending = self._ending or Ending(1006, detail="a write failed", cause=exc)
+            raise ending.as_error(self._dial.epoch) from exc
+        except BaseException:
+            self._mute = True  # half a frame may be out: another one would be read as its rest
+            raise
+        finally:
+            self._writing = False
+            self._stalled_since = None
+            if self._written:
+                self._written.unpark_all()
+
+    async def _write_slices(self, data: bytes) -> None:
+        """Write in slices, so that a slow peer and a silent one can be told apart."""
+        sent = self._write_nowait(data[:CHUNK]) if self._at_once else 0
+        if sent == len(data):
+            return
+        self._stalled_since = trio.current_time()
+        with memoryview(data) as whole:
+            for at in range(sent, len(data), CHUNK):
+                await self._stream.send_all(whole[at : at + CHUNK])
+                self._stalled_since = trio.current_time()
+
+    def _write_nowait(self, data: bytes) -> int:
+        """Return how many bytes the operating system took at once."""
+        assert self._socket is not None
+        try:
+            # Not socket.send: Trio's lets other tasks run each time, which costs more than the write.
+            return os.write(self._socket.fileno(), data)
+        except OSError:  # it would block; or it is broken, as whoever writes next will find
+            return 0
+
+    # ----------------------------------------------------------------- what the protocol answers
+
+    def _answer(self, answers: Sequence[bytes]) -> None:
+        """Write pongs and the answer to a close frame: at once, or in a task, or after the write under way."""
+        if self._mute:
+            return
+        for answer in answers:
+            if len(self._answers) >= _MAX_ANSWERS:
+                self._answers.popleft()
+            self._answers.append(answer)
+        if self._writing or self._begun is not None:
+            return
+        rest = b""
+        while self._answers and not rest and self._at_once:
+            answer = self._answers.popleft()
+            rest = answer[self._write_nowait(answer) :]
+        if rest or self._answers:
+            self._writing = True
+            self._nursery.start_soon(self._finish_answers, rest, name=f"nova:answer#{self._dial.epoch}")
+
+    async def _finish_answers(self, rest: bytes) -> None:
+        with contextlib.suppress(LinkLost):  # reading tells it as well
+            await self._write(rest)
+
+    # ----------------------------------------------------------------- the end
+
+    async def aclose(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye and wait for the answer, at most `Dial.close_timeout` seconds; see `Link.aclose`."""
+        try:
+            with trio.move_on_after(self._dial.close_timeout):
+                await trio.lowlevel.checkpoint()
+                if self._ending is None:
+                    await self._say_goodbye(code, reason)
+                while not self._finished:
+                    if self._reading:
+                        await self._read.park()
+                    else:
+                        frames = await self._receive()
+                        self._untaken += frames[: max(_MAX_UNTAKEN - len(self._untaken), 0)]
+        finally:
+            self.abort()
+
+    async def _say_goodbye(self, code: int, reason: str) -> None:
+        self._end(Ending(code, reason, remote=False))
+        while self._writing and not self._aborted:
+            await self._written.park()
+        if not self._mute and not self._finished:
+            rest = b"" if self._begun is None else self._begun[1]
+            self._begun = None
+            with contextlib.suppress(LinkLost):
+                await self._write(rest + self._protocol.goodbye(code, reason))
+            self._mute = True
+
+    def abort(self) -> None:
+        """Close at once, without a goodbye: both directions end with LinkLost."""
+        if self._aborted:
+            return
+        self._end(Ending(1006, detail="aborted"))
+        self._aborted = self._mute = True
+        if self._socket is not None:
+            self._socket.close()
+        else:
+            self._nursery.start_soon(trio.aclose_forcefully, self._stream, name=f"nova:close#{self._dial.epoch}")
+        self._read.unpark_all()
+        self._written.unpark_all()
+
+    def _end(self, ending: Ending) -> None:
+        """Note why the link ended, unless that is known already."""
+        if self._ending is None:
+            self._ending = ending
+
+
+def _socket_below(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
+    """Return the socket whose closing closes the stream at once, where there is one."""
+    if isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    return stream.socket if isinstance(stream, trio.SocketStream) else None
+
+
+def _has_descriptor(sock: trio.socket.SocketType) -> bool:
+    """Return whether the operating system writes what is written to this socket's number, which simulated ones lack."""
+    try:
+        return os.name == "posix" and sock.fileno() >= 0
+    except NotImplementedError:
+        return False
