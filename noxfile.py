@@ -26,7 +26,7 @@ DEBIAN_PACKAGES = {
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, format and types."""
-    session.install(".[dev]")
+    session.install(".[dev,bench]")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("mypy")
@@ -38,6 +38,15 @@ def tests(session: nox.Session) -> None:
     """Run the tests on the package as it would be installed."""
     session.install(".[dev]")
     session.run("pytest", *session.posargs)
+
+
+@nox.session
+def transports(session: nox.Session) -> None:
+    """Run the tests of sessions over the transport that is not the default, which takes as long as `tests` does."""
+    session.install(".[dev]")
+    apart = {"test_cancellation.py", "test_docs.py"}  # they say themselves what they run on
+    suites = [str(path) for path in sorted(Path("tests").glob("test_*.py")) if path.name not in apart]
+    session.run("pytest", "--transport", "trio-websocket", *(session.posargs or suites))
 
 
 @nox.session
@@ -76,7 +85,68 @@ def live(session: nox.Session) -> None:
 
 
 @nox.session
+def autobahn(session: nox.Session) -> None:
+    """Let the Autobahn test suite judge a transport: 517 cases; `-- --quick` leaves out 144 long ones.
+
+    `-- --compression` offers permessage-deflate, `-- --transport trio-websocket` takes the other
+    transport. The suite is installed below .nox, where apt, gcc and python3 with pip are.
+    """
+    session.install(".")
+    suite = Path(session.virtualenv.location, "autobahn")
+    session.run("sh", "tests/autobahn/install.sh", str(suite), external=True)
+    session.run("python", "tests/autobahn/run.py", "--suite", str(suite.resolve()), *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure trio_nova beside other clients, for about 12 minutes; `-- --quick` takes about 2.
+
+    `-- --only receive-200,echo` selects, `-- --check` fails where a goal is not met. A whole run writes
+    docs/benchmarks.md. Let the machine do nothing else meanwhile.
+    """
+    session.install(".[bench]")
+    session.run("python", "-m", "tests.bench", *session.posargs)
+
+
+@nox.session
+def survival(session: nox.Session) -> None:
+    """Bring trio_nova and other clients through the same faults, for about 5 minutes; `-- --quick` takes a third of it.
+
+    `-- --only 429,black-hole` selects. A whole run writes docs/survival.md.
+    """
+    session.install(".[bench]")
+    session.run("python", "-m", "tests.survival", *session.posargs)
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Run the tests that take minutes; they bound themselves."""
     session.install(".[dev]")
     session.run("pytest", "-m", "soak", "-o", "faulthandler_timeout=0", *session.posargs)
+
+
+@nox.session
+def sim(session: nox.Session) -> None:
+    """Run a campaign of the simulator: 300 seeds, or as many as `-- --seeds 20000` says; one with `-- --seed 17`."""
+    session.install(".[dev]")
+    session.run("python", "-m", "trio_nova.testing.sim", "--processes", "2", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Let libFuzzer look for input that breaks what reads it, for a minute in all; `-- --seconds 600` takes longer.
+
+    What it finds is in .fuzz; it goes into tests/fuzz/corpus with the fix. See tests/fuzz/__main__.py.
+    """
+    session.install(".[dev]", "atheris")
+    session.run("python", "-m", "tests.fuzz", *session.posargs)
+
+
+@nox.session
+def sweep(session: nox.Session) -> None:
+    """Disturb every public call at every moment, in more than 20,000 runs, for some minutes.
+
+    `-- --call request --lane sliced/wire --twin cancel` selects.
+    """
+    session.install(".[dev]")
+    session.run("python", "-m", "tests.sweep", *(session.posargs or ["--least", "20000"]))

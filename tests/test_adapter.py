@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import (
     Adapter,
@@ -260,6 +261,7 @@ async def test_every_hook_that_is_overridden_is_wired(autojump_clock: trio.abc.C
                 async with conn.subscribe("a", depth=3) as feed:
                     assert await feed.receive() == 1
                     assert await conn.receive() == {"say": "hi"}
+                    await wait_all_tasks_blocked()
                 await trio.sleep(1)
     assert len(server.dials) == 1
     assert texts(server) == [

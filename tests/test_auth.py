@@ -23,10 +23,12 @@ from trio_nova import (
     ConnectFailed,
     JsonCodec,
     ListBackoff,
+    OutcomeUnknown,
+    SessionOver,
     State,
     open_connection,
 )
-from trio_nova.testing import Peer, ScriptedServer
+from trio_nova.testing import ClosePayload, GenericVenue, Peer, ScriptedServer
 
 URL = "ws://server.test/"
 AT_ONCE = ListBackoff([0.0])
@@ -72,6 +74,7 @@ class Gate:
                 await peer.send_json(message)
 
 
+@pytest.mark.fault("F108", where="memory")
 async def test_every_link_is_authenticated_before_anything_else(autojump_clock: trio.abc.Clock) -> None:
     gate = Gate("open sesame")
     async with ScriptedServer(then=gate) as server, connect(server) as conn:
@@ -113,6 +116,7 @@ async def test_refused_credentials_are_an_error_at_once_and_not_tried_again(auto
         assert len(server.dials) == 1
 
 
+@pytest.mark.fault("F108", where="memory")
 async def test_a_notification_never_counts_as_the_answer(autojump_clock: trio.abc.Clock) -> None:
     async def chatter(peer: Peer) -> None:
         await peer.accept()
@@ -129,6 +133,7 @@ async def test_a_notification_never_counts_as_the_answer(autojump_clock: trio.ab
                 raise AssertionError("never entered")
 
 
+@pytest.mark.fault("F108", where="memory")
 async def test_an_answer_that_never_comes_is_a_failed_attempt(autojump_clock: trio.abc.Clock) -> None:
     async def silent(peer: Peer) -> None:
         await peer.accept()
@@ -169,6 +174,8 @@ async def test_a_provider_is_asked_on_every_link_and_its_failure_is_a_failed_att
                 raise AssertionError("never entered")
 
 
+@pytest.mark.fault("F107", where="memory")
+@pytest.mark.fault("F35", where="memory")
 async def test_stale_credentials_of_a_provider_are_asked_for_once_more(autojump_clock: trio.abc.Clock) -> None:
     gate, asked = Gate("fresh"), 0
 
@@ -206,6 +213,7 @@ async def test_a_grant_is_renewed_before_it_expires_while_messages_flow(autojump
     assert all(event.refresh for event in seen if isinstance(event, AuthStarted | Authenticated))
 
 
+@pytest.mark.fault("F121", where="memory")
 @pytest.mark.parametrize("expires_in", [-1, 0, 1e-9])
 async def test_a_nonsensical_lifetime_does_not_make_it_ask_without_end(
     autojump_clock: trio.abc.Clock, expires_in: float
@@ -297,3 +305,158 @@ async def test_leaving_amid_authentication_is_quick(autojump_clock: trio.abc.Clo
             async with connect(server):
                 raise AssertionError("never entered")
         assert trio.current_time() - started <= 3.0
+
+
+# --------------------------------------------------------------------------- credentials that are not accepted
+
+
+def tokens(gate: Gate, link: int) -> list[str]:
+    """Return the tokens that came on a link, counted from 0."""
+    return [message["token"] for message in gate.seen[link] if message.get("type") == "auth"]
+
+
+async def test_credentials_that_are_refused_leave_those_before_in_force(autojump_clock: trio.abc.Clock) -> None:
+    gate = Gate("open sesame")
+    async with ScriptedServer(then=gate) as server, connect(server) as conn:
+        with pytest.raises(AuthFailed, match="unknown token"):
+            await conn.authenticate({"token": "wrong"})
+        await conn.send({"n": 1})  # the gate forgets at a refusal whom it had let in
+        assert await conn.receive() == {"n": 1}
+        assert conn.epoch == 1
+        await conn.reconnect()
+        await conn.authenticate()
+        assert [tokens(gate, 0), tokens(gate, 1)] == [["open sesame", "wrong", "open sesame"], ["open sesame"] * 2]
+
+
+async def test_credentials_that_are_not_answered_leave_those_before_in_force(autojump_clock: trio.abc.Clock) -> None:
+    async def ignore_the_second(peer: Peer) -> None:
+        await peer.accept()
+        for answer in ({"type": "auth_success"}, None, {"type": "auth_success"}):
+            sent.append((await peer.receive_json())["token"])
+            if answer is not None:
+                await peer.send_json(answer)
+        await peer.serve_until_closed()
+
+    sent: list[str] = []
+    async with ScriptedServer(ignore_the_second) as server, connect(server, auth_timeout=3.0) as conn:
+        with trio.fail_after(100), pytest.raises(AuthFailed, match="no answer"):
+            await conn.authenticate({"token": "newer"})
+        assert sent == ["open sesame", "newer", "open sesame"]
+
+
+async def test_a_cancelled_change_of_credentials_leaves_those_before_in_force(autojump_clock: trio.abc.Clock) -> None:
+    async def slow(peer: Peer) -> None:
+        await peer.accept()
+        while isinstance(frame := await peer.receive(), str):
+            sent.append(json.loads(frame)["token"])
+            await trio.sleep(2.0)
+            await peer.send_json({"type": "auth_success"})
+
+    sent: list[str] = []
+    async with ScriptedServer(then=slow) as server, connect(server) as conn:
+        with trio.move_on_after(1.0):
+            await conn.authenticate({"token": "newer"})
+        await trio.sleep(10.0)
+        await conn.authenticate()
+        assert conn.epoch == 1
+    assert sent == ["open sesame", "newer", "open sesame", "open sesame"]
+
+
+async def test_where_those_before_are_refused_too_the_session_ends(autojump_clock: trio.abc.Clock) -> None:
+    gate = Gate("open sesame")
+    async with ScriptedServer(then=gate) as server:
+        with pytest.raises(AuthFailed, match="unknown token"):
+            async with connect(server) as conn:
+                gate.tokens.clear()
+                with pytest.raises(AuthFailed):
+                    await conn.authenticate({"token": "wrong"})
+                await trio.sleep(10.0)
+    assert len(server.dials) == 1
+
+
+async def test_a_link_lost_on_trial_is_replaced_with_the_credentials_before(autojump_clock: trio.abc.Clock) -> None:
+    async def lose(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_json()
+        await peer.send_json({"type": "auth_success"})
+        await peer.receive_json()
+        await peer.drop()
+
+    gate = Gate("open sesame")
+    async with ScriptedServer(lose, then=gate) as server, connect(server) as conn:
+        with pytest.raises(OutcomeUnknown):
+            await conn.authenticate({"token": "newer"})
+        await conn.wait_ready()
+        assert tokens(gate, 0) == ["open sesame"]
+
+
+# --------------------------------------------------------------------------- hooks that raise
+
+
+class Trouble(Exception):
+    """The user's own."""
+
+
+class Untellable(AuthHandler):
+    def encode_auth_request(self, credentials: Any) -> Any:
+        raise Trouble("encode_auth_request")
+
+
+class Undecided(AuthHandler):
+    async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+        await trio.lowlevel.checkpoint()
+        raise Trouble("authenticate")
+
+
+class Unreadable(AuthHandler):
+    def handle_auth_response(self, message: Any) -> AuthOk:
+        raise Trouble("handle_auth_response")
+
+
+@pytest.mark.parametrize(
+    ("policy", "raised"),
+    [("raise", Trouble), ("log", AuthFailed), ("close", SessionOver)],
+    ids=["raise", "log", "close"],
+)
+@pytest.mark.parametrize("handler", [Untellable, Undecided, Unreadable])
+async def test_what_a_hook_raises_follows_on_handler_error(
+    autojump_clock: trio.abc.Clock, handler: type[AuthHandler], policy: str, raised: type[Exception]
+) -> None:
+    async with ScriptedServer(Gate("open sesame")) as server:
+        with pytest.raises(raised):
+            async with connect(server, auth_handler=handler, on_handler_error=policy):
+                raise AssertionError("never entered")
+        await server.dials[0].wait_ended()
+
+
+@pytest.mark.parametrize("leave", ["reconnect", "close"])
+async def test_an_answer_that_comes_while_goodbye_is_said_is_no_surprise(
+    autojump_clock: trio.abc.Clock, leave: str
+) -> None:
+    """With a subscription to restore, the session used to die of a step that was not possible any more."""
+
+    async def answer_late(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_json()
+        assert isinstance(await peer.receive(), ClosePayload)
+        await peer.send_json({"type": "auth_success"})
+        await peer.close()
+
+    venue = GenericVenue(tokens={"open sesame"})
+    async with (
+        ScriptedServer(venue._serve, answer_late, then=venue._serve) as server,
+        connect(server) as conn,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def leave_while_authenticating() -> None:
+            await conn.wait_state(State.AUTHENTICATING)
+            await wait_all_tasks_blocked()
+            await (conn.reconnect() if leave == "reconnect" else conn.aclose())
+            nursery.cancel_scope.cancel()
+
+        async with conn.subscribe("ticks"):
+            nursery.start_soon(leave_while_authenticating)
+            venue.drop()
+            await trio.sleep(60)
+    assert conn.state is State.CLOSED

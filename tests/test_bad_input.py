@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from trio_nova import BadMessage, ErrorEvent, HandshakeInvalid, JsonCodec, LinkLost, open_connection
+from trio_nova.links import Transport
 from trio_nova.testing import Disconnected, Opcode, Peer, ScriptedServer, echo, encode_frame
 
 URL = "ws://server.test/"
@@ -76,9 +77,10 @@ FRAMES: dict[str, tuple[Hostility, int]] = {
 }
 
 
+@pytest.mark.fault("F42", "F43", "F44", "F45", "F46", "F47", "F50", "F51", where="memory")
 @pytest.mark.parametrize("hostility", FRAMES)
 async def test_a_bad_frame_gets_its_close_code_and_a_documented_error(
-    autojump_clock: trio.abc.Clock, hostility: str
+    autojump_clock: trio.abc.Clock, transport: Transport, hostility: str
 ) -> None:
     act, code = FRAMES[hostility]
     told: list[int] = []
@@ -103,7 +105,11 @@ async def test_a_bad_frame_gets_its_close_code_and_a_documented_error(
     async with ScriptedServer(attack) as server:
         with pytest.raises(LinkLost) as caught:
             async with open_connection(
-                URL, stream_factory=server.stream_factory, max_attempts=0, max_message_size=100_000
+                URL,
+                transport=transport,
+                stream_factory=server.stream_factory,
+                max_attempts=0,
+                max_message_size=100_000,
             ) as conn:
                 tracemalloc.start()
                 try:
@@ -119,22 +125,25 @@ async def test_a_bad_frame_gets_its_close_code_and_a_documented_error(
     assert peak < 4 * 1024 * 1024
 
 
-async def test_a_bad_frame_is_survived_by_the_session(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_bad_frame_is_survived_by_the_session(autojump_clock: trio.abc.Clock, transport: Transport) -> None:
     async def attack(peer: Peer) -> None:
         await peer.accept()
         await peer.send_frame(Opcode.TEXT, b"\xff")
         await peer.expect_close(1007)
 
     async with ScriptedServer(attack, echo) as server:
-        async with open_connection(URL, stream_factory=server.stream_factory) as conn:
+        async with open_connection(URL, transport=transport, stream_factory=server.stream_factory) as conn:
             while conn.epoch < 2:
                 await trio.sleep(1)
             await conn.send_text("still here")
             assert await conn.receive() == "still here"
 
 
+@pytest.mark.fault("F28", "F30", where="memory")
 @pytest.mark.parametrize("what", ["wrong accept key", "3 MB of headers", "an endless header", "junk", "no upgrade"])
-async def test_a_bad_answer_to_the_upgrade_is_told_as_such(autojump_clock: trio.abc.Clock, what: str) -> None:
+async def test_a_bad_answer_to_the_upgrade_is_told_as_such(
+    autojump_clock: trio.abc.Clock, transport: Transport, what: str
+) -> None:
     async def answer(peer: Peer) -> None:
         await peer.read_request()
         try:
@@ -160,13 +169,14 @@ async def test_a_bad_answer_to_the_upgrade_is_told_as_such(autojump_clock: trio.
     async with ScriptedServer(answer) as server:
         started = trio.current_time()
         with pytest.raises(HandshakeInvalid) as caught:
-            async with open_connection(URL, stream_factory=server.stream_factory):
+            async with open_connection(URL, transport=transport, stream_factory=server.stream_factory):
                 raise AssertionError("never entered")
         assert trio.current_time() == started
     assert caught.value.phase == "http"
     assert caught.value.rule
 
 
+@pytest.mark.fault("F60", where="memory")
 @pytest.mark.parametrize(
     "payload",
     ["{", "NaN", "1e999", "[" * 100_000, "9" * 5_000, "", "[1]"],
@@ -194,9 +204,12 @@ async def test_a_message_that_cannot_be_decoded_is_reported_and_skipped(
 
 @pytest.mark.parametrize("text", ["\ud800", "ok \udfff"])
 async def test_a_text_that_utf_8_cannot_say_is_refused_and_nothing_is_sent(
-    autojump_clock: trio.abc.Clock, text: str
+    autojump_clock: trio.abc.Clock, transport: Transport, text: str
 ) -> None:
-    async with ScriptedServer(echo) as server, open_connection(URL, stream_factory=server.stream_factory) as conn:
+    async with (
+        ScriptedServer(echo) as server,
+        open_connection(URL, transport=transport, stream_factory=server.stream_factory) as conn,
+    ):
         with pytest.raises(BadMessage):
             await conn.send_text(text)
         with pytest.raises(BadMessage):

@@ -127,6 +127,7 @@ def test_codecs_are_values() -> None:
 # --------------------------------------------------------------------------- JSON, hostile
 
 
+@pytest.mark.fault("F60", where="memory")
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_json_is_a_bad_message_and_nothing_else(kind: str) -> None:
     for codec in (JsonCodec(), JsonCodec(Trade), JsonCodec(list[Any])):

@@ -168,6 +168,7 @@ def test_a_class_where_an_instance_belongs_is_told_how_to_make_one() -> None:
         Config(codec=JsonCodec)  # type: ignore[arg-type]
 
 
+@pytest.mark.fault("F82", where="memory")
 def test_a_hook_that_decides_must_not_be_async() -> None:
     with pytest.raises(ConfigError, match=r"handle_message\(\) decides and cannot wait"):
         Config(message_handler=WaitsWhereItMayNot)
@@ -279,6 +280,7 @@ def test_headers_can_come_from_an_async_function() -> None:
     assert Config(headers=provide).headers is provide
 
 
+@pytest.mark.fault("F102", where="memory")
 def test_a_config_shows_no_secret() -> None:
     config = Config(
         headers={"Authorization": "Bearer s3cr3t"}, proxy="http://me:s3cr3t@proxy:3128", credentials={"key": "s3cr3t"}

@@ -41,10 +41,13 @@ from trio_nova import (
     SessionOver,
     State,
     StateChanged,
+    TrioWebsocketTransport,
+    WireTransport,
     open_connection,
     run_connection,
 )
-from trio_nova.testing import HangDial, Peer, ScriptedServer, echo
+from trio_nova.links import Transport
+from trio_nova.testing import ClosePayload, HangDial, Peer, ScriptedServer, echo
 
 URL = "ws://server.test/"
 AT_ONCE = ListBackoff([0.0])
@@ -187,6 +190,7 @@ async def test_a_buffer_is_bounded_and_what_waits_in_it_expires(autojump_clock: 
         assert conn.statistics().outbox_messages == 0
 
 
+@pytest.mark.fault("F91", where="memory")
 async def test_sends_that_wait_when_the_session_ends_were_not_sent(autojump_clock: trio.abc.Clock) -> None:
     async with (
         ScriptedServer(drop_at_once, HangDial()) as server,
@@ -250,6 +254,7 @@ async def test_several_tasks_share_what_is_received(autojump_clock: trio.abc.Clo
     assert sorted(got) == list("0123456789")
 
 
+@pytest.mark.fault("F62", "F56", where="memory")
 async def test_a_full_inbox_drops_what_its_policy_says_and_says_so(autojump_clock: trio.abc.Clock) -> None:
     for overflow, kept in (("drop_oldest", list("789")), ("drop_newest", list("012"))):
         async with (
@@ -497,6 +502,7 @@ async def test_whoever_waits_for_the_loss_of_a_link_finds_how_it_ended(autojump_
         assert isinstance(conn.health().last_error, LinkLost)
 
 
+@pytest.mark.fault("F90", where="memory")
 async def test_reconnect_cuts_the_wait_between_two_attempts_short(autojump_clock: trio.abc.Clock) -> None:
     async with (
         ScriptedServer(drop_at_once, echo) as server,
@@ -660,3 +666,29 @@ async def test_a_control_frame_can_be_sent_and_is_bounded(autojump_clock: trio.a
         with pytest.raises(ConfigError):
             Ping(b"x" * 126)
     assert Ping(b"mine") in server.dials[0].frames
+
+
+@pytest.mark.parametrize("transport", [WireTransport(), TrioWebsocketTransport()], ids=["wire", "trio-websocket"])
+async def test_what_a_link_brings_while_a_reconnect_says_goodbye_on_it_is_not_lost(
+    autojump_clock: trio.abc.Clock, transport: Transport
+) -> None:
+    async def talk_to_the_end(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send("before")
+        goodbye = await peer.receive()
+        assert isinstance(goodbye, ClosePayload)
+        await peer.send("on its way when the goodbye came")
+        await trio.sleep(0.1)
+        await peer.send("said before the answer to it")
+        await peer.close(goodbye.code)
+
+    async with ScriptedServer(talk_to_the_end, echo) as server:
+        async with open_connection(
+            URL, stream_factory=server.stream_factory, backoff=AT_ONCE, transport=transport
+        ) as conn:
+            assert await conn.receive() == "before"
+            await conn.reconnect()
+            await conn.send_text("echo")
+            with trio.fail_after(60.0):
+                received = [await conn.receive() for _ in range(3)]
+    assert received == ["on its way when the goodbye came", "said before the answer to it", "echo"]

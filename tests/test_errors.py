@@ -236,6 +236,7 @@ def test_what_is_too_long_is_cut_and_says_so() -> None:
     assert printable("\U0001f600".encode() * 4, 3) == "\U0001f600" * 3 + "…"
 
 
+@pytest.mark.fault("F110", where="memory")
 @given(st.one_of(st.text(st.characters()), st.binary()), st.integers(1, 50))
 def test_whatever_a_peer_sends_is_printable_encodable_and_bounded(text: str | bytes, limit: int) -> None:
     shown = printable(text, limit)

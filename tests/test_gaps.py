@@ -23,7 +23,7 @@ from trio_nova import (
     open_connection,
 )
 from trio_nova.core.sequence import Tracker
-from trio_nova.testing import GenericVenue
+from trio_nova.testing import GenericVenue, never
 
 URL = "ws://venue.test/"
 NOTICES = FeedOptions(notices=True)
@@ -72,6 +72,7 @@ def shown(items: list[Any]) -> list[Any]:
     ]
 
 
+@pytest.mark.fault("F115", where="memory")
 async def test_what_is_missing_on_a_link_is_counted_and_repetitions_are_dropped(
     autojump_clock: trio.abc.Clock,
 ) -> None:
@@ -88,6 +89,7 @@ async def test_what_is_missing_on_a_link_is_counted_and_repetitions_are_dropped(
             assert shown(await feed.receive_batch()) == [1, 2, ("lost", 2), 5, 6]
 
 
+@pytest.mark.fault("F115", where="memory")
 @pytest.mark.parametrize(("missed", "expected"), [(3, ("lost", 3)), (0, ("resumed", None))])
 async def test_what_was_missed_over_a_lost_link_is_known_by_the_numbers(
     autojump_clock: trio.abc.Clock, missed: int, expected: tuple[str, int | None]
@@ -131,6 +133,7 @@ async def test_a_book_out_of_step_is_asked_for_anew_without_dropping_the_link(
             assert len(venue.links) == 1
 
 
+@pytest.mark.fault("F115", where="memory")
 async def test_a_service_that_can_resume_is_asked_to(autojump_clock: trio.abc.Clock) -> None:
     @attrs.define(eq=False)
     class Resuming(Numbered):
@@ -155,6 +158,7 @@ async def test_a_service_that_can_resume_is_asked_to(autojump_clock: trio.abc.Cl
             assert shown(await feed.receive_batch()) == [1, 2, ("resumed", None), 3]
 
 
+@pytest.mark.fault("F72", where="memory")
 async def test_a_feed_that_falls_silent_is_told_once_each_time(autojump_clock: trio.abc.Clock) -> None:
     async with GenericVenue() as venue, connect(venue, SubscriptionHandler()) as conn, conn.listen() as events:
         async with conn.subscribe("a", feed=FeedOptions(max_age=10.0, notices=True)) as feed, conn.subscribe("b"):
@@ -166,3 +170,31 @@ async def test_a_feed_that_falls_silent_is_told_once_each_time(autojump_clock: t
             assert [(event.channel, round(event.at)) for event in stale] == [("a", 10), ("a", 45)]
             assert [type(item) for item in await feed.receive_batch()] == [dict, FeedStale, dict, FeedStale]
             assert conn.epoch == 1
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+async def test_a_gap_is_told_where_data_came_before_a_confirmation_that_never_came(
+    autojump_clock: trio.abc.Clock, numbered: bool
+) -> None:
+    """The feed had the first message already, and went on with the third as if there had been no second."""
+    async with GenericVenue() as venue:
+        venue.twist("subscribe", never)
+        async with (
+            connect(venue, Numbered() if numbered else SubscriptionHandler()) as conn,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def lose_the_link() -> None:
+                await venue.wait_until(lambda: venue.subscribed() == ["ticks"])
+                venue.publish("ticks")
+                await wait_all_tasks_blocked()
+                venue.drop()
+                await conn.wait_state(State.DISCONNECTED)
+                venue.publish("ticks")
+
+            nursery.start_soon(lose_the_link)
+            with trio.fail_after(60):
+                async with conn.subscribe("ticks", feed=NOTICES) as feed:
+                    venue.publish("ticks")
+                    items = [await feed.receive() for _ in range(3)]
+    assert shown(items) == [1, ("lost", 1) if numbered else ("unknown", None), 3]

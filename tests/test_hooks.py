@@ -11,16 +11,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 import attrs
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_nova
 from trio_nova.codecs import JsonCodec
-from trio_nova.core.backoff import ListBackoff
+from trio_nova.core.backoff import Backoff, LinearBackoff, ListBackoff, NoBackoff
 from trio_nova.core.limits import RollingWindow
 from trio_nova.errors import BadMessage, ConfigError, HandshakeRejected, LinkLost, NotSent, SessionOver
 from trio_nova.handlers import (
@@ -39,12 +40,14 @@ from trio_nova.handlers import (
     RateRequest,
     ServerHeartbeat,
 )
+from trio_nova.links import Transport
 from trio_nova.messages import (
     Action,
     Allow,
     Category,
     Close,
     Decision,
+    Dropped,
     ErrorEvent,
     Event,
     Ping,
@@ -295,8 +298,10 @@ EFFECTS = [
 
 @pytest.mark.parametrize("effect", EFFECTS, ids=str)
 @pytest.mark.parametrize("hook", ACTING, ids=str)
-async def test_every_action_of_every_hook_is_done(hook: Hook, effect: Effect, autojump_clock: MockClock) -> None:
-    story = await play(hook, lambda: effect.action)
+async def test_every_action_of_every_hook_is_done(
+    hook: Hook, effect: Effect, transport: Transport, autojump_clock: MockClock
+) -> None:
+    story = await play(hook, lambda: effect.action, transport=transport)
 
     if hook.when == "up":
         first: list[FromClient] = [*effect.replies, effect.goodbye]
@@ -333,6 +338,109 @@ async def test_a_hook_asked_while_the_session_closes_changes_nothing(action: Act
             pass
         await server.dials[0].wait_ended()
     assert server.dials[0].frames == [GOODBYE]
+
+
+@pytest.mark.parametrize("backoff", [None, NoBackoff()], ids=["the default", "none"])
+async def test_a_hook_that_wants_another_link_on_every_link_does_not_spin(
+    backoff: Backoff | None, autojump_clock: MockClock
+) -> None:
+    class Restless(ConnectionHandler):
+        def handle_connect(self, info: ConnectionInfo) -> Action:
+            return Reconnect()
+
+    options: dict[str, Any] = {} if backoff is None else {"backoff": backoff}
+    async with ScriptedServer(then=echo) as server:
+        with trio.move_on_after(600.0):
+            async with trio_nova.open_connection(
+                URL, stream_factory=server.stream_factory, connection_handler=Restless, **options
+            ):
+                raise AssertionError("never entered")
+    assert len(server.dials) <= (60 if backoff is None else 601)
+
+
+async def test_a_hook_that_wants_to_dial_after_every_refusal_does_not_spin(autojump_clock: MockClock) -> None:
+    class Stubborn(ErrorHandler):
+        def handle_error(self, error: Exception, context: str) -> Action:
+            return Reconnect()
+
+    async with ScriptedServer(then=Refuse()) as server:
+        with trio.move_on_after(600.0):
+            async with connect(server, error_handler=Stubborn, backoff=NoBackoff()):
+                raise AssertionError("never entered")
+    assert len(server.dials) <= 601
+
+
+async def test_a_link_that_lasted_is_left_for_another_as_soon_as_the_first_time(autojump_clock: MockClock) -> None:
+    class Punctual(RateLimitHandler):
+        def handle_tick(self) -> Action:
+            return Reconnect()
+
+    async with ScriptedServer(then=echo) as server:
+        async with connect(
+            server,
+            rate_limit_handler=Punctual(tick_interval=100.0),
+            min_uptime=50.0,
+            max_attempts=2,
+            backoff=LinearBackoff(base=1.0, step=1.0, jitter=0.0),
+        ):
+            await trio.sleep(1000.0)
+    assert [later.at - dialled.at for dialled, later in pairwise(server.dials)] == [101.0] * 9
+
+
+# --------------------------------------------------------------------------- what is left when the session ends
+
+
+async def test_replies_that_were_not_sent_when_the_session_ended_are_told(autojump_clock: MockClock) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send("one", "two", "three")
+        await peer.serve_until_closed()
+
+    class Parrot(MessageHandler):
+        def handle_message(self, kind: str, message: Any) -> Action:
+            return Reply(message)
+
+    async with ScriptedServer(talk) as server:
+        held = RateLimitHandler(mode="always_queue")
+        async with connect(server, message_handler=Parrot, rate_limit_handler=held) as conn:
+            async with conn.listen() as events:
+                for text in ("one", "two", "three"):
+                    assert await conn.receive() == text
+                await conn.aclose()
+                told = [event for event in await events.receive_batch() if isinstance(event, Dropped)]
+    assert [(event.count, event.where) for event in told] == [(3, "replies")]
+
+
+async def test_what_the_hooks_were_not_shown_when_the_session_ended_is_told_and_can_be_received(
+    autojump_clock: MockClock,
+) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send(*map(str, range(5)))
+        await peer.serve_until_closed()
+
+    shown: list[Any] = []
+    told: list[Dropped] = []
+
+    class Noting(MessageHandler):
+        def handle_message(self, kind: str, message: Any) -> Action:
+            shown.append(message)
+            return None
+
+    class Hearing(LoggingHandler):
+        def log_connection_event(self, event: Event) -> None:
+            if isinstance(event, Dropped):
+                told.append(event)
+
+    async with ScriptedServer(talk) as server:
+        async with connect(server, message_handler=Noting, logging_handler=Hearing, inbox_size=1) as conn:
+            assert await conn.receive() == "0"
+            await wait_all_tasks_blocked()  # a full inbox holds the hooks up
+            await conn.aclose()
+            rest = [message async for message in conn]
+    assert rest == ["1", "2", "3", "4"]
+    assert 0 < len(shown) < 5
+    assert [(event.count, event.where) for event in told] == [(5 - len(shown), "handlers")]
 
 
 # --------------------------------------------------------------------------- hooks that fail
@@ -391,6 +499,7 @@ def fail() -> None:
     raise TROUBLE
 
 
+@pytest.mark.fault("F82", where="memory")
 @pytest.mark.parametrize("policy", ["raise", "log", "close"])
 @pytest.mark.parametrize("hook", ACTING + DECIDING, ids=str)
 async def test_what_a_hook_raises_follows_on_handler_error(
@@ -636,6 +745,7 @@ async def greet(peer: Peer) -> None:
     await peer.echo()
 
 
+@pytest.mark.fault("F85", where="memory")
 async def test_connection_info_changes_every_dial_and_handle_connect_sees_the_answer(autojump_clock: MockClock) -> None:
     seen: list[tuple[int, str | None, str]] = []
 

@@ -140,6 +140,7 @@ async def test_an_answer_that_says_no_is_an_error_that_holds_it(autojump_clock: 
         assert caught.value.reply["error"]["code"] == 7
 
 
+@pytest.mark.fault("F117", where="memory")
 async def test_a_live_id_is_refused_and_nothing_is_sent(autojump_clock: trio.abc.Clock) -> None:
     async def silent(peer: Peer) -> None:
         await peer.accept()
@@ -162,6 +163,8 @@ async def test_a_live_id_is_refused_and_nothing_is_sent(autojump_clock: trio.abc
     )
 
 
+@pytest.mark.fault("F118", where="memory")
+@pytest.mark.fault("F61", where="memory")
 async def test_a_late_answer_settles_nobody_else(autojump_clock: trio.abc.Clock) -> None:
     async def slow(peer: Peer) -> None:
         await peer.accept()
@@ -182,6 +185,7 @@ async def test_a_late_answer_settles_nobody_else(autojump_clock: trio.abc.Clock)
         assert unmatched == [True, False]
 
 
+@pytest.mark.fault("F119", where="memory")
 async def test_questions_settle_at_once_when_their_link_is_lost(autojump_clock: trio.abc.Clock) -> None:
     async def lose(peer: Peer) -> None:
         await peer.accept()
@@ -211,6 +215,7 @@ async def test_questions_settle_at_once_when_their_link_is_lost(autojump_clock: 
     assert settled_at == [5.0] * 3
 
 
+@pytest.mark.fault("F119", where="memory")
 async def test_only_what_is_marked_idempotent_is_asked_again(autojump_clock: trio.abc.Clock) -> None:
     async def lose(peer: Peer) -> None:
         await peer.accept()
@@ -231,6 +236,51 @@ async def test_only_what_is_marked_idempotent_is_asked_again(autojump_clock: tri
         nursery.start_soon(query)
     (asked_again,) = [frame for frame in server.dials[1].frames if isinstance(frame, str)]
     assert asked_again.startswith('{"n":21')
+
+
+async def test_an_idempotent_question_waits_for_the_next_link_where_others_fail(autojump_clock: trio.abc.Clock) -> None:
+    """It used to be asked again and again in the same instant, and refused each time, until the link was back."""
+
+    async def lose(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await peer.drop()
+
+    async with (
+        ScriptedServer(lose, answer) as server,
+        connect(server, when_down="fail", backoff=ListBackoff([5.0])) as conn,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def fail_while_there_is_no_link() -> None:
+            await conn.wait_state(State.RECONNECTING)
+            for idempotent in (False, True):
+                with pytest.raises(NotSent):
+                    await conn.request({"n": 1}, idempotent=idempotent)
+
+        nursery.start_soon(fail_while_there_is_no_link)
+        assert (await conn.request({"n": 21}, idempotent=True))["result"] == 42
+        assert conn.epoch == 2
+
+
+@pytest.mark.parametrize("when_down", ["wait", "fail"])
+async def test_what_may_have_been_done_is_never_called_not_sent(autojump_clock: trio.abc.Clock, when_down: str) -> None:
+    """Asked on one link, and not on another before the session ends: the service may have done it."""
+
+    async def lose(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await peer.drop()
+
+    async with ScriptedServer(lose) as server, trio.open_nursery() as nursery:
+        async with connect(server, when_down=when_down, backoff=ListBackoff([5.0])) as conn:
+
+            async def ask() -> None:
+                with pytest.raises(OutcomeUnknown):
+                    await conn.request({"n": 1}, idempotent=True)
+
+            nursery.start_soon(ask)
+            await conn.wait_state(State.RECONNECTING)
 
 
 async def test_a_handler_may_be_slow_and_a_request_of_its_task_is_answered(autojump_clock: trio.abc.Clock) -> None:
@@ -268,6 +318,7 @@ async def test_requests_are_told_as_events(autojump_clock: trio.abc.Clock) -> No
     ]
 
 
+@pytest.mark.fault("F119", where="memory")
 async def test_a_thousand_questions_over_twenty_losses_each_settle_once(autojump_clock: trio.abc.Clock) -> None:
     draw = random.Random(3)
     answered: Counter[int] = Counter()
@@ -317,3 +368,76 @@ async def test_a_question_asked_while_down_waits_for_the_next_link(autojump_cloc
         await conn.wait_state(State.RECONNECTING)
         assert (await conn.request({"n": 4}))["result"] == 8
         assert conn.epoch == 2
+
+
+def is_status(message: Any) -> bool:
+    return bool(message["type"] == "status")
+
+
+async def test_a_late_answer_to_a_matcher_is_not_taken_for_that_of_the_next(autojump_clock: trio.abc.Clock) -> None:
+    async def slow(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await peer.receive()
+        await peer.send_json({"no type": "which a matcher that was given up may stumble over"})
+        await peer.send_json({"type": "status", "of": "first"})
+        await peer.send_json({"type": "status", "of": "second"})
+        await peer.send_json({"type": "status", "of": "nobody"})
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(slow) as server, connect(server) as conn, conn.listen() as events:
+        with trio.move_on_after(1):
+            await conn.request({"type": "status"}, matches=is_status)
+        second = await conn.request({"type": "status"}, matches=lambda message: message.get("type") == "status")
+        assert second["of"] == "second"
+        assert list(await conn.receive()) == ["no type"]
+        assert (await conn.receive())["of"] == "nobody"
+        unmatched = [event.late for event in await events.receive_batch() if isinstance(event, AnswerUnmatched)]
+        assert unmatched == [True]
+
+
+async def test_an_answer_that_never_comes_is_not_owed_for_ever(autojump_clock: trio.abc.Clock) -> None:
+    async def deaf_at_first(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        while isinstance(await peer.receive(), str):
+            await peer.send_json({"type": "status"})
+
+    async with ScriptedServer(deaf_at_first) as server, connect(server) as conn:
+        with trio.move_on_after(1):
+            await conn.request({"type": "status"}, matches=is_status)
+        await trio.sleep(60)
+        with trio.fail_after(1):
+            assert await conn.request({"type": "status"}, matches=is_status) == {"type": "status"}
+
+
+async def test_a_matcher_whose_question_was_withdrawn_matches_nothing(autojump_clock: trio.abc.Clock) -> None:
+    async def drop(peer: Peer) -> None:
+        await peer.accept()
+        await peer.drop()
+
+    async def tell(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send_json({"type": "status"})
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(drop, tell) as server, connect(server, backoff=ListBackoff([10.0])) as conn:
+        await conn.wait_state(State.RECONNECTING)
+        with trio.move_on_after(1):
+            await conn.request({"type": "status"}, matches=is_status)
+        assert await conn.receive() == {"type": "status"}
+
+
+async def test_a_question_asked_while_the_goodbye_of_a_reconnect_is_said_waits_for_the_next_link(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async def hesitate(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await trio.sleep(1.0)
+
+    async with ScriptedServer(hesitate, answer) as server, connect(server) as conn, trio.open_nursery() as nursery:
+        nursery.start_soon(conn.reconnect)
+        await trio.sleep(0.5)
+        assert conn.state is State.DISCONNECTED
+        assert await conn.request({"n": 21}) == {"id": 1, "result": 42}

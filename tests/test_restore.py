@@ -24,6 +24,7 @@ from trio_nova.testing import RollingWindow as CountedWindow
 URL = "ws://venue.test/"
 
 
+@pytest.mark.fault("F112", "F113", where="memory")
 async def test_five_thousand_subscriptions_under_a_limit_with_the_link_cut_in_the_middle(
     autojump_clock: trio.abc.Clock,
 ) -> None:
@@ -88,6 +89,7 @@ async def test_five_thousand_subscriptions_under_a_limit_with_the_link_cut_in_th
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.fault("F97", where="memory")
 async def test_one_message_for_each_channel_is_paced_by_the_limit(autojump_clock: trio.abc.Clock) -> None:
     venue = GenericVenue(limit=RateLimit(CountedWindow(50, 1.0)))
     async with (

@@ -51,6 +51,7 @@ class Holder:
     secret: Secret[Any]
 
 
+@pytest.mark.fault("F102", where="memory")
 @pytest.mark.parametrize("value", ["CANARY", b"CANARY", {"token": "CANARY"}, ["CANARY"]])
 def test_a_secret_is_masked_by_all_that_prints(value: object) -> None:
     secret = Secret(value)
@@ -81,6 +82,7 @@ def test_a_secret_is_not_encoded(encode: Callable[[object], object], secret: obj
         assert "CANARY" not in str(caught.value)
 
 
+@pytest.mark.fault("F102", where="memory")
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("secret", [Secret("CANARY"), HeaderMap({"X-Key": "CANARY"}), Redactor()])
 def test_a_secret_is_not_pickled(protocol: int, secret: object) -> None:
@@ -122,6 +124,7 @@ def test_the_hash_of_a_secret_is_not_that_of_its_value() -> None:
     assert hash(Secret("a")) != hash(Secret("b"))
 
 
+@pytest.mark.fault("F102", where="memory")
 @pytest.mark.parametrize("take", [len, iter, lambda s: s[0], lambda s: s[:2], lambda s: "C" in s, lambda s: s + "x"])
 def test_a_secret_cannot_be_taken_apart(take: Callable[[Any], object]) -> None:
     with pytest.raises(TypeError) as caught:
@@ -238,6 +241,19 @@ def test_a_redactor_finds_what_it_learned_longest_first_and_what_was_cut() -> No
     assert "abcdef" not in repr(redactor)
 
 
+def test_a_redactor_finds_a_cut_secret_whose_beginning_repeats_itself() -> None:
+    redactor = Redactor()
+    redactor.learn(["AAAAAAAAAA-key", "xyz'xyz'xyz"])
+    assert redactor.redact("got AAAAAAAAAA-…") == "got ***…"
+    assert redactor.redact("got 'xyz'xyz'…") == "got '***…"
+
+
+def test_of_two_cut_secrets_of_which_one_ends_as_the_other_begins_both_are_masked() -> None:
+    redactor = Redactor()
+    redactor.learn(["secret-token", "my-secret-token"])
+    assert redactor.redact("got my-secret-to…") == "got ***…"
+
+
 def test_a_redactor_knows_a_login_in_every_form_it_travels_in() -> None:
     redactor = Redactor()
     redactor.learn_url("wss://me:p%40ssword@h/?token=a%20b%20c%20d&mode=full-depth")
@@ -293,6 +309,7 @@ def test_the_locals_of_our_frames_are_forgotten_and_the_users_are_not() -> None:
 PLAIN = "ws://server.test/"
 
 
+@pytest.mark.fault("F100", where="memory")
 @pytest.mark.parametrize(
     ("target", "options", "field"),
     [
@@ -327,6 +344,7 @@ def test_an_ordinary_header_is_no_credential(name: str) -> None:
     assert not is_secret_name(name)
 
 
+@pytest.mark.fault("F100", where="memory")
 async def test_what_a_provider_or_a_hook_adds_is_held_to_the_same_rule(autojump_clock: MockClock) -> None:
     async def provide() -> Mapping[str, str]:
         await trio.lowlevel.checkpoint()
@@ -347,6 +365,7 @@ async def test_what_a_provider_or_a_hook_adds_is_held_to_the_same_rule(autojump_
         assert server.dials == []
 
 
+@pytest.mark.fault("F100", where="memory")
 async def test_a_living_session_is_not_given_credentials_for_plain_text(autojump_clock: MockClock) -> None:
     async with (
         ScriptedServer(trio_nova.testing.echo) as server,
@@ -674,6 +693,7 @@ SOURCES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
+@pytest.mark.fault("F101", "F103", "F104", "F105", "F106", where="memory")
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("fault", FAULTS, ids=str)
 async def test_no_secret_shows_anywhere_whatever_fails(
@@ -745,6 +765,7 @@ def flattened(parts: Iterable[Iterable[str]]) -> list[str]:
     return [line for part in parts for line in part]
 
 
+@pytest.mark.fault("F106", where="memory")
 @pytest.mark.parametrize("fault", [each for each in FAULTS if each.name in ("401", "close-reason")], ids=str)
 async def test_an_echo_is_masked_and_the_rest_of_it_is_told(fault: Fault, autojump_clock: MockClock) -> None:
     async with ScriptedServer(fault.step) as server:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -19,6 +20,7 @@ from trio_nova import (
     ConnectFailed,
     ExponentialBackoff,
     HandshakeRejected,
+    JsonCodec,
     LinkLost,
     ListBackoff,
     MessageHandler,
@@ -35,7 +37,20 @@ from trio_nova import (
     profiles,
 )
 from trio_nova.messages import Action
-from trio_nova.testing import HangDial, Peer, Refuse, Script, ScriptedServer, echo
+from trio_nova.testing import (
+    Asked,
+    GenericVenue,
+    HangDial,
+    Peer,
+    Refuse,
+    Script,
+    ScriptedServer,
+    VenueLink,
+    after,
+    cut_before,
+    echo,
+    preceded_by,
+)
 
 URL = "ws://server.test/feed?book=abc&mode=full"
 
@@ -83,6 +98,7 @@ async def test_ping_returns_the_round_trip_time(autojump_clock: trio.abc.Clock) 
         assert conn.latency == pytest.approx(0.25)
 
 
+@pytest.mark.fault("F55", where="memory")
 async def test_only_the_matching_pong_counts(autojump_clock: trio.abc.Clock) -> None:
     async def lie(peer: Peer) -> None:
         await peer.accept()
@@ -167,6 +183,7 @@ async def test_the_second_upgrade_is_like_the_first_and_no_send_in_between_is_lo
     assert first.headers["sec-websocket-protocol"] == second.headers["sec-websocket-protocol"]
 
 
+@pytest.mark.fault("F35", where="memory")
 async def test_a_401_is_reported_at_once_in_full_and_dialled_once(autojump_clock: trio.abc.Clock) -> None:
     async def reject(peer: Peer) -> None:
         await peer.reject(401, {"WWW-Authenticate": "Bearer"}, b"who are you?")
@@ -259,6 +276,7 @@ async def test_the_seventh_drop_of_a_lifetime_is_like_the_first(autojump_clock: 
         assert await conn.receive() == "alive"
 
 
+@pytest.mark.fault("F91", where="memory")
 async def test_attempts_are_counted_and_the_session_gives_up_loudly(autojump_clock: trio.abc.Clock) -> None:
     async with ScriptedServer(drop_at_once) as server:
         with pytest.raises(SessionOver) as caught:
@@ -331,6 +349,7 @@ async def test_a_queued_send_is_not_overtaken(autojump_clock: trio.abc.Clock) ->
     assert received == [*map(str, range(50)), "late"]
 
 
+@pytest.mark.fault("F103", where="memory")
 async def test_no_secret_of_headers_url_or_credentials_is_logged(
     autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -384,6 +403,7 @@ async def test_the_callers_cancel_scope_is_the_time_out(autojump_clock: trio.abc
         assert conn.statistics().outbox_messages == 0
 
 
+@pytest.mark.fault("F84", where="memory")
 @pytest.mark.parametrize("script", [drop_at_once, close_at_once])
 async def test_a_server_that_accepts_and_closes_is_not_stormed(autojump_clock: trio.abc.Clock, script: Script) -> None:
     async with ScriptedServer(then=script) as server:
@@ -393,6 +413,7 @@ async def test_a_server_that_accepts_and_closes_is_not_stormed(autojump_clock: t
     assert 2 <= len(server.dials) <= 10
 
 
+@pytest.mark.fault("F84", where="memory")
 async def test_an_hour_of_accept_then_close_costs_few_dials(autojump_clock: trio.abc.Clock) -> None:
     for seed in range(5):
         async with ScriptedServer(then=drop_at_once) as server:
@@ -406,6 +427,7 @@ async def test_an_hour_of_accept_then_close_costs_few_dials(autojump_clock: trio
         assert len(server.dials) <= 80
 
 
+@pytest.mark.fault("F86", where="memory")
 async def test_a_crowd_that_was_dropped_does_not_come_back_at_once(autojump_clock: trio.abc.Clock) -> None:
     draw = random.Random(1)
 
@@ -431,6 +453,7 @@ async def _hold_open(server: ScriptedServer, draw: random.Random) -> None:
         await trio.sleep_forever()
 
 
+@pytest.mark.fault("F63", where="memory")
 async def test_missed_pongs_end_the_link_which_is_aborted_and_redialled(autojump_clock: trio.abc.Clock) -> None:
     async def fall_silent(peer: Peer) -> None:
         await peer.accept()
@@ -457,6 +480,7 @@ async def test_missed_pongs_end_the_link_which_is_aborted_and_redialled(autojump
     assert server.dials[0].frames == [frame for frame in server.dials[0].frames if isinstance(frame, Ping)]
 
 
+@pytest.mark.fault("F35", where="memory")
 @pytest.mark.parametrize("status", [401, 403, 404])
 async def test_a_redial_that_is_rejected_for_good_ends_the_session(autojump_clock: trio.abc.Clock, status: int) -> None:
     async def reject(peer: Peer) -> None:
@@ -470,6 +494,7 @@ async def test_a_redial_that_is_rejected_for_good_ends_the_session(autojump_cloc
     assert len(server.dials) == 2
 
 
+@pytest.mark.fault("F37", where="memory")
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 520])
 async def test_a_redial_that_is_rejected_for_now_is_tried_again(autojump_clock: trio.abc.Clock, status: int) -> None:
     async def reject(peer: Peer) -> None:
@@ -482,6 +507,7 @@ async def test_a_redial_that_is_rejected_for_now_is_tried_again(autojump_clock: 
     assert len(server.dials) == 3
 
 
+@pytest.mark.fault("F36", where="memory")
 @pytest.mark.parametrize("status", [429, 503])
 async def test_retry_after_is_honoured(autojump_clock: trio.abc.Clock, status: int) -> None:
     async def reject(peer: Peer) -> None:
@@ -509,6 +535,7 @@ async def test_the_close_code_and_reason_are_kept(autojump_clock: trio.abc.Clock
     assert info == trio_nova.CloseInfo(4321, "because", True, 1)
 
 
+@pytest.mark.fault("F82", where="memory")
 async def test_a_handler_that_raises_does_not_kill_the_reader_silently(autojump_clock: trio.abc.Clock) -> None:
     class Fragile(MessageHandler):
         def handle_message(self, kind: str, message: object) -> Action:
@@ -646,6 +673,7 @@ async def test_subprotocol_and_size_options_are_used(autojump_clock: trio.abc.Cl
     assert caught.value.remote is False
 
 
+@pytest.mark.fault("F56", where="memory")
 async def test_an_inbox_is_bounded_and_a_flood_is_felt_by_the_peer(autojump_clock: trio.abc.Clock) -> None:
     sent = 0
 
@@ -669,6 +697,7 @@ async def test_an_inbox_is_bounded_and_a_flood_is_felt_by_the_peer(autojump_cloc
 # --------------------------------------------------------------------------- slow consumers, silent peers
 
 
+@pytest.mark.fault("F62", where="memory")
 async def test_a_consumer_of_5_a_second_keeps_its_link_to_a_feed_of_1000_a_second(
     autojump_clock: trio.abc.Clock,
 ) -> None:
@@ -726,6 +755,7 @@ async def test_idle_timeout_ends_a_link_on_which_nothing_comes(autojump_clock: t
             assert trio.current_time() - started == pytest.approx(33)
 
 
+@pytest.mark.fault("F73", where="memory")
 async def test_a_machine_that_slept_probes_at_once(autojump_clock: trio.abc.Clock) -> None:
     wall = 1000.0
 
@@ -747,3 +777,272 @@ async def test_a_machine_that_slept_probes_at_once(autojump_clock: trio.abc.Cloc
         assert event.seconds == pytest.approx(3600)
         await trio.sleep(1)
         assert conn.statistics().pings_sent == 1
+
+
+# --------------------------------------------------------------------------- who asked what, and who is who
+
+VENUE = "ws://venue.test/"
+
+
+def open_to(venue: GenericVenue, **options: Any) -> trio_nova.ConnectionBlock:
+    """Open a session with a venue, whose protocol the library's defaults speak."""
+    plain: dict[str, Any] = {
+        "stream_factory": venue.stream_factory,
+        "codec": JsonCodec(),
+        "backoff": AT_ONCE,
+        "allow_plaintext_credentials": True,
+    }
+    return open_connection(VENUE, **(plain | options))
+
+
+def asked(link: VenueLink) -> list[tuple[str, ...]]:
+    """Return what a client asked on a link: the type of each message, and the channels that it names."""
+    return [(entry.method, *entry.channels) for entry in link.journal if isinstance(entry, Asked)]
+
+
+async def test_subscribing_with_params_works_and_the_service_gets_them(autojump_clock: trio.abc.Clock) -> None:
+    async with (
+        GenericVenue() as venue,
+        open_to(venue) as conn,
+        conn.subscribe("book", depth=10, interval="100ms") as feed,
+    ):
+        (request,) = (entry for entry in venue.link.journal if isinstance(entry, Asked))
+        assert request.message == {
+            "type": "subscribe",
+            "channel": "book",
+            "params": {"depth": 10, "interval": "100ms"},
+        }
+        venue.publish("book", "data")
+        assert (await feed.receive())["data"] == "data"
+
+
+async def test_a_notification_is_never_returned_as_the_response(autojump_clock: trio.abc.Clock) -> None:
+    notification = {"method": "subscription", "id": 1, "params": {"price": 1}}
+    async with GenericVenue() as venue, open_to(venue) as conn:
+        venue.twist("request", preceded_by(notification))
+        assert (await conn.request({"type": "request", "n": 1}))["result"] == {"n": 1}
+        assert await conn.receive() == notification
+
+
+async def test_waiting_for_a_response_swallows_no_other_message(autojump_clock: trio.abc.Clock) -> None:
+    news = [{"news": number} for number in range(3)]
+    async with GenericVenue() as venue, open_to(venue) as conn, conn.subscribe("trades") as feed:
+        venue.twist("request", after(5.0))
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(conn.request, {"type": "request"})
+                await wait_all_tasks_blocked()
+                for each in news:
+                    venue.send(each)
+                venue.publish("trades", "while it waits")
+                assert [await conn.receive() for _ in news] == news
+                assert (await feed.receive())["data"] == "while it waits"
+
+
+async def test_a_notification_does_not_count_as_successful_authentication(autojump_clock: trio.abc.Clock) -> None:
+    notifications = [{"method": "auth_success", "id": 1}, {"type": "welcome", "result": "ok"}]
+    async with GenericVenue(tokens={"the right one"}) as venue:
+        venue.twist("auth", preceded_by(*notifications))
+        with pytest.raises(trio_nova.AuthFailed, match="wrong credentials"):
+            async with open_to(venue, credentials="a wrong one"):
+                raise AssertionError("never entered")
+
+
+@pytest.mark.parametrize("credentials", ["token", {"token": "token"}, {"api_key": "key", "secret": "whisper"}])
+async def test_the_default_authentication_works_against_a_service_that_checks_it(
+    autojump_clock: trio.abc.Clock, credentials: object
+) -> None:
+    async with GenericVenue(tokens={"token"}, secrets={"key": "whisper"}) as venue:
+        async with open_to(venue, credentials=credentials) as conn:
+            assert (await conn.request({"type": "request", "n": 1}))["result"] == {"n": 1}
+        venue.assert_auth_came_first()
+
+
+async def test_any_task_may_make_requests_and_each_gets_its_own_answer(autojump_clock: trio.abc.Clock) -> None:
+    answers: dict[int, object] = {}
+    async with GenericVenue() as venue, open_to(venue) as conn:
+        venue.hold_answers(20)  # and are then given in another order
+
+        async def ask(number: int) -> None:
+            answers[number] = (await conn.request({"type": "request", "n": number}))["result"]["n"]
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(ask, number)
+    assert answers == {number: number for number in range(20)}
+
+
+async def test_json_with_an_id_is_not_taken_for_a_response_unless_it_was_asked_for(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    order = {"id": 77, "type": "order", "state": "filled"}
+    lookalike_of_the_first = {"id": "1", "type": "order"}
+    async with GenericVenue() as venue, open_to(venue) as conn, conn.listen() as events:
+        venue.twist("request", preceded_by(order, lookalike_of_the_first))
+        assert (await conn.request({"type": "request", "n": 1}))["type"] == "response"
+        assert [await conn.receive(), await conn.receive()] == [order, lookalike_of_the_first]
+        told = [event for event in await events.receive_batch() if isinstance(event, trio_nova.AnswerUnmatched)]
+        assert [event.late for event in told] == [False, False]
+
+
+# --------------------------------------------------------------------------- what a new link begins with
+
+
+class Versed(trio_nova.ConnectionHandler):
+    """Tells every new link what it must know."""
+
+    def setup_requests(self, info: trio_nova.ConnectionInfo) -> list[Any]:
+        return [{"type": "request", "what": "setup"}]
+
+
+async def test_what_is_restored_comes_in_order_after_authentication_and_is_confirmed_before_ready(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with (
+        GenericVenue(tokens={"token"}) as venue,
+        open_to(venue, credentials="token") as conn,
+        conn.subscribe("c"),
+        conn.subscribe("a"),
+        conn.subscribe("b"),
+    ):
+        venue.twist("subscribe", after(4.0), times=None)
+        venue.drop()
+        second = await venue.wait_link(2)
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(conn.send, {"type": "request", "what": "order"})
+            await conn.wait_ready()
+            assert trio.current_time() - began >= 4.0
+            assert set(conn.subscriptions().values()) == {"confirmed"}
+        await wait_all_tasks_blocked()
+        assert asked(second) == [
+            ("auth",),
+            ("subscribe", "c"),
+            ("subscribe", "a"),
+            ("subscribe", "b"),
+            ("request",),
+        ]
+        venue.assert_auth_came_first(second)
+        venue.assert_no_channel_asked_twice(second)
+
+
+async def test_all_of_the_setup_is_done_again_on_every_link(autojump_clock: trio.abc.Clock) -> None:
+    async with (
+        GenericVenue(tokens={"token"}) as venue,
+        open_to(venue, credentials="token", connection_handler=Versed) as conn,
+        conn.subscribe("a"),
+    ):
+        for number in (2, 3):
+            venue.drop()
+            await venue.wait_link(number)
+            await conn.wait_ready()
+        assert [asked(link) for link in venue.links] == [[("auth",), ("request",), ("subscribe", "a")]] * 3
+
+
+async def test_an_order_whose_link_is_lost_is_executed_once_and_its_outcome_is_called_unknown(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async with GenericVenue() as venue, open_to(venue) as conn:
+        venue.twist("request", cut_before)
+        with pytest.raises(trio_nova.OutcomeUnknown):
+            await conn.request({"type": "request", "buy": 1})
+        await venue.wait_link(2)
+        await conn.wait_ready()
+        await trio.sleep(600)
+        assert [each["buy"] for each in venue.executed] == [1]
+
+
+# --------------------------------------------------------------------------- what is written down
+
+
+async def test_a_log_that_is_written_down_keeps_the_links_before_and_no_secret(
+    autojump_clock: trio.abc.Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "trio_nova")
+    path = tmp_path / "session.log"
+    recording = logging.FileHandler(path)
+    logger = logging.getLogger("trio_nova")
+    logger.addHandler(recording)
+    try:
+        async with (
+            GenericVenue(tokens={"s3cret-token"}) as venue,
+            open_to(venue, credentials="s3cret-token", headers={"Authorization": "Bearer s3cret-header"}) as conn,
+        ):
+            venue.drop()
+            await venue.wait_link(2)
+            await conn.wait_ready()
+            await conn.request({"type": "request", "password": "s3cret-message"})
+    finally:
+        logger.removeHandler(recording)
+        recording.close()
+    written = path.read_text("utf-8")
+    assert "epoch=1" in written
+    assert "epoch=2" in written
+    assert "s3cret" not in written
+
+
+# --------------------------------------------------------------------------- signs of life, and the limiter
+
+
+async def test_sending_is_no_sign_of_the_peers_life(autojump_clock: trio.abc.Clock) -> None:
+    async def fall_silent(peer: Peer) -> None:
+        await peer.accept()
+        await peer.mute()
+
+    async with ScriptedServer(fall_silent, echo) as server:
+        started = trio.current_time()
+        async with (
+            open_connection(
+                URL, stream_factory=server.stream_factory, ping_interval=10, pong_timeout=4, backoff=ListBackoff([5.0])
+            ) as conn,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def chatter() -> None:
+                while True:
+                    await conn.send_text("are you there?")
+                    await trio.sleep(0.5)
+
+            nursery.start_soon(chatter)
+            with trio.fail_after(60):
+                await conn.wait_state(State.DISCONNECTED)
+            assert trio.current_time() - started == pytest.approx(14, abs=0.01)
+            nursery.cancel_scope.cancel()
+
+
+async def test_nothing_that_is_sent_passes_by_the_limiter(autojump_clock: trio.abc.Clock) -> None:
+    @attrs.define(eq=False)
+    class Noting(RateLimitHandler):
+        purposes: list[str] = attrs.field(factory=list)
+
+        def check_rate_limit(self, request: trio_nova.RateRequest) -> trio_nova.Decision:
+            self.purposes.append(request.purpose)
+            return RateLimitHandler.check_rate_limit(self, request)
+
+    class Polite(MessageHandler):
+        def handle_message(self, kind: str, message: object) -> Action:
+            return Reply({"type": "ping"}) if message == {"say": "hi"} else None
+
+    limiter = Noting(limits=[TokenBucket(capacity=100, rate=1.0)])
+    async with (
+        GenericVenue(tokens={"token"}) as venue,
+        open_to(
+            venue,
+            credentials="token",
+            connection_handler=Versed,
+            message_handler=Polite,
+            rate_limit_handler=limiter,
+        ) as conn,
+    ):
+        async with conn.subscribe("a"):
+            await conn.ping()
+            await conn.request({"type": "request"})
+            await conn.send({"type": "ping"})
+            venue.send({"say": "hi"})
+            await wait_all_tasks_blocked()
+        await wait_all_tasks_blocked()
+        spent = limiter.consumed
+        heard = len(asked(venue.link))
+    expected = ["auth", "setup", "subscription", "control", "query", "message", "message", "subscription"]
+    assert limiter.purposes == expected
+    assert spent == len(expected) == heard + 1  # the venue keeps no book of pings

@@ -33,12 +33,13 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({SHELL, "registry"}),
     frozenset({"client", "adapters", "observe"}),
     frozenset({"__init__"}),
-    frozenset({"demo", "testing", "__main__"}),
+    frozenset({"demo", "testing", "check", "__main__"}),
 )
 """A module imports from its own layer and from those above it, never from one below."""
 
 LEAVES: dict[str, frozenset[str]] = {
-    "testing": frozenset({"__main__"}),
+    "testing": frozenset({"check", "__main__"}),
+    "check": frozenset({"__main__"}),
     "demo": frozenset({"__main__"}),
     "__main__": frozenset(),
 }

@@ -19,6 +19,7 @@ from trio_nova import (
     JsonCodec,
     Lagged,
     ListBackoff,
+    SessionOver,
     State,
     SubscriptionHandler,
     SubscriptionRejected,
@@ -123,6 +124,24 @@ async def test_a_refused_channel_is_told_to_whoever_asked_and_the_others_stand(
         assert (await feed.receive())["n"] == 1
 
 
+async def test_names_that_no_channel_can_have_are_names_of_nobody(autojump_clock: trio.abc.Clock) -> None:
+    hostile: list[Any] = [
+        {"channel": [1]},
+        {"type": "subscribed", "channel": {}},
+        {"type": "subscribed", "channels": [["a"], {}, "b"]},
+        {"type": "error", "channel": [], "reason": "no"},
+        {"type": "subscription", "result": "no", "id": {}},
+    ]
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server) as conn, conn.subscribe("a") as feed:
+        assert service.peer is not None
+        for message in hostile:
+            await service.peer.send_json(message)
+        await service.publish("a", 1)
+        assert (await feed.receive())["n"] == 1
+        assert conn.state is State.READY
+
+
 async def test_restored_in_order_on_the_next_link_before_it_is_ready(autojump_clock: trio.abc.Clock) -> None:
     service = Service()
 
@@ -171,6 +190,7 @@ async def test_a_gap_stands_in_its_place_for_those_who_ask(autojump_clock: trio.
             assert [message["n"] for message in await plain.receive_batch()] == [1, 2]
 
 
+@pytest.mark.fault("F112", where="memory")
 async def test_what_is_given_up_while_down_is_not_asked_for_again(autojump_clock: trio.abc.Clock) -> None:
     service = Service()
     async with (
@@ -186,6 +206,7 @@ async def test_what_is_given_up_while_down_is_not_asked_for_again(autojump_clock
         assert service.asked == [["kept", "given up"], ["kept"]]
 
 
+@pytest.mark.fault("F112", where="memory")
 async def test_a_subscription_made_while_down_waits_for_the_link(autojump_clock: trio.abc.Clock) -> None:
     service = Service()
     async with ScriptedServer(then=service) as server, connect(server, backoff=ListBackoff([5.0])) as conn:
@@ -212,6 +233,7 @@ async def test_one_that_is_never_answered_is_asked_once_more_and_then_refused(
         assert service.asked == [["a", "a"]]
 
 
+@pytest.mark.fault("F113", where="memory")
 async def test_one_refused_on_restore_ends_its_feed_and_leaves_the_session_degraded(
     autojump_clock: trio.abc.Clock,
 ) -> None:
@@ -344,3 +366,65 @@ async def test_a_matcher_that_raises_follows_on_handler_error(autojump_clock: tr
         with pytest.raises(LookupError, match="matcher"):
             async with connect(server) as conn:
                 await conn.request({"n": 1}, matches=fail)
+
+
+@pytest.mark.parametrize("hook", ["encode_subscription_request", "encode_unsubscription_request", "resume"])
+@pytest.mark.parametrize("policy", ["raise", "log", "close"])
+async def test_a_hook_that_raises_in_the_making_of_a_message_follows_on_handler_error(
+    autojump_clock: trio.abc.Clock, policy: str, hook: str
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise LookupError(hook)
+
+    broken = type("Broken", (SubscriptionHandler,), {hook: fail})
+    service, lasted = Service(), False
+    no_error: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    leaves: dict[str, contextlib.AbstractContextManager[object]] = {
+        "raise": pytest.raises(LookupError, match=hook),
+        "log": no_error,
+        "close": contextlib.suppress(SessionOver),
+    }
+    refusal: contextlib.AbstractContextManager[object] = pytest.raises(SubscriptionRejected, match="LookupError")
+    async with ScriptedServer(then=service) as server:
+        with leaves[policy]:
+            async with connect(server, subscription_handler=broken, on_handler_error=policy) as conn:
+                with refusal if hook == "encode_subscription_request" and policy != "raise" else no_error:
+                    async with conn.subscribe("a") as feed:
+                        await service.publish("a", 1)
+                        await feed.receive()
+                        await conn.reconnect()  # a channel that was heard is asked for by way of `resume`
+                await trio.sleep(5.0)
+                lasted = conn.state is State.READY
+    assert lasted is (policy == "log")
+
+
+@pytest.mark.parametrize("hook", ["key", "tracker"])
+async def test_what_is_raised_while_a_subscription_is_made_is_its_makers(
+    autojump_clock: trio.abc.Clock, hook: str
+) -> None:
+    def fail(*args: Any) -> Any:
+        raise LookupError(hook)
+
+    broken = type("Broken", (SubscriptionHandler,), {hook: fail})
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server, subscription_handler=broken) as conn:
+        with pytest.raises(LookupError, match=hook):
+            async with conn.subscribe("a"):
+                raise AssertionError("never entered")
+        await wait_all_tasks_blocked()
+        assert service.asked == [[]]
+        assert conn.subscriptions() == {}
+
+
+async def test_who_subscribes_at_any_moment_of_a_loss_hears_on_the_next_link(autojump_clock: trio.abc.Clock) -> None:
+    # At one of them the nursery of the link that goes has closed, and no task can be started in it.
+    for moment in range(30):
+        service = Service()
+        async with ScriptedServer(then=service) as server, connect(server) as conn:
+            assert service.peer is not None
+            await service.peer.drop()
+            for _ in range(moment):
+                await trio.lowlevel.checkpoint()
+            async with conn.subscribe("news") as feed:
+                await service.publish("news", moment)
+                assert (await feed.receive())["n"] == moment

@@ -183,6 +183,7 @@ def test_a_url_without_secrets_is_printed_as_it_is() -> None:
     assert str(Url.parse("wss://h/p")) == "wss://h/p"
 
 
+@pytest.mark.fault("F101", where="memory")
 @pytest.mark.parametrize(
     "text", ["wss://s3cr3t@h/", "wss://me:s3cr3t@h/", "wss://h/?k=s3cr3t", "wss://h/?s3cr3t", "wss://h/?a=b=s3cr3t"]
 )
@@ -213,6 +214,7 @@ urls = st.builds(
 )
 
 
+@pytest.mark.fault("F34", where="memory")
 @given(st.one_of(texts, urls))
 @example("ws://a\u3002/")
 @example("ws://[fe80::1%eth0]/")

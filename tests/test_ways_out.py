@@ -302,6 +302,7 @@ WAYS: list[Callable[[Scene], Awaitable[None]]] = [
 ]
 
 
+@pytest.mark.fault("F76", "F83", where="memory")
 @pytest.mark.usefixtures("scheduling")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 @pytest.mark.parametrize("situation", SITUATIONS, ids=lambda situation: situation.name)
@@ -507,6 +508,7 @@ print(points)
 """
 
 
+@pytest.mark.fault("F81", where="memory")
 @pytest.mark.parametrize("state", ["polite", "mute", "dialling", "handshaking", "backing_off"])
 def test_an_interrupt_at_any_moment_leaves_bare_and_leaves_nothing_behind(state: str) -> None:
     result = subprocess.run(
@@ -521,6 +523,7 @@ def test_an_interrupt_at_any_moment_leaves_bare_and_leaves_nothing_behind(state:
     assert int(result.stdout) >= 10
 
 
+@pytest.mark.fault("F81", where="memory")
 @pytest.mark.parametrize("where", ["a hook", "the dial", "the reader"])
 def test_an_interrupt_in_one_of_our_own_tasks_ends_the_session_and_leaves_bare(where: str) -> None:
     program = """
@@ -917,6 +920,7 @@ async def test_the_failure_of_an_outer_connection_passes_an_inner_one_bare(
     assert server.dials[1].frames == [ClosePayload(1000)]
 
 
+@pytest.mark.fault("F80", where="memory")
 async def test_a_hundred_connections_cancelled_at_once_all_say_goodbye(autojump_clock: trio.testing.MockClock) -> None:
     before = tasks()
     ready = 0

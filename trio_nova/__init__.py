@@ -105,6 +105,7 @@ from trio_nova.links import Deflate as Deflate
 from trio_nova.links import Dial as Dial
 from trio_nova.links import Link as Link
 from trio_nova.links import Resolver as Resolver
+from trio_nova.links import Sent as Sent
 from trio_nova.links import SystemResolver as SystemResolver
 from trio_nova.links import Transport as Transport
 from trio_nova.links import TrioWebsocketTransport as TrioWebsocketTransport

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import trio
 
+from trio_nova.check import CannotLoad, check_adapter, load_adapter
 from trio_nova.demo import Options, choose_display, run_demo
 from trio_nova.errors import explain
 
@@ -51,6 +54,18 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--plain", action="store_true", help="plain lines, also on a terminal")
     demo.add_argument("--cheat", action="store_true", help="let the exchange hide a tick: the books must show it")
     demo.set_defaults(run=_demo)
+    check = commands.add_parser(
+        "check",
+        help="tell what an adapter is, and which promises of an adapter it breaks",
+        description="Runs an adapter against a server in memory that speaks as its hooks understand, and shows its "
+        "hooks all kinds of hostile messages. Nothing leaves this machine. The exit status is 0 if it keeps every "
+        "promise, 1 if it breaks one, 2 if it cannot be loaded.",
+    )
+    check.add_argument("target", help="module:Adapter, module:instance or file.py:Adapter; a Client will do")
+    check.add_argument("--credentials", type=_credentials, help="that it takes: JSON, or else a text")
+    check.add_argument("--channel", help="that the service might have (default trades.BTC)")
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    check.set_defaults(run=_check)
     return parser
 
 
@@ -67,6 +82,24 @@ def _demo(arguments: argparse.Namespace) -> int:
     with display:
         report = trio.run(run_demo, options, display)
     display.conclude(report)
+    return report.exit_status
+
+
+def _credentials(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    try:
+        adapter = load_adapter(arguments.target)
+    except CannotLoad as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    report = check_adapter(adapter, credentials=arguments.credentials, channel=arguments.channel)
+    print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.as_text())
     return report.exit_status
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -13,21 +14,19 @@ from trio_nova._outbound import Outbound
 from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Signal
+from trio_nova.config import configure
 from trio_nova.core.outbox import Lane
 from trio_nova.errors import (
     AuthFailed,
     ConnectFailed,
-    LinkLost,
-    NotSent,
     NovaError,
-    OutcomeUnknown,
     RequestFailed,
     RetryAdvice,
-    SessionOver,
     printable,
 )
 from trio_nova.handlers import AuthHandler, AuthOk, AuthRefused
 from trio_nova.messages import Authenticated, AuthStarted, AuthUnsuccessful
+from trio_nova.secrets import CredentialsSource
 
 __all__ = ["Authenticator"]
 
@@ -114,8 +113,42 @@ class Authenticator:
         """
         await self.sign_in(refresh=True, seen=seen)
 
-    async def sign_in(self, *, refresh: bool = False, seen: int | None = None) -> None:
+    async def change(self, credentials: CredentialsSource) -> None:
+        """Authenticate the present link with other credentials, which are those of the session once they are accepted.
+
+        Where they are not, those before stay in force; and since a service may forget at a refusal who we
+        were, the link is authenticated with those again. Cancelling leaves that to `keep_fresh`.
+
+        Raises:
+            AuthFailed, ConnectFailed: as `sign_in`.
+        """
+        in_doubt = True
+        try:
+            await self.sign_in(refresh=True, credentials=credentials)
+            in_doubt = False
+        except AuthFailed:
+            if self.needed:
+                with suppress(AuthFailed, ConnectFailed):
+                    await self.sign_in(refresh=True)
+                    in_doubt = False
+            raise
+        except NovaError:
+            in_doubt = False  # nothing was asked, or its link is gone
+            raise
+        finally:
+            if in_doubt and self.needed:
+                self._expires_at = self._granted_at = trio.current_time()
+                self._renewed.set()
+
+    async def sign_in(
+        self, *, refresh: bool = False, seen: int | None = None, credentials: CredentialsSource = None
+    ) -> None:
         """Authenticate the present link; not if, meanwhile, there are other than `seen` grants.
+
+        Args:
+            refresh: whether it has been authenticated before.
+            seen: how many grants there were when the caller found that it is not authenticated; None: whatever.
+            credentials: to be used in place of the session's, and to become those if they are accepted.
 
         Raises:
             AuthFailed: the service refuses, or does not answer in time.
@@ -130,7 +163,7 @@ class Authenticator:
             try:
                 ok: AuthOk | None = None
                 with trio.move_on_after(session.config.auth_timeout):
-                    ok = await self._authenticate(refresh)
+                    ok = await self._authenticate(refresh, credentials)
                 if ok is None:
                     raise AuthFailed(
                         f"no answer to the authentication within {session.config.auth_timeout:g} s",
@@ -139,36 +172,41 @@ class Authenticator:
             except NovaError as error:
                 session.emit(AuthUnsuccessful, refresh=refresh, error=error)
                 raise
+            session.redactor.learn(ok.tokens)
             self._refusals = 0
             self.grants += 1
+            if credentials is not None:
+                session.reconfigure(configure(session.config, {"credentials": credentials}), ("credentials",))
             self._granted_at = trio.current_time()
             self._expires_at = math.inf if ok.expires_in is None else self._granted_at + _lifetime(ok.expires_in)
             duration = self._granted_at - started
             session.emit(Authenticated, refresh=refresh, duration=duration, expires_in=ok.expires_in)
             self._renewed.set()
 
-    async def _authenticate(self, refresh: bool) -> AuthOk:
+    async def _authenticate(self, refresh: bool, on_trial: CredentialsSource) -> AuthOk:
         session = self._session
-        source = session.config.credentials
-        credentials = await session.ask_credentials()
+        source = session.config.credentials if on_trial is None else on_trial
+        credentials = await session.ask_credentials(source)
         try:
             exchange = _Exchange(self._requests, self._outbound, refresh)
             ok = await session.handlers.auth.authenticate(exchange, credentials)
             if not isinstance(ok, AuthOk):
                 raise TypeError(f"authenticate() returned {type(ok).__name__}, not AuthOk")
         except (AuthFailed, RequestFailed) as error:
-            self._refusals += 1
+            if on_trial is None:
+                self._refusals += 1
             # A provider may have handed out what has expired since: once more, with what it says next.
-            again = callable(source) and self._refusals < 2
+            again = on_trial is None and callable(source) and self._refusals < 2
             retry = RetryAdvice.BACKOFF if again or error.retry is RetryAdvice.BACKOFF else RetryAdvice.NEVER
             raise AuthFailed(str(error), retry=retry) from error
         except NovaError:
             raise
         except Exception as exc:
+            session.handler_failed(exc)
             raise AuthFailed(f"the auth handler failed: {type(exc).__name__}") from exc
         return ok
 
-    async def keep_fresh(self) -> AuthFailed | NovaError:
+    async def keep_fresh(self) -> NovaError:
         """Authenticate the living link again before each grant expires; return the error when that fails for good."""
         session = self._session
         failures = 0
@@ -184,14 +222,14 @@ class Authenticator:
             try:
                 await self.sign_in(refresh=True)
                 failures = 0
-            except (NotSent, OutcomeUnknown, LinkLost, SessionOver) as error:
-                return error
             except (AuthFailed, ConnectFailed) as error:
                 failures += 1
                 if failures >= REFRESH_TRIES or error.retry is RetryAdvice.NEVER:
                     return error
                 session.note(error, "auth")
                 await trio.sleep(session.config.backoff.delay(failures, session.config.spread()) or 1.0)
+            except NovaError as error:
+                return error
 
     def _refresh_at(self) -> float:
         if self._expires_at == math.inf:

@@ -319,16 +319,25 @@ class Connection:
     async def authenticate(self, credentials: Any = None) -> None:
         """Authenticate the living link again, now; with other credentials from now on, where some are given.
 
+        If those are not accepted the session keeps the ones before, and authenticates the link with them
+        again. Cancelling stops waiting; then, too, the ones before stay in force.
+
         Raises:
-            AuthFailed: the service refuses. The session goes on with the link as it is.
+            AuthFailed: the service refuses, or does not answer within `auth_timeout`.
+            ConfigError: the credentials would travel in plain text.
+            ConnectFailed: what provides the credentials failed.
+            NotSent, OutcomeUnknown: the link was lost meanwhile.
             SessionOver: the session has ended.
         """
         session = self._session
         session.check_open()
-        if credentials is not None:
-            session.reconfigure(configure(session.config, {"credentials": credentials}), ("credentials",))
         await session.wait_state(State.READY)
-        await self._authenticator.sign_in(refresh=True)
+        if credentials is None:
+            await self._authenticator.sign_in(refresh=True)
+        else:
+            on_trial = configure(session.config, {"credentials": credentials})
+            session.keep_secret(on_trial)
+            await self._authenticator.change(on_trial.credentials)
 
     async def ping(self) -> float:
         """Send a ping and return the seconds until its pong. Cancelling stops waiting for it.

@@ -68,26 +68,33 @@ class Feed(Receiver[Any]):
     def clogged(self) -> bool:
         return self._mailbox.clogged
 
-    def put(self, message: Any) -> None:
-        """Take a message in; if `clogged` then, reading must stop."""
+    @property
+    def crowded(self) -> bool:
+        return self._mailbox.crowded
+
+    async def give_turns(self) -> None:
+        await self._mailbox.give_turns()
+
+    def put(self, message: Any) -> bool:
+        """Take a message in; where this returns False, reading must stop until there is room."""
         queue = self._mailbox.queue
         if self.options.conflate is not None:
             key = self.options.conflate(message)
             serial = self._latest.get(key)
             if serial is not None and queue.replace(serial, message, 0):
-                return
+                return True
             self._latest[key] = queue.next_serial
             if len(self._latest) > 2 * self.options.size:
                 taken = queue.next_serial - len(queue)
                 self._latest = {key: serial for key, serial in self._latest.items() if serial >= taken}
         if self.options.overflow == "fail" and queue.full:
             self.end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
-        self._mailbox.put_nowait([(message, 0)])
+        return self._mailbox.put_nowait(((message, 0),), 0)
 
     def tell(self, notice: Any) -> None:
         """Put a notice between the messages, where the consumer asked for notices."""
         if self.options.notices:
-            self._mailbox.put_nowait([(notice, 0)])
+            self._mailbox.put_nowait(((notice, 0),), 0)
 
     def end(self, error: NovaError | None = None) -> None:
         """Let what is there be received; after that raise `error`, or end."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
 import attrs
+import trio
 
 from trio_nova._mailbox import Mailbox, Receiver
 from trio_nova._outbound import Outbound
@@ -69,6 +70,8 @@ class Inbound:
     _validates: bool = attrs.field(init=False)
     _probed: bool = attrs.field(init=False)
     _splits: bool = attrs.field(init=False)
+    _decode_all: Callable[[Sequence[Any]], Sequence[Any]] | None = attrs.field(init=False)
+    """Decodes a whole batch of payloads, where no hook wants to see them one by one."""
     announced: int = attrs.field(default=0, init=False)
     """Messages that the overflow policy has dropped."""
 
@@ -89,6 +92,8 @@ class Inbound:
             or heartbeat.is_beat is not Heartbeat.is_beat
         )
         self._splits = type(config.correlation).parts is not Correlation.parts
+        hooked = self._hears_messages or self._hears_frames or self._validates or self._probed or self._splits
+        self._decode_all = None if hooked else getattr(config.codec, "decode_all", None)
 
     # ----------------------------------------------------------------- the reader's side
 
@@ -99,7 +104,40 @@ class Inbound:
 
     def take_in(self, frames: Sequence[Frame], on_probe_answer: Any) -> None:
         """Take in what a link returned. If `clogged` then, `wait_for_room` before you read on."""
+        messages = self._decode_together(frames)
+        if messages is None:
+            self._take_in_each(frames, on_probe_answer)
+            return
+        sizes: list[int] = list(map(len, frames))  # type: ignore[arg-type]  # there are only texts and bytes here
+        size = sum(sizes)
+        self._count(len(frames), size)
+        pairs = list(zip(messages, sizes, strict=True))
+        if self._requests.expecting or self._subscriptions.active:
+            now, owner = trio.current_time(), self._owner
+            self._keep([pair for pair in pairs if owner(pair[0], now) is None])
+        else:
+            self._keep(pairs, size)
+
+    def _decode_together(self, frames: Sequence[Any]) -> Sequence[Any] | None:
+        """Decode the messages of a batch; None where they must be looked at one by one."""
+        if self._decode_all is None or self._session.hub.wants_messages:
+            return None
+        kinds = set(map(type, frames))
+        if Ping in kinds or Pong in kinds:
+            return None
+        try:
+            return self._decode_all(frames)
+        except Exception:
+            return None  # one by one it will show which, and why
+
+    def _count(self, messages: int, size: int) -> None:
         session = self._session
+        session.counts.messages_received += messages
+        session.counts.bytes_received += size
+        session.hub.count("received", messages, size)
+
+    def _take_in_each(self, frames: Sequence[Frame], on_probe_answer: Any) -> None:
+        session, now = self._session, trio.current_time()
         wants_events = session.hub.wants_messages
         decode = session.config.codec.decode
         taken: list[tuple[Any, int]] = []
@@ -144,24 +182,21 @@ class Inbound:
                         size=length,
                         message=part,
                     )
-                owner = self._owner(part)
-                if owner == "request":
+                owner = self._owner(part, now)
+                if owner == "answer":
                     continue
                 if self._hears_messages or self._hears_frames:
-                    staged.append((_Staged(frame, part, session.epoch, owner == "feed", shown), length))
+                    staged.append((_Staged(frame, part, session.epoch, owner == "data", shown), length))
                     shown = True
                 elif owner is None:
                     taken.append((part, length))
         if pings:
             self._outbound.count_pongs(pings, pings_size)
-        session.counts.messages_received += messages
-        session.counts.bytes_received += size
         if messages:
-            session.hub.count("received", messages, size)
+            self._count(messages, size)
         if staged:
             self._staged.put_nowait(staged)
-        if taken:
-            self._keep(taken)
+        self._keep(taken)
 
     def _parts(self, message: Any) -> Sequence[Any] | None:
         """Return the messages that came in one frame, unless all together are an answer; None for a single message."""
@@ -174,16 +209,22 @@ class Inbound:
             return None
         return parts
 
-    def _owner(self, message: Any) -> Literal["request", "feed"] | None:
-        """Give a message to the request or the feeds it is for, and return which it was; None for an ordinary one."""
+    def _owner(self, message: Any, now: float) -> Literal["answer", "data"] | None:
+        """Give a message to whoever asked for it or to the feeds; return which it was, None for an ordinary one."""
         try:
             if self._requests.expecting and self._requests.take(message, self._subscriptions.is_data):
-                return "request"
-            if self._subscriptions.active and self._subscriptions.take(message):
-                return "feed"
+                return "answer"
+            if self._subscriptions.active:
+                return self._subscriptions.take(message, now)
         except Exception as exc:  # of a hook or a matcher: the reader must not die of it
             self._session.handler_failed(exc)
         return None
+
+    async def give_turns(self) -> None:
+        """Let those who receive run before more is read, where that helps: they take few messages at a time."""
+        if self.inbox.crowded:
+            await self.inbox.give_turns()
+        await self._subscriptions.give_turns()
 
     async def wait_for_room(self) -> None:
         """Wait until all that was taken in has found its place. Cancelling loses nothing."""
@@ -228,13 +269,15 @@ class Inbound:
             return False
         return True
 
-    def _keep(self, taken: list[tuple[Any, int]]) -> None:
+    def _keep(self, taken: Sequence[tuple[Any, int]], size: int | None = None) -> None:
         """Put messages into the inbox; until somebody receives, what others have seen may make room for the new."""
+        if not taken:
+            return
         queue = self.inbox.queue
         seen_elsewhere = self._hears_messages or self._session.hub.messages_are_heard
         forgetful = seen_elsewhere and not self.inbox.claimed
         queue.overflow = "drop_oldest" if forgetful else self._session.config.overflow
-        self.inbox.put_nowait(taken)
+        self.inbox.put_nowait(taken, size)
         if forgetful:
             self.announced = queue.dropped
         elif queue.dropped > self.announced:
@@ -272,6 +315,12 @@ class Inbound:
         if self._session.goodbye is None:
             for staged in left:
                 self._show(staged)
+        elif left:
+            # We said goodbye: the hooks could do nothing any more. But what was received can be received.
+            self._session.emit(Dropped, count=len(left), where="handlers")
+            for staged in left:
+                if not staged.is_data and not isinstance(staged.frame, Ping | Pong):
+                    self._keep([(staged.message, len(staged.frame))])
         self.inbox.close(self._session.session_over() if self._session.failure is not None else None)
 
     def _high_water(self) -> None:

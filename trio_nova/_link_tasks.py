@@ -89,6 +89,7 @@ class LinkTasks:
         """Serve the link until it is lost, or a goodbye is wanted and has been said; return how it ended."""
         session, number = self._session, self._session.epoch
         session.on_leave = self._ending.set
+        self._outbound.link = self._link
         async with trio.open_nursery() as nursery:
             more = self._begin_setup(nursery)
             nursery.start_soon(self._read, name=f"nova:reader#{number}")
@@ -108,7 +109,11 @@ class LinkTasks:
                 await self._say_goodbye(session.goodbye.code, session.goodbye.reason)
             elif self._lost is None and self.setup_error is not None:
                 await self._say_goodbye(1000, "")
+            self._outbound.link = None
             self._link.abort()
+            if not session.is_closing:
+                await self._take_the_rest()
+            self._subscriptions.stop_asking()
             nursery.cancel_scope.cancel(reason="the link has ended")
         lost = self._lost or LinkLost(1006, "", number)
         self._settle_pongs()
@@ -160,11 +165,15 @@ class LinkTasks:
             if self._authenticator.needed:
                 session.apply(SessionEvent.AUTHENTICATE)
                 await self._authenticator.sign_in()
+                if self._ending.is_set():
+                    return  # the answer came while goodbye was being said
                 nursery.start_soon(self._keep_authenticated, name=f"nova:auth#{session.epoch}")
             if self._negotiates or self._subscriptions.wanted:
                 session.apply(SessionEvent.RESTORE)
             if self._negotiates:
                 await self._negotiate()
+                if self._ending.is_set():
+                    return
             self._subscriptions.open(nursery)
             await self._subscriptions.wait_restored()
         except NovaError as error:
@@ -218,28 +227,41 @@ class LinkTasks:
     # ----------------------------------------------------------------- reader
 
     async def _read(self) -> None:
-        _session, link, pulse = self._session, self._link, self.pulse
-        inbound = self._inbound
+        session, link, pulse, inbound = self._session, self._link, self.pulse, self._inbound
         while not self._ending.is_set():
             if inbound.pauses or inbound.clogged:
                 await self._stand_still()
                 continue
-            frames: Sequence[Frame] = ()
-            try:
-                with trio.CancelScope() as receiving:
-                    inbound.on_pause = receiving.cancel
-                    frames = await link.receive_some()
-            except LinkLost as lost:
-                self.lose(lost)
-                return
-            if receiving.cancelled_caught:
-                continue
-            pulse.heard(trio.current_time())
-            if frames and not self._ending.is_set():
-                for frame in frames:
-                    if isinstance(frame, Pong):
-                        self._pong(frame.payload)
-                inbound.take_in(frames, self._probe_answered)
+            with trio.CancelScope() as receiving:
+                inbound.on_pause = receiving.cancel
+                try:
+                    while not (self._ending.is_set() or inbound.pauses or inbound.clogged):
+                        frames = await link.receive_some()
+                        pulse.heard(trio.current_time())
+                        if frames and not session.is_closing:
+                            self._take_in(frames)
+                            await inbound.give_turns()
+                except LinkLost as lost:
+                    self.lose(lost)
+                    return
+
+    async def _take_the_rest(self) -> None:
+        """Take in what came while the goodbye was said: the session goes on, so nothing of it may be lost.
+
+        Nothing is taken that would wait for room: each reconnect would leave more of it behind.
+        """
+        try:
+            while not self._inbound.clogged:
+                self._take_in(await self._link.receive_some())
+        except LinkLost:
+            return
+
+    def _take_in(self, frames: Sequence[Frame]) -> None:
+        if self._pongs:
+            for frame in frames:
+                if isinstance(frame, Pong):
+                    self._pong(frame.payload)
+        self._inbound.take_in(frames, self._probe_answered)
 
     async def _stand_still(self) -> None:
         """Do not read for as long as the user's side wants, or has no room; nobody's silence counts meanwhile."""

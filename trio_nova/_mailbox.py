@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import attrs
@@ -19,6 +19,7 @@ T = TypeVar("T")
 _HIGH_WATER = 0.8
 _LOW_WATER = 0.5
 _FULL_CHECKPOINT_EVERY = 64
+_CROWD = 256
 
 
 @attrs.define(eq=False)
@@ -39,25 +40,52 @@ class Mailbox(Generic[T]):
     _is_high: bool = attrs.field(default=False, init=False)
     _is_closed: bool = attrs.field(default=False, init=False)
     _error: NovaError | None = attrs.field(default=None, init=False)
-    _taken_in_a_row: int = attrs.field(default=0, init=False)
+    plain: bool = attrs.field(default=True, init=False)
+    """Whether taking an item is no more than that: nothing waits for room, nobody is to be told."""
+    turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
+    """How many items may be taken before other tasks get to run."""
 
     @property
     def clogged(self) -> bool:
         """Whether something already received waits for room."""
         return bool(self._backlog)
 
-    def put_nowait(self, items: Iterable[tuple[T, int]]) -> bool:
-        """Take (item, size) pairs in; False where some of them wait for room now: then `wait_for_room`."""
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits that its consumers had better be given a turn first."""
+        return len(self.queue.items) >= _CROWD
+
+    async def give_turns(self) -> None:
+        """Let consumers run for as long as they take and it is still crowded; not for longer."""
+        items = self.queue.items
+        in_vain = 0
+        while len(items) >= _CROWD and in_vain < 2:  # twice, as Trio may have run us first
+            waiting = len(items)
+            await trio.lowlevel.checkpoint()
+            in_vain = 0 if len(items) < waiting else in_vain + 1
+
+    def put_nowait(self, pairs: Sequence[tuple[T, int]], size: int | None = None) -> bool:
+        """Take (item, size) pairs in; False where some of them wait for room now: then `wait_for_room`.
+
+        Args:
+            pairs: what to take in, oldest first.
+            size: of all together, where that is known.
+        """
         if self._is_closed:
             return True
-        self._backlog.extend(items)
-        self._admit()
+        queue = self.queue
+        if size is None:
+            size = sum([size for _, size in pairs])
+        if self._backlog or not queue.offer_all(pairs, size):
+            self._backlog.extend(pairs)
+            self._admit()
+            self._look()
         if self._takers and self.ready:
-            self._takers.unpark(count=max(1, len(self.queue)))
-        if not self._is_high and self.queue.fill >= _HIGH_WATER:
+            self._takers.unpark(count=max(1, len(queue)))
+        if self.on_high_water is not None and not self._is_high and queue.fill >= _HIGH_WATER:
             self._is_high = True
-            if self.on_high_water is not None:
-                self.on_high_water()
+            self._look()
+            self.on_high_water()
         return not self._backlog
 
     async def wait_for_room(self) -> None:
@@ -101,18 +129,18 @@ class Mailbox(Generic[T]):
         """Wait until there is something to take. Cancelling takes nothing."""
         if self.ready:
             # A full checkpoint costs more than the rest of a receive: one now and then is enough to let others run.
-            self._taken_in_a_row += 1
-            if self._taken_in_a_row < _FULL_CHECKPOINT_EVERY:
+            self.turns -= 1
+            if self.turns > 0:
                 await trio.lowlevel.checkpoint_if_cancelled()
             else:
-                self._taken_in_a_row = 0
+                self.turns = _FULL_CHECKPOINT_EVERY
                 await trio.lowlevel.checkpoint()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
         while not self.ready:
             receiver.check()
             self._check_open()
-            self._taken_in_a_row = 0
+            self.turns = _FULL_CHECKPOINT_EVERY
             await self._takers.park()
         receiver.check()
 
@@ -131,6 +159,7 @@ class Mailbox(Generic[T]):
         if not self._is_closed:
             self._is_closed = True
             self._error = error
+            self._look()
             self._takers.unpark_all()
             self._putters.unpark_all()
 
@@ -144,6 +173,8 @@ class Mailbox(Generic[T]):
             backlog.popleft()
 
     def _taken(self) -> None:
+        if self.plain:
+            return
         if self._backlog:
             self._admit()
             if not self._backlog:
@@ -152,6 +183,10 @@ class Mailbox(Generic[T]):
             self._is_high = False
             if self.on_low_water is not None:
                 self.on_low_water()
+        self._look()
+
+    def _look(self) -> None:
+        self.plain = not (self._backlog or self._is_high or self._is_closed or self.queue.has_losses)
 
 
 @attrs.define(eq=False)
@@ -168,11 +203,20 @@ class Receiver(Generic[T]):
             SessionOver: nothing will come any more.
             ReceiverMoved: the receive side was handed to somebody else.
         """
-        self._mailbox.claimed = True
+        mailbox = self._mailbox
+        mailbox.claimed = True
+        queue = mailbox.queue
+        # What is most frequent first: there is something, and nothing else to see to.
+        if queue.items and mailbox.plain and mailbox.turns > 1 and not self._moved:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            mailbox.turns -= 1
+            item, size = queue.items.popleft()
+            queue.size -= size
+            return item
         while True:
-            await self._mailbox.wait_for_item(self)
+            await mailbox.wait_for_item(self)
             try:
-                return self._mailbox.take_nowait()
+                return mailbox.take_nowait()
             except trio.WouldBlock:  # another task was faster
                 continue
 

@@ -17,9 +17,11 @@ from trio_nova.core.outbox import Buffer, Idle, Lane, Outbox, Outgoing, Purpose,
 from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, NovaError
 from trio_nova.handlers import MessageHandler, RateLimitHandler, RateRequest
+from trio_nova.links import Link
 from trio_nova.messages import (
     Allow,
     Decision,
+    Dropped,
     Frame,
     MessageEvent,
     Ping,
@@ -36,6 +38,8 @@ from trio_nova.messages import (
 
 __all__ = ["Outbound"]
 
+_FULL_CHECKPOINT_EVERY = 64
+"""Messages that are sent without waiting, one after another."""
 MAX_REPLIES = 1024
 """Replies of hooks that may wait to be written; what exceeds them is refused, and reported."""
 REPLIES_IN_HAND = 64
@@ -54,6 +58,10 @@ def check_payload(payload: str | bytes) -> str | bytes:
     return payload
 
 
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # not a NaN
+
+
 WhenSettled = Callable[[Outgoing, NovaError | None], None]
 """Told once what became of a frame: None for written, else why it was not, or is not known to be."""
 
@@ -66,9 +74,15 @@ class Outbound:
     outbox: Outbox = attrs.field(factory=Outbox, init=False)
     changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the writer."""
+    link: Link | None = attrs.field(default=None, init=False)
+    """The link that is up."""
+    _turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
+    """How many messages may be sent before other tasks get to run."""
     expiry_changed: Signal = attrs.field(factory=Signal, init=False)
     draining: bool = attrs.field(default=False, init=False)
     _replies: int = attrs.field(default=0, init=False)
+    _unsent_replies: int = attrs.field(default=0, init=False)
+    """Those that were still waiting when the session ended."""
     _excuses: bool = attrs.field(default=False, init=False)
     """Whether what is replied just now answers the failure of a reply."""
     _settled: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
@@ -122,7 +136,17 @@ class Outbound:
             NotSent, Expired, OutcomeUnknown: as their names say.
             SessionOver: the session has ended.
         """
-        await trio.lowlevel.checkpoint_if_cancelled()
+        self._turns -= 1
+        if self._turns:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            self._turns = _FULL_CHECKPOINT_EVERY
+            await trio.lowlevel.checkpoint()
+        begun = None
+        if lane is Lane.APPLICATION and self._nothing_waits and not isinstance(frame, Ping | Pong):
+            begun = self._send_nowait(frame, kind)
+            if begun is None:
+                return
         task = trio.lowlevel.current_task()
 
         def settled(outgoing: Outgoing, error: NovaError | None) -> None:
@@ -133,11 +157,41 @@ class Outbound:
             return trio.lowlevel.Abort.SUCCEEDED
 
         try:
-            outgoing = self.post(frame, settled, kind, priority, lane, purpose)
+            if begun:
+                outgoing = self._outgoing(frame, lane, kind, priority, purpose)
+                self.outbox.begin(outgoing)
+                self.changed.set()
+                outgoing.when_settled = settled
+            else:
+                outgoing = self.post(frame, settled, kind, priority, lane, purpose)
         except NovaError:
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise
         await trio.lowlevel.wait_task_rescheduled(abort)
+
+    @property
+    def _nothing_waits(self) -> bool:
+        """Whether the writer would write a message at once, and that alone: then it need not be woken for it."""
+        return (
+            self.changed.is_awaited
+            and self.link is not None
+            and self._session.ready
+            and self._session.goodbye is None
+            and not self.draining
+            and not self.limited
+        )
+
+    def _send_nowait(self, frame: Frame, kind: str) -> bool | None:
+        """Write a message here and now: None where it has left, else whether a part of it has."""
+        assert self.link is not None
+        sent = self.link.send_nowait(frame)
+        if sent == "whole":
+            size = frame_size(frame)
+            if self._session.hub.wants_messages:
+                self._tell_sent(frame, kind, size, 0.0)
+            self._count(1, size)
+            return None
+        return sent == "begun"
 
     def post(
         self,
@@ -220,7 +274,9 @@ class Outbound:
     def _reply_settled(self, outgoing: Outgoing, error: NovaError | None, *, is_excuse: bool) -> None:
         self._replies -= 1
         self._settled.unpark_all()
-        if error is not None and not self._session.is_over:
+        if error is not None and self._session.is_over:
+            self._unsent_replies += 1
+        elif error is not None:
             self._reply_failed(error, is_excuse)
 
     def _reply_failed(self, error: NovaError, is_excuse: bool) -> None:
@@ -250,6 +306,11 @@ class Outbound:
             if not isinstance(decision, Allow | Queue | Reject):
                 raise ConfigError(
                     "check_rate_limit", f"answered a {type(decision).__name__}, not Allow, Queue or Reject"
+                )
+            if isinstance(decision, Queue) and not _is_time(decision.until):
+                raise ConfigError(
+                    "check_rate_limit",
+                    f"answered Queue with a {type(decision.until).__name__}, not a time of Trio's clock",
                 )
         except Exception as exc:
             session.handler_failed(exc)
@@ -331,20 +392,27 @@ class Outbound:
                 messages += 1
                 size += outgoing.size
                 if wants_events and outgoing.lane is not Lane.CONTROL:
-                    session.emit(
-                        MessageEvent,
-                        direction="sent",
-                        kind=frame_kind(outgoing.frame),
-                        message_type=outgoing.kind,
-                        size=outgoing.size,
-                        latency=now - outgoing.queued_at,
-                    )
+                    self._tell_sent(outgoing.frame, outgoing.kind, outgoing.size, now - outgoing.queued_at)
         self.outbox.written()
         self._settled.unpark_all()
         if messages:
-            session.counts.messages_sent += messages
-            session.counts.bytes_sent += size
-            session.hub.count("sent", messages, size)
+            self._count(messages, size)
+
+    def _count(self, messages: int, size: int) -> None:
+        session = self._session
+        session.counts.messages_sent += messages
+        session.counts.bytes_sent += size
+        session.hub.count("sent", messages, size)
+
+    def _tell_sent(self, frame: Frame, kind: str, size: int, latency: float) -> None:
+        self._session.emit(
+            MessageEvent,
+            direction="sent",
+            kind=frame_kind(frame),
+            message_type=kind,
+            size=size,
+            latency=latency,
+        )
 
     def link_lost(self, lost: LinkLost) -> None:
         """Settle what was under way on the link that is gone."""
@@ -360,6 +428,8 @@ class Outbound:
         """Settle all that is left: nothing of it was sent."""
         self.outbox.link_lost(None)
         self.outbox.refuse_waiting("the session ended before it was written", self._session.last_error)
+        if self._unsent_replies:
+            self._session.emit(Dropped, count=self._unsent_replies, where="replies")
         self._settled.unpark_all()
 
     async def expire(self) -> NoReturn:

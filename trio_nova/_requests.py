@@ -14,7 +14,17 @@ from trio_nova._session import Session
 from trio_nova.codecs import RawCodec
 from trio_nova.core.ledger import Late, Ledger, Pending, identity
 from trio_nova.core.outbox import Lane, Outgoing, Purpose
-from trio_nova.errors import LinkLost, NotSent, NovaError, OutcomeUnknown, RequestFailed, printable
+from trio_nova.core.session import State
+from trio_nova.errors import (
+    Expired,
+    LinkLost,
+    NotSent,
+    NovaError,
+    OutcomeUnknown,
+    RequestFailed,
+    SessionOver,
+    printable,
+)
 from trio_nova.messages import AnswerUnmatched, RequestResolved, RequestSent, RequestUnresolved
 
 __all__ = ["Requests"]
@@ -28,6 +38,8 @@ class _Waiter:
     outgoing: Outgoing | None = None
     epoch: int = 0
     """The link that the question was written on; 0 while it is not."""
+    missed: int = 0
+    """The link that was lost already when the question was asked, though not everybody knew; else 0."""
     on_answer: Callable[[Any], object] | None = None
     """Shown the answer before anything is taken in that came behind it."""
 
@@ -81,15 +93,19 @@ class Requests:
         purpose: Purpose = "query",
         when_written: Callable[[], object] | None = None,
         on_answer: Callable[[Any], object] | None = None,
+        renews: bool = True,
     ) -> Any:
         """Send a question and return its answer; see `Connection.request`.
 
         `when_written` is called once the question has left; `on_answer` with the answer, by the reader,
-        before it takes in what came behind it.
+        before it takes in what came behind it. `renews` says whether a refusal may call for another
+        authentication.
         """
-        renewal = None if purpose == "auth" else self.renewal
+        session, renewal = self._session, self.renewal if renews and purpose != "auth" else None
+        unknown: OutcomeUnknown | None = None
         while True:
-            epoch, grants = self._session.epoch, 0 if renewal is None else renewal.grants
+            epoch, grants = session.epoch, 0 if renewal is None else renewal.grants
+            is_accepted = session.ready or session.config.when_down != "fail"
             try:
                 return await self._ask(message, matches, priority, lane, purpose, when_written, on_answer)
             except RequestFailed as error:
@@ -100,10 +116,21 @@ class Requests:
                 except NovaError as failure:
                     raise error from failure
                 renewal = None  # once
-            except (NotSent, OutcomeUnknown) as error:
+            except (NotSent, OutcomeUnknown, Expired) as error:
+                if isinstance(error, OutcomeUnknown):
+                    unknown = error
                 lost = isinstance(error.__cause__, LinkLost) and error.__cause__.epoch >= epoch
-                if not (idempotent and lost) or self._session.is_closing:
-                    raise
+                if not (idempotent and lost and is_accepted) or session.is_closing:
+                    if unknown in (None, error):
+                        raise
+                    # Asking again came to nothing; but what was asked before may have been done.
+                    raise unknown from unknown.__cause__
+                while not session.ready and session.config.when_down == "fail":
+                    # Asked again now, it would be refused: it is the next link that is to be asked.
+                    try:
+                        await session.wait_state(State.READY)
+                    except SessionOver as over:
+                        raise (unknown or error) from over
 
     async def _ask(
         self,
@@ -121,7 +148,9 @@ class Requests:
         frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
         pending = Pending(id=None if id is None else identity(id), matches=matches)
         self._ledger.open(pending)  # NotSent, where the id is taken
-        waiter = self._pending[pending] = _Waiter(trio.lowlevel.current_task(), on_answer=on_answer)
+        missed = session.epoch if session.state is State.DISCONNECTED else 0
+        waiter = _Waiter(trio.lowlevel.current_task(), on_answer=on_answer, missed=missed)
+        self._pending[pending] = waiter
 
         def settled(outgoing: Outgoing, error: NovaError | None) -> None:
             if error is not None:
@@ -135,7 +164,7 @@ class Requests:
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
             sent = waiter.outgoing is None or not self._outbound.withdraw(waiter.outgoing)
             del self._pending[pending]
-            self._ledger.give_up(pending, sent=sent)
+            self._ledger.give_up(pending, trio.current_time(), sent=sent)
             session.emit(RequestUnresolved, error=None)
             return trio.lowlevel.Abort.SUCCEEDED
 
@@ -143,7 +172,7 @@ class Requests:
             waiter.outgoing = self._outbound.post(frame, settled, kind, priority, lane, purpose)
         except NovaError as error:
             del self._pending[pending]
-            self._ledger.give_up(pending, sent=False)
+            self._ledger.give_up(pending, trio.current_time(), sent=False)
             session.emit(RequestUnresolved, error=error)
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise
@@ -175,7 +204,7 @@ class Requests:
     def _settle(self, pending: Pending, result: outcome.Outcome[Any]) -> None:
         waiter = self._pending.pop(pending, None)
         if waiter is not None:
-            self._ledger.give_up(pending, sent=waiter.epoch != 0)
+            self._ledger.give_up(pending, trio.current_time(), sent=waiter.epoch != 0)
             trio.lowlevel.reschedule(waiter.task, result)
 
     # ----------------------------------------------------------------- the reader's side
@@ -194,7 +223,7 @@ class Requests:
         if id is None and not self._ledger.expects:
             return False
         in_order = id is None and self._ledger.expects and not is_data(message)
-        match self._ledger.match(message, id, in_order=in_order):
+        match self._ledger.match(message, id, trio.current_time(), in_order=in_order):
             case Pending() as pending:
                 waiter = self._pending.pop(pending, None)
                 if waiter is not None:
@@ -220,6 +249,8 @@ class Requests:
         for pending, waiter in list(self._pending.items()):
             if waiter.epoch:
                 self._fail(pending, OutcomeUnknown("the link was lost before the answer"), lost)
+            elif waiter.missed == lost.epoch:
+                continue
             elif waiter.outgoing is not None and self._outbound.withdraw(waiter.outgoing):
                 self._fail(pending, NotSent("the link was lost before it was written"), lost)
         self._ledger.link_lost()

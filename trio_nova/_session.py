@@ -15,6 +15,7 @@ import trio
 from trio_nova._events import Hub
 from trio_nova.config import Config, check_plaintext, made
 from trio_nova.core.outbox import Lane
+from trio_nova.core.recovery import wait_wished_for
 from trio_nova.core.session import TERMINAL, SessionEvent, State, StateMachine
 from trio_nova.core.verdict import Attempts
 from trio_nova.errors import ConfigError, LinkLost, NovaError, SessionOver
@@ -45,7 +46,7 @@ from trio_nova.messages import (
     StateChanged,
     Stop,
 )
-from trio_nova.secrets import Redactor, Secret, ask_credentials, forget_locals
+from trio_nova.secrets import CredentialsSource, Redactor, Secret, ask_credentials, forget_locals
 from trio_nova.urls import Url
 
 __all__ = ["Counts", "Goodbye", "Handlers", "Session"]
@@ -156,7 +157,7 @@ class Session:
     _waiters: list[_StateWaiter] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._keep_secret(self.config)
+        self.keep_secret(self.config)
         self.handlers = Handlers.of(self.config)
         self.hub = Hub(self.handlers.logging, self.handlers.metrics, self.config.events)
         self.attempts = Attempts(self.config.max_attempts, self.config.min_uptime)
@@ -282,7 +283,7 @@ class Session:
 
     def reconfigure(self, config: Config, changed: tuple[str, ...]) -> None:
         """Use other options from now on; ConfigError where they would send secrets in plain text."""
-        self._keep_secret(config)
+        self.keep_secret(config)
         self.config = config
         self.hub.families = config.events
         self.attempts.max_attempts, self.attempts.min_uptime = config.max_attempts, config.min_uptime
@@ -290,7 +291,8 @@ class Session:
 
     # ----------------------------------------------------------------- secrets
 
-    def _keep_secret(self, config: Config) -> None:
+    def keep_secret(self, config: Config) -> None:
+        """Learn what of these options must never be shown; ConfigError where it would travel in plain text."""
         headers = config.headers if isinstance(config.headers, Mapping) else {}
         check_plaintext(self.url, config, headers)
         self.redactor.learn_url(self.url.full)
@@ -300,15 +302,15 @@ class Session:
         if isinstance(config.credentials, Secret):
             self.redactor.learn(config.credentials)
 
-    async def ask_credentials(self) -> Secret[Any] | None:
-        """Return the credentials that `Config.credentials` holds or provides now; None where there are none.
+    async def ask_credentials(self, source: CredentialsSource) -> Secret[Any] | None:
+        """Return the credentials that `source` holds or provides now; None where there are none.
 
         They are never shown from then on, whoever repeats them. The caller bounds the wait.
 
         Raises:
             AuthFailed, ConfigError, ConnectFailed: the provider failed.
         """
-        credentials = await ask_credentials(self.config.credentials)
+        credentials = await ask_credentials(source)
         if credentials is not None:
             self.redactor.learn(credentials)
         return credentials
@@ -408,8 +410,8 @@ class Session:
             case Stop(error):
                 self.fail(error, 1000)
             case Reconnect(reason) if self._is_current(epoch):
-                delay = self.config.backoff.delay(1, self.config.spread(), 0.0)
-                self.redial(delay or 0.0, reason)
+                self.attempts.failed(trio.current_time())
+                self.redial(wait_wished_for(self.attempts, self.config.backoff, self.config.spread()), reason)
             case Retry(delay) if self._is_current(epoch):
                 self.redial(delay)
             case _:

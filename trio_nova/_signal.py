@@ -17,6 +17,11 @@ class Signal:
     _is_set: bool = False
     _task: trio.lowlevel.Task | None = None
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the task waits, and has not been woken."""
+        return self._task is not None
+
     def set(self) -> None:
         """Wake the task that waits, now or when it comes to wait."""
         if self._task is not None:

@@ -11,16 +11,16 @@ from typing import Any, Literal
 import attrs
 import trio
 
-from trio_nova import messages as messages_
 from trio_nova._feeds import Feed, FeedOptions
 from trio_nova._outbound import Outbound
 from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.core.outbox import Lane
-from trio_nova.core.sequence import Deliver, Duplicate, GapFound, Held, NeedSnapshot, Resynced, Tracker
+from trio_nova.core.sequence import BackInStep, Deliver, Duplicate, GapFound, Held, NeedSnapshot, Tracker
 from trio_nova.core.subscriptions import Book, Subscription, SubscriptionState
 from trio_nova.errors import (
+    BadMessage,
     ConfigError,
     LinkLost,
     NotSent,
@@ -32,13 +32,14 @@ from trio_nova.errors import (
     SubscriptionRejected,
     printable,
 )
-from trio_nova.handlers import Channel, Granted, Refused
+from trio_nova.handlers import Channel, Granted, Refused, SubscriptionHandler
 from trio_nova.messages import (
     DataUnclaimed,
     Dropped,
     Event,
     FeedStale,
     Gap,
+    Resynced,
     SubscriptionConfirmed,
     SubscriptionRefused,
     SubscriptionsRestored,
@@ -50,6 +51,8 @@ MAX_OUTSTANDING = 16
 """Messages that ask for subscriptions whose answer is awaited, on a service that answers them as requests."""
 MAX_FAILURES = 2
 """How often a subscription may go unanswered before it counts as refused."""
+MAX_EARLY = 64
+"""Data that may wait for the answer which tells whose they are."""
 ASK_AGAIN_AFTER = 1.0
 """Seconds after a refusal that says to try again, as a rate limit's does."""
 
@@ -79,9 +82,6 @@ class _Desk:
         """Seconds without data that its most impatient reader allows."""
         return min((feed.options.max_age for feed in self.feeds), default=math.inf)
 
-    def channel(self) -> Channel:
-        return Channel(self.subscription.key, self.subscription.channel, self.subscription.params)
-
 
 @attrs.define(eq=False)
 class Subscriptions:
@@ -106,14 +106,22 @@ class Subscriptions:
     """What is wanted without a feed."""
     _clogged: set[Feed] = attrs.field(factory=set, init=False)
     """Feeds in which something already received has found no room."""
+    _crowded: set[Feed] = attrs.field(factory=set, init=False)
+    """Feeds in which much waits."""
     _aging: set[_Desk] = attrs.field(factory=set, init=False)
     """Those of which some reader wants to know when they fall silent."""
     _resyncs: deque[_Desk] = attrs.field(factory=deque, init=False)
     """Those that are to be asked for anew, to get a snapshot."""
+    _early: deque[tuple[Hashable, Any]] = attrs.field(factory=deque, init=False)
+    """Data under names of the service's own that it has not told yet: an answer that is awaited may."""
     unclaimed: int = attrs.field(default=0, init=False)
     """Messages of channels that nobody is subscribed to."""
+    _data_of: Callable[[Any], Any] | None = attrs.field(init=False)
+    """None: the consumer gets the message as it is."""
 
     def __attrs_post_init__(self) -> None:
+        handler = self._session.handlers.subscription
+        self._data_of = None if type(handler).data_of is SubscriptionHandler.data_of else handler.data_of
         self.book = Book(unsubscribes_by_id=self._session.handlers.subscription.unsubscribes_by_id)
 
     # ----------------------------------------------------------------- the program's side
@@ -125,14 +133,15 @@ class Subscriptions:
         """Hold a subscription while the block lasts; see `Connection.subscribe`."""
         session = self._session
         session.check_open()
-        key = session.handlers.subscription.key(channel, params)
+        handler = session.handlers.subscription
+        key = handler.key(channel, params)
         desk = self._desks.get(key)
         if desk is not None and dict(desk.subscription.params) != dict(params):
             raise ConfigError("params", f"{channel!r} is subscribed to already, with other params")
+        tracker = handler.tracker(Channel(key, channel, params)) if desk is None else desk.tracker
         subscription = self.book.want(key, channel, params, trio.current_time())
         if desk is None:
-            desk = self._desks[key] = _Desk(subscription)
-            desk.tracker = session.handlers.subscription.tracker(desk.channel())
+            desk = self._desks[key] = _Desk(subscription, tracker=tracker)
         feed = Feed.of(channel, options, lambda count: self._dropped(count, channel))
         desk.feeds.append(feed)
         if options.max_age < math.inf:
@@ -173,8 +182,9 @@ class Subscriptions:
         if not desk.feeds and not desk.subscription.users:
             del self._desks[key]
             self._aging.discard(desk)
-            if desk.subscription.server_id is not None:
-                self._by_server_id.pop(desk.subscription.server_id, None)
+            id = desk.subscription.server_id
+            if id is not None and self._by_server_id.get(id) is desk:  # the service may have given it to another
+                del self._by_server_id[id]
         self._ask_soon()
 
     async def _wait_confirmed(self, desk: _Desk) -> None:
@@ -217,11 +227,17 @@ class Subscriptions:
         """Wait until every subscription is answered for on this link, or was not for too long."""
         await self._restored.wait()
 
+    def stop_asking(self) -> None:
+        """The link's nursery is about to close: whoever subscribes from now on waits for the next link."""
+        self._nursery = None
+
     def link_lost(self, lost: LinkLost) -> None:
         """Forget what the service knew; what is wanted stays so."""
         session, now = self._session, trio.current_time()
         for desk in self._desks.values():
-            if desk.subscription.state is SubscriptionState.CONFIRMED and desk.lost is None:
+            # Data may come before the confirmation, or without one; from then on they may be missed.
+            has_begun = desk.subscription.state is SubscriptionState.CONFIRMED or desk.last is not None
+            if has_begun and desk.lost is None:
                 desk.lost, desk.lost_at = lost, now
             desk.heard_at = math.inf
             if desk.tracker is not None:
@@ -229,6 +245,7 @@ class Subscriptions:
         self.book.link_lost(now)
         self._resyncs.clear()
         self._by_server_id.clear()
+        self._early.clear()
         self._nursery, self._running = None, False
 
     def end(self) -> None:
@@ -315,9 +332,7 @@ class Subscriptions:
                 message = handler.encode_subscription_batch(channels)
             frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
         except Exception as exc:
-            self._session.note(exc, "subscription")
-            for channel in channels:
-                self._apply(Refused(channel.key, f"it could not be asked for: {type(exc).__name__}"))
+            self._could_not_ask(exc, channels)
             return
         if handler.correlated:
             await self._slots.acquire()
@@ -341,8 +356,12 @@ class Subscriptions:
         channel = Channel(subscription.key, subscription.channel, subscription.params)
         if desk is None or desk.last is None:
             return channel
-        handler = self._session.handlers.subscription
-        return attrs.evolve(channel, params=handler.resume(channel, desk.last))
+        try:
+            params = self._session.handlers.subscription.resume(channel, desk.last)
+        except Exception as exc:
+            self._session.handler_failed(exc)
+            return channel
+        return attrs.evolve(channel, params=params)
 
     async def _ask_and_read(
         self,
@@ -382,13 +401,28 @@ class Subscriptions:
             when_written()
             self._slots.release()
 
+    def _could_not_ask(self, error: Exception, channels: Sequence[Channel]) -> None:
+        """Treat a message that could not be made as the hook's failure, and its channels as refused."""
+        if isinstance(error, NovaError):
+            self._session.note(error, "subscription")
+        else:
+            self._session.handler_failed(error)
+        for channel in channels:
+            self._apply(Refused(channel.key, f"it could not be asked for: {type(error).__name__}"))
+
     async def _ask_alone(self, channel: Channel, ask: int) -> None:
         try:
+            message = self._session.handlers.subscription.encode_subscription_batch([channel])
+        except Exception as exc:
+            self._could_not_ask(exc, [channel])
+            return
+        try:
             await self._requests.request(
-                self._session.handlers.subscription.encode_subscription_batch([channel]),
+                message,
                 lane=Lane.SETUP,
                 purpose="subscription",
                 on_answer=lambda reply: self._read_grants(reply, [channel], {channel.key: ask}),
+                renews=False,  # the batch has tried that: else each channel would authenticate the link again
             )
         except RequestFailed as error:
             self._refuse(channel, error, ask)
@@ -420,14 +454,22 @@ class Subscriptions:
     async def _give_up(self, subscription: Subscription) -> None:
         handler = self._session.handlers.subscription
         channel = Channel(subscription.key, subscription.channel, subscription.params)
-        message = handler.encode_unsubscription(channel, subscription.server_id)
+        try:
+            message = handler.encode_unsubscription(channel, subscription.server_id)
+        except Exception as exc:
+            self._session.handler_failed(exc)
+            return
         if message is None:
             return
         if handler.correlated:
             assert self._nursery is not None
             self._nursery.start_soon(self._request_quietly, message)
         else:
-            frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
+            try:
+                frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
+            except BadMessage as error:
+                self._session.note(error, "subscription")
+                return
             await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")
 
     async def _ask_anew(self, desk: _Desk) -> None:
@@ -453,6 +495,11 @@ class Subscriptions:
             self._clogged = {feed for feed in self._clogged if feed.clogged}
         return bool(self._clogged)
 
+    async def give_turns(self) -> None:
+        """Let the consumers of crowded feeds run; see `Inbound.give_turns`."""
+        while self._crowded:
+            await self._crowded.pop().give_turns()
+
     async def wait_for_room(self) -> None:
         """Wait until every feed has room. Cancelling loses nothing."""
         while self.clogged:
@@ -462,25 +509,42 @@ class Subscriptions:
         """Whether `message` is data of a channel that somebody is subscribed to."""
         return self._desk(self._session.handlers.subscription.channel_of(message)) is not None
 
-    def take(self, message: Any) -> bool:
-        """Take in what belongs to a subscription; True where it goes no further."""
+    def take(self, message: Any, now: float) -> Literal["answer", "data"] | None:
+        """Take in what belongs to a subscription, and return what it is; None where it goes further."""
         handler = self._session.handlers.subscription
         if self.book.requested and self._take_answer(message):
-            return True
+            return "answer"
         key = handler.channel_of(message)
         if key is None:
-            return self._take_answer(message)
+            return "answer" if self._take_answer(message) else None
         desk = self._desk(key)
         if desk is None:
-            self.unclaimed += 1
-            if not self._unclaimed_told:
-                self._unclaimed_told = True
-                self._session.emit(DataUnclaimed, channel=printable(str(key)))
-            return handler.drops_unclaimed
+            if handler.drops_unclaimed and handler.correlated and self.book.requested:
+                self._early.append((key, message))
+                if len(self._early) > MAX_EARLY:
+                    self._unclaimed(self._early.popleft()[0])
+                return "data"
+            self._unclaimed(key)
+            return "data" if handler.drops_unclaimed else None
         if not desk.feeds:
-            return False
-        self._deliver(desk, message)
-        return True
+            return None
+        self._deliver(desk, message, now)
+        return "data"
+
+    def _unclaimed(self, key: Hashable) -> None:
+        self.unclaimed += 1
+        if not self._unclaimed_told:
+            self._unclaimed_told = True
+            self._session.emit(DataUnclaimed, channel=printable(str(key)))
+
+    def _claim_early(self, server_id: Hashable, desk: _Desk) -> None:
+        """Deliver what came under a name before the answer that tells it."""
+        waiting, self._early = self._early, deque()
+        for key, message in waiting:
+            if key == server_id:
+                self._deliver(desk, message, trio.current_time())
+            else:
+                self._early.append((key, message))
 
     def _take_answer(self, message: Any) -> bool:
         handler = self._session.handlers.subscription
@@ -494,9 +558,8 @@ class Subscriptions:
     def _desk(self, key: Hashable | None) -> _Desk | None:
         return None if key is None else self._by_server_id.get(key) or self._desks.get(key)
 
-    def _deliver(self, desk: _Desk, message: Any) -> None:
-        desk.heard_at = trio.current_time()
-        self.book.touch(desk.subscription.key, desk.heard_at)
+    def _deliver(self, desk: _Desk, message: Any, now: float) -> None:
+        desk.heard_at = now
         if desk.is_stale:
             desk.is_stale = False
             self.changed.set()
@@ -531,21 +594,22 @@ class Subscriptions:
                 self._resync(desk)
             case Held():
                 pass
-            case Resynced(messages, gap):
+            case BackInStep(messages, gap):
                 if desk.lost is not None:
                     self._tell_gap(desk, "lost" if gap is not None else "unknown")
                 if desk.last is not None:
-                    self._notify(desk, messages_.Resynced, channel=desk.subscription.channel)
+                    self._notify(desk, Resynced, channel=desk.subscription.channel)
                 for each in messages:
                     self._put(desk, each)
 
     def _put(self, desk: _Desk, message: Any) -> None:
         desk.last = message
-        data = self._session.handlers.subscription.data_of(message)
+        data = self._data_of(message) if self._data_of is not None else message
         for feed in desk.feeds:
-            feed.put(data)
-            if feed.clogged:
+            if not feed.put(data):
                 self._clogged.add(feed)
+            elif feed.crowded:
+                self._crowded.add(feed)
 
     def _resync(self, desk: _Desk) -> None:
         self._resyncs.append(desk)
@@ -566,12 +630,16 @@ class Subscriptions:
                 )
                 desk.was_confirmed = True
                 desk.heard_at, desk.is_stale = now, False
+                if answer.server_id is not None:
+                    self._claim_early(answer.server_id, desk)
         else:
             self.book.reject(answer.key, epoch, now, printable(answer.reason), ask=ask)
         if desk is not None:
             self._answered(desk.subscription)
         else:
             self.changed.set()  # given up meanwhile: now that the service has told its name for it, so can we
+        while self._early and not self.book.requested:
+            self._unclaimed(self._early.popleft()[0])
 
     def _answered(self, subscription: Subscription) -> None:
         desk = self._desks.get(subscription.key)

@@ -18,7 +18,7 @@ from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
 from trio_nova.config import check_headers, check_plaintext
-from trio_nova.core.recovery import advise
+from trio_nova.core.recovery import advise, wait_wished_for
 from trio_nova.core.session import SessionEvent, State
 from trio_nova.errors import (
     AuthFailed,
@@ -121,6 +121,10 @@ class Supervisor:
                 try:
                     info = await self._prepare()
                     dial = self._dial(info)
+                    if dial.url.authority != session.url.authority:
+                        scope.deadline = math.inf  # that others dial there is not the server's fault
+                        await turn.move(dial.url.authority)
+                        scope.deadline = trio.current_time() + config.connect_timeout
                     session.emit(DialStarted, url=str(dial.url), attempt=session.attempts.made + 1)
                     async with config.transport.open(dial) as link:
                         scope.deadline = math.inf
@@ -233,7 +237,9 @@ class Supervisor:
                 case Retry() | Stop() | Close():
                     return action
                 case Reconnect():
-                    return advice if isinstance(advice, Retry) else Retry(config.backoff.delay(1, spread) or 0.0)
+                    if isinstance(advice, Retry):
+                        return advice
+                    return Retry(wait_wished_for(session.attempts, config.backoff, spread))
                 case _:
                     pass
         if isinstance(advice, Close):

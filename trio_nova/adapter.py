@@ -44,7 +44,16 @@ from trio_nova.handlers.subscription import SubscriptionAnswer
 from trio_nova.messages import Action, Retry, Stop
 from trio_nova.urls import Url
 
-__all__ = ["HOOKS", "Adapter", "Target", "hook_faults", "hook_parameters", "settle"]
+__all__ = [
+    "HOOKS",
+    "Adapter",
+    "Target",
+    "hook_faults",
+    "hook_parameters",
+    "overrides_hook",
+    "settle",
+    "shadowed_hooks",
+]
 
 
 def _of_class(name: str, otherwise: Any) -> Any:
@@ -107,7 +116,7 @@ class Adapter:
         return {"codec": MixedCodec(), **strategies, **self.defaults()}
 
     def _overrides(self, hook: str) -> bool:
-        return getattr(type(self), hook) is not getattr(Adapter, hook)
+        return overrides_hook(type(self), hook)
 
     # ----------------------------------------------------------------- hooks
 
@@ -281,6 +290,22 @@ def hook_faults(kind: type[Adapter]) -> dict[str, str]:
         elif not _can_be_called_like(getattr(Adapter, hook), member, kind, hook):
             faults[hook] = f"it must take {', '.join(hook_parameters(hook)) or 'nothing'}"
     return faults
+
+
+def shadowed_hooks(adapter: Adapter) -> dict[str, str]:
+    """Return, by name, the hooks that an adapter overrides for nothing: it names a strategy that is asked instead."""
+    named = adapter.defaults()
+    return {
+        hook: f"nobody asks it, since defaults() names a {field}"
+        for field, (_, hooks) in _STRATEGIES.items()
+        for hook in hooks
+        if field in named and overrides_hook(type(adapter), hook)
+    }
+
+
+def overrides_hook(kind: type[Adapter], hook: str) -> bool:
+    """Return whether a class of adapters has a hook of its own."""
+    return getattr(kind, hook) is not getattr(Adapter, hook)
 
 
 def hook_parameters(hook: str) -> list[str]:

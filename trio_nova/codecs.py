@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -13,7 +14,12 @@ __all__ = ["Codec", "JsonCodec", "MixedCodec", "RawCodec"]
 
 
 class Codec(Protocol):
-    """Turns messages into payloads and back. A strategy: `Config.codec`."""
+    """Turns messages into payloads and back. A strategy: `Config.codec`.
+
+    A codec may also have a method `decode_all`, from a sequence of payloads to their messages, in their
+    order. It is asked instead of `decode` where no hook wants to see each payload; if it raises, `decode`
+    is asked about each. So it must be pure.
+    """
 
     def encode(self, message: Any) -> str | bytes:
         """Return the payload: `str` makes a text frame, `bytes` a binary one.
@@ -48,6 +54,10 @@ class RawCodec:
     def decode(self, payload: str | bytes) -> str | bytes:
         return payload
 
+    def decode_all(self, payloads: Sequence[str | bytes]) -> Sequence[str | bytes]:
+        """Return the messages of all `payloads`."""
+        return payloads
+
 
 @attrs.frozen
 class JsonCodec:
@@ -69,6 +79,13 @@ class JsonCodec:
     def decode(self, payload: str | bytes) -> Any:
         try:
             return self._decoder.decode(payload)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+            raise BadMessage(f"not the JSON that was expected: {type(exc).__name__}") from exc
+
+    def decode_all(self, payloads: Sequence[str | bytes]) -> Sequence[Any]:
+        """Return the messages of all `payloads`; raises like `decode`, if any of them is bad."""
+        try:
+            return list(map(self._decoder.decode, payloads))
         except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
             raise BadMessage(f"not the JSON that was expected: {type(exc).__name__}") from exc
 

@@ -86,9 +86,15 @@ class ReplyMany:
 
 def check_close(code: int, reason: str) -> None:
     """Raise ConfigError unless a close frame may carry `code` and `reason` (RFC 6455 sections 5.5.1 and 7.4)."""
-    if not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
-        raise ConfigError("code", f"{code} may not be sent: use 1000-1003, 1007-1014 or 3000-4999")
-    if len(reason.encode()) > 123:
+    if not isinstance(code, int) or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+        raise ConfigError("code", f"{code!r} may not be sent: use 1000-1003, 1007-1014 or 3000-4999")
+    if not isinstance(reason, str):
+        raise ConfigError("reason", f"must be a str, not a {type(reason).__name__}")
+    try:
+        size = len(reason.encode())
+    except UnicodeEncodeError:
+        raise ConfigError("reason", "is no valid Unicode: a close frame is UTF-8") from None
+    if size > 123:
         raise ConfigError("reason", "a close reason holds at most 123 bytes of UTF-8")
 
 
@@ -294,7 +300,11 @@ class ReadingResumed(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class Dropped(ConnectionEvent):
-    """`count` messages were dropped by an overflow policy, since the last such event."""
+    """`count` messages were dropped, since the last such event.
+
+    By an overflow policy, where `where` is "inbox", "listener" or a channel. When the session ends: "replies"
+    are those of hooks that were not sent, "handlers" what the hooks were not shown (it can be received).
+    """
 
     count: int
     where: str

@@ -376,11 +376,9 @@ class Redactor:
         return self._pattern.sub(MASK, text)
 
     def _mask_end(self, text: str) -> str:
-        for secret in self._known:
-            at = text.rfind(secret[:SHORTEST])
-            if at >= 0 and secret.startswith(text[at:].rstrip("'\"")):
-                return text[:at] + MASK
-        return text
+        end = len(text.rstrip("'\""))
+        begins = [at for secret in self._known if (at := _beginning_at_end(secret, text, end)) is not None]
+        return text[: min(begins)] + MASK if begins else text
 
     def cleanse(self, error: E) -> E:
         """Take the secrets out of what `error`, and what it came from, say; return it."""
@@ -389,7 +387,7 @@ class Redactor:
                 continue
             exc.args = tuple(map(self._redact_any, exc.args))
             facts = exc.__dict__
-            for name in ("reason", "detail", "body", "headers", "problem", "__notes__"):
+            for name in ("reason", "detail", "message", "body", "headers", "problem", "__notes__"):
                 if name in facts:
                     facts[name] = self._redact_any(facts[name])
         return error
@@ -410,6 +408,14 @@ class Redactor:
     def guard_task(self) -> None:
         """Let `redacted` use this redactor, in this task and in those that it starts from now on."""
         _current.set(self)
+
+
+def _beginning_at_end(secret: str, text: str, end: int) -> int | None:
+    """Return where in `text` the longest beginning of `secret` begins that reaches to `end`."""
+    at = text.find(secret[:SHORTEST], max(end - len(secret), 0))
+    while at >= 0 and not secret.startswith(text[at:end]):
+        at = text.find(secret[:SHORTEST], at + 1)  # the beginning of "AAAAAAAB" is found again within itself
+    return at if at >= 0 else None
 
 
 _current: ContextVar[Redactor | None] = ContextVar("trio_nova.redactor", default=None)

@@ -141,6 +141,7 @@ def test_gcra_of_one_per_period_lets_one_through_per_period() -> None:
     assert [at for at, _ in sent] == pytest.approx([1000.0, 1001.0, 1002.0, 1003.0])
 
 
+@pytest.mark.fault("F95", where="memory")
 @pytest.mark.parametrize(
     "limit",
     [
@@ -282,6 +283,7 @@ def test_a_refund_never_fills_beyond_the_capacity(make: Callable[[], Limit], cos
     assert limit.admits_at(1000.0) > 1000.0
 
 
+@pytest.mark.fault("F73", where="memory")
 @pytest.mark.parametrize("make", LIMITS)
 def test_hours_asleep_give_no_more_than_the_capacity(make: Callable[[], Limit]) -> None:
     limit = make()
@@ -291,6 +293,7 @@ def test_hours_asleep_give_no_more_than_the_capacity(make: Callable[[], Limit]) 
     assert limit.admits_at(8 * 3600.0) > 8 * 3600.0
 
 
+@pytest.mark.fault("F74", where="memory")
 @pytest.mark.parametrize("make", LIMITS)
 def test_a_clock_that_steps_back_mints_nothing_and_breaks_nothing(make: Callable[[], Limit]) -> None:
     limit = make()

@@ -247,6 +247,7 @@ def test_a_peer_that_sends_data_but_never_pongs_is_never_dead(
     assert simulation.run(until=signs[-1]) is None
 
 
+@pytest.mark.fault("F71", where="memory")
 @given(starts, durations, durations, gaps, st.booleans(), st.data())
 def test_there_is_no_hot_loop_and_never_more_than_one_probe_outstanding(
     start: float, interval: float, patience: float, life: list[float], busy: bool, data: st.DataObject
@@ -281,6 +282,7 @@ def test_while_reading_stands_still_nobody_is_judged_silent_but_a_stalled_write_
     assert not isinstance(pulse.next_step(now), Dead)
 
 
+@pytest.mark.fault("F73", where="memory")
 @pytest.mark.parametrize("hours", [1, 12, 1000])
 def test_a_clock_that_jumps_by_hours_asks_one_probe_and_gives_one_verdict(hours: int) -> None:
     pulse = Pulse(0.0, ping_interval=20.0, pong_timeout=10.0)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trio_nova.core.backoff import Backoff, ExponentialBackoff, LinearBackoff, ListBackoff, NoBackoff
-from trio_nova.core.recovery import advise
+from trio_nova.core.recovery import advise, wait_wished_for
 from trio_nova.core.verdict import CLOSE_CODES, STATUSES, Attempts, Disposition
 from trio_nova.errors import (
     AuthFailed,
@@ -231,3 +231,22 @@ def test_clients_that_were_told_the_same_time_do_not_come_at_the_same_moment() -
 def test_any_error_of_ours_can_ask_for_patience() -> None:
     error = NovaError("slow down", retry=RetryAdvice.AFTER, retry_after=30.0)
     assert advise(error, failed(), STEADY, 0.5) == Retry(34.0)
+
+
+# --------------------------------------------------------------------------- what a hook wishes for
+
+
+def test_a_wish_for_another_link_waits_longer_each_time_in_a_row() -> None:
+    attempts, backoff = failed(0), ExponentialBackoff(base=1.0, cap=10.0)
+    delays = []
+    for _ in range(6):
+        attempts.failed(0.0)
+        delays.append(wait_wished_for(attempts, backoff, 0.999999))
+    assert delays == sorted(delays)
+    assert delays[-1] == pytest.approx(10.0, abs=0.01)
+    assert attempts.previous == delays[-1]
+
+
+@pytest.mark.parametrize("backoff", [NoBackoff(), ListBackoff([4.0], then_last=False)])
+def test_a_wish_is_fulfilled_without_a_hot_loop_where_the_back_off_would_give_up(backoff: Backoff) -> None:
+    assert wait_wished_for(failed(2, max_attempts=0), backoff, 0.0) == 1.0

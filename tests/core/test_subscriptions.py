@@ -129,6 +129,7 @@ def test_only_the_answer_to_a_request_of_this_link_confirms() -> None:
     assert not book.confirm("a", 2, 2.0)  # a second answer
 
 
+@pytest.mark.fault("F61", where="memory")
 def test_data_never_adds_or_confirms_a_subscription() -> None:
     book = book_of("a")
     assert not book.touch("b", 0.0)

@@ -62,6 +62,7 @@ def test_what_is_no_status_is_fatal(status: int) -> None:
     assert of_status(status) is FATAL
 
 
+@pytest.mark.fault("F93", where="memory")
 def test_every_close_code_has_the_verdict_that_is_promised() -> None:
     promised = {1010: FATAL, 3000: REFRESH, 3003: FATAL}
     assert [of_close_code(code) for code in range(1000, 5000)] == [
@@ -151,6 +152,7 @@ WALL = 784111777.0
 """Sun, 06 Nov 1994 08:49:37 GMT: the example of RFC 9110."""
 
 
+@pytest.mark.fault("F36", where="memory")
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [
@@ -175,6 +177,7 @@ def test_retry_after_is_seconds_or_one_of_the_three_dates_of_http(value: str, se
     assert parse_retry_after(value, WALL) == seconds
 
 
+@pytest.mark.fault("F36", where="memory")
 @pytest.mark.parametrize(
     "value",
     [
@@ -217,6 +220,7 @@ def test_a_huge_retry_after_is_not_even_looked_at(piece: str) -> None:
     assert Counting.looks == 0
 
 
+@pytest.mark.fault("F36", where="memory")
 @given(
     st.one_of(
         st.text(max_size=70),

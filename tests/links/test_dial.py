@@ -73,6 +73,7 @@ async def test_a_link_over_a_socket_announces_each_phase() -> None:
     assert phases == ["dns", "tcp", "http"]
 
 
+@pytest.mark.fault("F5", where="socket")
 async def test_a_refused_connection_names_host_and_port_and_no_secret() -> None:
     port = closed_port()
     with pytest.raises(ConnectFailed) as caught:
@@ -84,6 +85,7 @@ async def test_a_refused_connection_names_host_and_port_and_no_secret() -> None:
     assert isinstance(exc.__cause__, ConnectionRefusedError)
 
 
+@pytest.mark.fault("F8", where="socket")
 async def test_the_second_address_is_tried_when_the_first_is_dead() -> None:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listener.socket.getsockname()[1]
@@ -132,6 +134,7 @@ class Wire:
         return trio.socket.from_stdlib_socket(sock)
 
 
+@pytest.mark.fault("F8", where="memory")
 async def test_attempts_are_staggered_and_losers_are_closed(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +157,7 @@ async def test_attempts_are_staggered_and_losers_are_closed(
     assert wire.at_once == 0
 
 
+@pytest.mark.fault("F8", where="memory")
 async def test_a_failed_attempt_starts_the_next_one_at_once(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +169,7 @@ async def test_a_failed_attempt_starts_the_next_one_at_once(
     await stream.aclose()
 
 
+@pytest.mark.fault("F3", where="memory")
 async def test_at_most_a_handful_of_addresses_is_tried_at_once(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +239,7 @@ async def test_families_take_turns_and_the_systems_favourite_begins() -> None:
     assert await resolver.resolve("x.test") == ["::2", "10.0.0.1", "::3", "::4"]
 
 
+@pytest.mark.fault("F1", where="memory")
 @pytest.mark.parametrize("failure", [socket.gaierror(-2, "Name or service not known"), UnicodeError("label")])
 async def test_a_failed_look_up_names_the_host_and_its_phase(failure: Exception) -> None:
     def fail(host: str) -> Any:
@@ -268,6 +274,7 @@ class BlackHole:
         await trio.to_thread.run_sync(self.began.acquire)
 
 
+@pytest.mark.fault("F2", where="memory")
 async def test_callers_of_one_host_share_a_look_up_and_one_leaving_does_not_end_it() -> None:
     hole = BlackHole()
     resolver = SystemResolver(getaddrinfo=hole)
@@ -292,6 +299,7 @@ async def test_callers_of_one_host_share_a_look_up_and_one_leaving_does_not_end_
     assert hole.asked == ["x.test"] * 2  # nothing is remembered beyond the look-up
 
 
+@pytest.mark.fault("F2", where="memory")
 async def test_a_black_hole_holds_four_threads_and_none_of_trios() -> None:
     hole = BlackHole()
     resolver = SystemResolver(getaddrinfo=hole)

@@ -73,6 +73,7 @@ SINS = [
 ]
 
 
+@pytest.mark.fault("F42", "F43", "F44", "F45", "F46", "F47", "F49", "F50", "F51", where="memory")
 @pytest.mark.parametrize(("wire", "code", "rule"), SINS)
 @pytest.mark.parametrize("cut", [lambda data: [data], bytewise], ids=["whole", "bytewise"])
 def test_each_sin_is_named_and_nothing_from_it_on_completes(
@@ -115,12 +116,14 @@ def test_the_charge_begins_anew_with_each_message() -> None:
     assert scan(wire * 5)[0].messages == 5
 
 
+@pytest.mark.fault("F44", where="memory")
 def test_a_lying_length_is_judged_on_the_header() -> None:
     scanner, sound = scan(b"\x82\x7f" + (2**31).to_bytes(8, "big"))
     assert scanner.violation is not None
     assert sound == b""
 
 
+@pytest.mark.fault("F46", where="memory")
 @pytest.mark.parametrize("text", [b"\xff", b"ok\xed\xa0", b"\xf4\x90", b"\xc0"])
 def test_invalid_utf8_is_found_before_the_frame_ends(text: bytes) -> None:
     scanner, _ = scan(b"\x81\x7e\x04\x00" + text)
@@ -181,6 +184,7 @@ def verdict(*pieces: bytes) -> tuple[object, ...]:
     return scanner.messages, controls, scanner.close, sin
 
 
+@pytest.mark.fault("F57", where="memory")
 @settings(deadline=None)
 @given(legal_frames(), st.lists(st.integers(0, 10000)))
 def test_legal_frames_pass_however_they_are_cut(frames: list[bytes], cuts: list[int]) -> None:

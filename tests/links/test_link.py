@@ -13,7 +13,7 @@ import trio.testing
 
 from trio_nova.errors import BadMessage, LinkLost
 from trio_nova.links import Link, TrioWebsocketTransport
-from trio_nova.links._guard import CHUNK
+from trio_nova.links._handshake import CHUNK
 from trio_nova.messages import Frame, Ping, Pong
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ async def test_what_arrives_together_is_handed_out_together_and_in_order(peer: P
         assert await peer.read_frame() == (10, b"p")
 
 
+@pytest.mark.fault("F29", where="memory")
 async def test_frames_glued_to_the_response_are_received(peer: Peer) -> None:
     async with linked(peer, glued=b"\x81\x02hi") as link:
         assert await link.receive_some() == ["hi"]
@@ -134,6 +135,7 @@ async def test_while_nobody_receives_a_bounded_amount_is_read(unread_peer: Peer)
         link.abort()
 
 
+@pytest.mark.fault("F54", where="memory")
 async def test_a_flood_of_pings_is_bounded_while_nobody_receives(unread_peer: Peer) -> None:
     peer = unread_peer
     sent = 0
@@ -259,6 +261,7 @@ SINS: list[tuple[bytes, int, str]] = [
 ]
 
 
+@pytest.mark.fault("F42", "F43", "F44", "F45", "F46", "F47", where="memory")
 @pytest.mark.parametrize(("wire", "code", "rule"), SINS)
 async def test_a_violation_ends_the_link_after_what_was_good_and_the_peer_is_told_why(
     peer: Peer, autojump_clock: trio.testing.MockClock, wire: bytes, code: int, rule: str
@@ -278,6 +281,7 @@ async def test_a_violation_ends_the_link_after_what_was_good_and_the_peer_is_tol
             await link.send_all(["x"])
 
 
+@pytest.mark.fault("F42", where="memory")
 async def test_a_violation_that_cannot_be_answered_ends_the_link_within_a_second(
     unread_peer: Peer, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -298,12 +302,14 @@ async def test_a_violation_that_cannot_be_answered_ends_the_link_within_a_second
         link.abort()
 
 
+@pytest.mark.fault("F49", where="memory")
 async def test_one_frame_of_exactly_the_limit_is_received(peer: Peer) -> None:
     async with linked(peer, max_message_size=1000) as link:
         await peer.send(peer.frame(2, bytes(1000)) + peer.frame(1, "ü".encode() * 500))
         assert await next_frames(link) == [bytes(1000), "ü" * 500]
 
 
+@pytest.mark.fault("F51", where="memory")
 async def test_endless_empty_fragments_end_with_1009(peer: Peer) -> None:
     async with linked(peer) as link:
         await peer.send(peer.frame(2, b"", fin=False) + peer.frame(0, b"", fin=False) * 20_000)
@@ -312,6 +318,7 @@ async def test_endless_empty_fragments_end_with_1009(peer: Peer) -> None:
         assert (lost.code, lost.detail) == (1009, "too-big")
 
 
+@pytest.mark.fault("F48", where="memory")
 async def test_bytes_after_a_close_frame_are_dropped(peer: Peer) -> None:
     async with linked(peer) as link:
         await peer.send(peer.frame(8, b"\x03\xe8") + peer.frame(1, b"late") + b"\xff\xff")
@@ -344,6 +351,7 @@ async def test_the_peers_close_frame_is_answered_and_its_code_reported(
         assert caught.value.code == code
 
 
+@pytest.mark.fault("F68", where="memory")
 @pytest.mark.parametrize(("cut", "where"), [(b"", "between two messages"), (b"\x81\x05he", "inside a message")])
 async def test_an_end_without_a_close_frame_is_1006(peer: Peer, cut: bytes, where: str) -> None:
     async with linked(peer) as link:
@@ -398,6 +406,7 @@ async def test_aclose_waits_no_longer_than_close_timeout_for_the_answer(
         assert await peer.read_to_the_end() == b""
 
 
+@pytest.mark.fault("F75", where="memory")
 async def test_a_reason_too_long_for_a_close_frame_is_cut_between_two_characters(
     peer: Peer, autojump_clock: trio.testing.MockClock
 ) -> None:

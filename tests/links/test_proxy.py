@@ -61,11 +61,19 @@ async def test_an_http_proxy_opens_the_tunnel_and_looks_up_the_name(peer: Peer) 
     assert phases == ["proxy", "tcp", "proxy"]
 
 
+@pytest.mark.fault("F41", where="memory")
 @pytest.mark.parametrize("status", [401, 407])
 async def test_a_proxy_that_wants_other_credentials_is_not_asked_again(peer: Peer, status: int) -> None:
     exc = await failure(peer, HTTP, b"HTTP/1.1 %d alice:CANARY is wrong\r\n\r\n" % status)
     assert f"other credentials with status {status}" in str(exc)
     assert exc.retry == "never"
+
+
+@pytest.mark.parametrize(("status", "retry"), [(403, "never"), (404, "never"), (429, "backoff"), (502, "backoff")])
+async def test_what_a_proxy_refuses_is_judged_by_the_table_of_statuses(peer: Peer, status: int, retry: str) -> None:
+    exc = await failure(peer, HTTP, b"HTTP/1.1 %d No\r\n\r\n" % status)
+    assert f"refuses to connect with status {status}" in str(exc)
+    assert exc.retry == retry
 
 
 async def test_a_proxy_that_cannot_reach_the_server_may_later(peer: Peer) -> None:
@@ -74,10 +82,12 @@ async def test_a_proxy_that_cannot_reach_the_server_may_later(peer: Peer) -> Non
     assert exc.retry == "backoff"
 
 
+@pytest.mark.fault("F41", where="memory")
 async def test_bytes_before_the_tunnel_is_used_are_not_taken_for_the_servers(peer: Peer) -> None:
     assert "more than" in str(await failure(peer, HTTP, b"HTTP/1.1 200 OK\r\n\r\n\x16\x03"))
 
 
+@pytest.mark.fault("F41", where="memory")
 async def test_an_endless_answer_is_refused(peer: Peer) -> None:
     assert "too long" in str(await failure(peer, HTTP, b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000))
 

@@ -9,6 +9,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 import trio.testing
 
@@ -49,6 +50,7 @@ async def linked(serve: Callable[[trio.SocketStream], Awaitable[object]], close_
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.fault("F68", where="socket")
 async def test_what_arrived_before_a_reset_is_received() -> None:
     received = trio.Event()
 
@@ -71,6 +73,7 @@ async def test_what_arrived_before_a_reset_is_received() -> None:
     assert "broke inside a message" in lost.detail
 
 
+@pytest.mark.fault("F77", where="socket")
 async def test_a_write_to_a_peer_that_does_not_read_is_seen_to_stall_and_freed_by_aclose() -> None:
     lost: list[LinkLost] = []
 

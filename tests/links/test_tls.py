@@ -160,6 +160,7 @@ async def test_tls_is_laid_over_what_a_stream_factory_returns(authority: trustme
         await stream.aclose()
 
 
+@pytest.mark.fault("F13", where="socket")
 async def test_an_expired_certificate_is_refused_for_good(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
     past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
     certificate = authority.issue_cert("localhost", not_before=past, not_after=past + datetime.timedelta(days=1))
@@ -168,6 +169,7 @@ async def test_an_expired_certificate_is_refused_for_good(authority: trustme.CA,
     assert (exc.reason, exc.retry, exc.phase) == ("expired", "never", "tls")
 
 
+@pytest.mark.fault("F14", where="socket")
 async def test_a_certificate_for_another_name_is_refused_for_good(
     authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
@@ -176,12 +178,14 @@ async def test_a_certificate_for_another_name_is_refused_for_good(
     assert (exc.reason, exc.retry) == ("hostname", "never")
 
 
+@pytest.mark.fault("F15", where="socket")
 async def test_an_unknown_authority_is_refused_for_good(trusting: ssl.SSLContext) -> None:
     exc = await failure(shake_hands(server_context(trustme.CA().issue_cert("localhost"))), trusting)
     assert isinstance(exc, TlsFailed)
     assert (exc.reason, exc.retry) == ("untrusted", "never")
 
 
+@pytest.mark.fault("F15", where="socket")
 async def test_the_default_context_verifies_offers_http_1_1_only_and_is_built_once() -> None:
     context = await default_context()
     assert context.verify_mode is ssl.CERT_REQUIRED
@@ -192,6 +196,7 @@ async def test_the_default_context_verifies_offers_http_1_1_only_and_is_built_on
     assert exc.reason == "untrusted"
 
 
+@pytest.mark.fault("F22", where="socket")
 async def test_a_missing_client_certificate_is_named(authority: trustme.CA, trusting: ssl.SSLContext) -> None:
     context = server_context(authority.issue_cert("localhost"))
     context.verify_mode = ssl.CERT_REQUIRED
@@ -201,6 +206,7 @@ async def test_a_missing_client_certificate_is_named(authority: trustme.CA, trus
     assert (exc.reason, exc.retry) == ("client-certificate", "never")
 
 
+@pytest.mark.fault("F17", where="socket")
 async def test_no_common_version_is_named(authority: trustme.CA) -> None:
     context = server_context(authority.issue_cert("localhost"))
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -212,6 +218,7 @@ async def test_no_common_version_is_named(authority: trustme.CA) -> None:
     assert (exc.reason, exc.retry) == ("protocol", "never")
 
 
+@pytest.mark.fault("F19", where="socket")
 async def test_plain_text_on_the_tls_port_may_pass(trusting: ssl.SSLContext) -> None:
     async def handler(stream: trio.SocketStream) -> None:
         await stream.receive_some(4096)
@@ -222,6 +229,7 @@ async def test_plain_text_on_the_tls_port_may_pass(trusting: ssl.SSLContext) -> 
     assert (exc.reason, exc.retry) == ("protocol", "backoff")
 
 
+@pytest.mark.fault("F18", where="socket")
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 @pytest.mark.parametrize("begun", [b"", b"\x16\x03\x03\x00\x7a\x02\x00"], ids=["at once", "amid"])
 async def test_a_handshake_that_is_cut_off_is_worth_another_attempt(

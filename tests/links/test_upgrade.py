@@ -31,6 +31,7 @@ async def refused(peer: Peer, response: bytes, **fields: Any) -> ConnectFailed:
         return await refusal(peer.dial(**fields))
 
 
+@pytest.mark.fault("F28", "F33", "F39", "F40", where="memory")
 @pytest.mark.parametrize(
     ("drop", "add", "rule"),
     [
@@ -77,6 +78,7 @@ async def test_a_wrong_101_is_refused_at_once_and_by_its_rule(
     assert await peer.read_to_the_end() == b""
 
 
+@pytest.mark.fault("F19", where="memory")
 @pytest.mark.parametrize("junk", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x15\x03\x01\x00\x02\x02\x16", b"HTTP/2 101"])
 async def test_what_is_no_http_is_refused_before_its_end(peer: Peer, junk: bytes) -> None:
     exc = await refused(peer, junk)
@@ -84,12 +86,14 @@ async def test_what_is_no_http_is_refused_before_its_end(peer: Peer, junk: bytes
     assert exc.rule == "status-line"
 
 
+@pytest.mark.fault("F30", where="memory")
 async def test_a_flood_of_headers_is_refused_at_64_kib(peer: Peer) -> None:
     exc = await refused(peer, b"HTTP/1.1 101 X\r\n" + b"X: y\r\n" * 500_000)
     assert isinstance(exc, HandshakeInvalid)
     assert exc.rule == "head too large"
 
 
+@pytest.mark.fault("F30", where="memory")
 async def test_a_head_that_trickles_in_is_understood(peer: Peer) -> None:
     async def trickle() -> None:
         await peer.read_request()
@@ -103,6 +107,7 @@ async def test_a_head_that_trickles_in_is_understood(peer: Peer) -> None:
             assert link.subprotocol is None
 
 
+@pytest.mark.fault("F31", where="memory")
 async def test_up_to_eight_interim_responses_are_skipped(peer: Peer) -> None:
     async def respond() -> None:
         await peer.read_request()
@@ -114,6 +119,7 @@ async def test_up_to_eight_interim_responses_are_skipped(peer: Peer) -> None:
             pass
 
 
+@pytest.mark.fault("F31", where="memory")
 async def test_endless_interim_responses_are_refused(peer: Peer) -> None:
     exc = await refused(peer, b"HTTP/1.1 100 Continue\r\n\r\n" * 9)
     assert isinstance(exc, HandshakeInvalid)
@@ -169,6 +175,7 @@ async def test_a_chunked_body_ends_with_its_last_chunk(peer: Peer, autojump_cloc
     assert trio.current_time() == before
 
 
+@pytest.mark.fault("F38", where="memory")
 async def test_an_endless_body_is_cut_at_4096_bytes(peer: Peer, autojump_clock: trio.testing.MockClock) -> None:
     async def flood() -> None:
         await peer.answer(b"HTTP/1.1 403 No\r\n\r\n")
@@ -185,6 +192,7 @@ async def test_an_endless_body_is_cut_at_4096_bytes(peer: Peer, autojump_clock: 
     assert trio.current_time() == before
 
 
+@pytest.mark.fault("F38", where="memory")
 async def test_a_silent_body_is_waited_for_one_second(peer: Peer, autojump_clock: trio.testing.MockClock) -> None:
     before = trio.current_time()
     exc = await refused(peer, b"HTTP/1.1 500 Oops\r\nContent-Length: 100\r\n\r\npart")

@@ -31,6 +31,9 @@ class EchoClient(Client):
     adapter = Echo()
 
     async def send_message(self, text: str) -> str:
-        """Send a text and return what comes back; errors are those of `Connection.request`."""
-        reply: str = await self.connection.request(text)
+        """Send a text and return it once it has come back; errors are those of `Connection.request`.
+
+        What else the service says, a greeting for one, is received as an ordinary message.
+        """
+        reply: str = await self.connection.request(text, matches=lambda message: bool(message == text))
         return reply

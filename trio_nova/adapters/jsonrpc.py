@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import attrs
 import msgspec
 
-from trio_nova._connection import Connection
 from trio_nova.adapter import Adapter
 from trio_nova.client import Client
 from trio_nova.codecs import JsonCodec
-from trio_nova.errors import BadMessage, RequestFailed, RetryAdvice, printable
+from trio_nova.errors import BadMessage, ConfigError, RequestFailed, RetryAdvice, printable
 from trio_nova.handlers import Channel, Correlation, Granted, SubscriptionHandler
 from trio_nova.handlers.subscription import SubscriptionAnswer
 
@@ -39,15 +38,48 @@ __all__ = [
 
 PARSE_ERROR, INVALID_REQUEST = -32700, -32600
 
+Kind: TypeAlias = Literal[
+    "parse error",
+    "invalid request",
+    "method not found",
+    "invalid params",
+    "internal error",
+    "server error",
+    "reserved",
+    "application",
+]
+
+_KINDS: Mapping[int, Kind] = {
+    PARSE_ERROR: "parse error",
+    INVALID_REQUEST: "invalid request",
+    -32601: "method not found",
+    -32602: "invalid params",
+    -32603: "internal error",
+}
+_RESERVED, _FOR_SERVERS = range(-32768, -31999), range(-32099, -31999)
+"""Codes that are not the application's to define; and those of them that are the server's (section 5.1)."""
+_CODES = range(-(2**63), 2**63)
+"""What is taken for a code: a peer may send whole numbers of thousands of digits."""
+
 
 class JsonRpcError(RequestFailed):
-    """The service answered with an error (section 5.1); `code` is 0 where it gave none that is a whole number."""
+    """The service answered with an error (section 5.1), or with something that is no answer."""
 
     def __init__(self, code: int, message: str, data: Any = None, *, reply: object = None) -> None:
         super().__init__(f"{printable(message)} (code {code})", reply=reply)
         self.code = code
+        """0 where the service gave none that is a whole number of 64 bits."""
+        self.message = message
+        """The service's own words, as they came: use `printable` before you show them."""
         self.data = data
         """What the service adds; untrusted, of any type."""
+
+    @property
+    def kind(self) -> Kind:
+        """What the code means by section 5.1: one of its five, "server error", "reserved", or else "application"."""
+        if self.code in _FOR_SERVERS:
+            return "server error"
+        return _KINDS.get(self.code, "reserved" if self.code in _RESERVED else "application")
 
 
 def make_request(method: str, params: Any = None) -> dict[str, Any]:
@@ -59,17 +91,22 @@ def make_request(method: str, params: Any = None) -> dict[str, Any]:
 
 
 def read_error(reply: Any) -> JsonRpcError | None:
-    """Return the error that an answer is; None where it brings a result. Nothing in it need be as it should."""
+    """Return the error that an answer is; None where it brings a result. Nothing in it need be as it should.
+
+    Where there are both, which section 5 forbids, the error counts: a result that may be none is not to be relied on.
+    """
     if not isinstance(reply, Mapping):
         return JsonRpcError(0, "the answer is not an object", reply=reply)
     error = reply.get("error")
     if error is None:
         return None if "result" in reply else JsonRpcError(0, "neither a result nor an error", reply=reply)
     if not isinstance(error, Mapping):
-        return JsonRpcError(0, str(error), reply=reply)
+        # Its repr is not shown: of something deeply nested that can fail, and at another depth of the stack only.
+        said = error if isinstance(error, str) else f"an error that is no object but a {type(error).__name__}"
+        return JsonRpcError(0, said, reply=reply)
     code, message = error.get("code"), error.get("message")
     return JsonRpcError(
-        code if isinstance(code, int) and not isinstance(code, bool) else 0,
+        code if isinstance(code, int) and not isinstance(code, bool) and code in _CODES else 0,
         message if isinstance(message, str) else "an error without a message",
         error.get("data"),
         reply=reply,
@@ -80,8 +117,9 @@ def read_error(reply: Any) -> JsonRpcError | None:
 class JsonRpcCorrelation(Correlation):
     """Answers by `id`; what has a `method` is never one, and what has no id of its own answers nobody.
 
-    An error whose id is null (section 5: the service could not read the question's) is received as an
-    ordinary message: nobody can tell whose it is.
+    1, "1" and 1.0 are three ids. An error whose id is null (section 5: the service could not read the
+    question's) is received as an ordinary message: nobody can tell whose it is. Whether an answer says
+    `"jsonrpc": "2.0"` is not looked at, since many services leave it out.
     """
 
     overloaded: frozenset[int] = frozenset()
@@ -128,7 +166,17 @@ class IdSubscriptions(SubscriptionHandler):
     """The method of the messages that bring data, with params `{"subscription": id, "result": data}`."""
 
     def key(self, channel: str, params: Mapping[str, Any]) -> Hashable:
-        return f"{channel} {msgspec.json.encode(dict(params), order='deterministic').decode()}" if params else channel
+        """Return what tells one subscription from others: the channel, and the params in whatever order they came.
+
+        Raises:
+            ConfigError: JSON has no form for the params.
+        """
+        if not params:
+            return channel
+        try:
+            return f"{channel} {msgspec.json.encode(dict(params), order='deterministic').decode()}"
+        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
+            raise ConfigError("params", f"those of {channel!r} cannot be sent as JSON: {exc}") from exc
 
     def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
         return make_request(self.subscribe_method, [channel, dict(params)] if params else [channel])
@@ -147,8 +195,7 @@ class IdSubscriptions(SubscriptionHandler):
     def channel_of(self, message: Any) -> Hashable | None:
         match message:
             case {"method": self.notification, "params": {"subscription": id}}:
-                name = _name(id)
-                return "" if name is None else name  # "": data of nobody, and not an ordinary message
+                return _name(id) or _NOBODY
             case _:
                 return None
 
@@ -156,7 +203,11 @@ class IdSubscriptions(SubscriptionHandler):
         return message["params"].get("result")
 
 
-def _name(id: Any) -> Hashable | None:
+_NOBODY = ("nobody",)
+"""Whose data a notification is that names no subscription: not an ordinary message either."""
+
+
+def _name(id: Any) -> tuple[str, int | str] | None:
     """Return what a subscription is known by; 1 and "1" are two names, and nothing else is one."""
     return (type(id).__name__, id) if isinstance(id, int | str) and not isinstance(id, bool) else None
 
@@ -171,6 +222,14 @@ class JsonRpc(Adapter):
 
     namespace: str = "eth"
     """What its methods for subscriptions begin with: `eth_subscribe`, `eth_subscription`."""
+
+    def encode_auth_request(self, credentials: Any) -> Any:
+        """Refuse: override this, with `handle_auth_response`, for a service that has a method to authenticate by.
+
+        Raises:
+            ConfigError: always; they would otherwise be sent in words that JSON-RPC does not have.
+        """
+        raise ConfigError("credentials", "JSON-RPC has no words for them: send a header, or override the auth hooks")
 
     def defaults(self) -> Mapping[str, Any]:
         return {
@@ -188,9 +247,8 @@ class JsonRpc(Adapter):
 class JsonRpcClient(Client):
     """Calls methods and returns their results."""
 
-    def __init__(self, connection: Connection) -> None:
-        super().__init__(connection)
-        self._batches = itertools.count(1)
+    _serials: ClassVar[Iterator[int]] = itertools.count(1)
+    """Of batches. All clients share it: two on one connection must not take each other's answers."""
 
     async def call(self, method: str, params: Any = None, *, idempotent: bool = False) -> Any:
         """Call a method and return its result.
@@ -210,17 +268,19 @@ class JsonRpcClient(Client):
         """Call several methods with one message (section 6); return result or JsonRpcError of each, in order.
 
         A call that the answer leaves out has a JsonRpcError too: whether it was executed is not known.
+        Cancelling stops waiting; answers that come later are received as ordinary messages.
 
         Raises:
-            JsonRpcError: the service refuses the batch as such.
+            JsonRpcError: the service refuses the batch as such. It then names none (section 6), so of several
+                batches under way the first is taken to be meant.
             NovaError: as for `Connection.request`; `idempotent` as there.
         """
-        serial = next(self._batches)
+        serial = next(self._serials)
         messages = {
             f"batch-{serial}-{number}": make_request(method, params) for number, (method, params) in enumerate(calls)
         }
         if not messages:
-            return []
+            return []  # an empty array is no batch
         question = [{**message, "id": id} for id, message in messages.items()]
 
         def is_answer(message: Any) -> bool:
@@ -243,7 +303,7 @@ def _answers(batch: list[Any]) -> Iterator[tuple[str, Any]]:
 def _refuses_batch(message: Any) -> bool:
     """Whether a message is the one error that answers an array which was not understood (section 6)."""
     match message:
-        case {"id": None, "error": {"code": int(code)}} if "method" not in message:
+        case {"error": {"code": int(code)}} if message.get("id") is None and "method" not in message:
             return code in (PARSE_ERROR, INVALID_REQUEST)
         case _:
             return False

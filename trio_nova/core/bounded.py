@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Generic, Literal, TypeAlias, TypeVar
 
 import attrs
@@ -32,25 +33,25 @@ class BoundedQueue(Generic[T]):
     """Bytes held."""
     dropped: int = attrs.field(default=0, init=False)
     """Items dropped since the queue was made."""
-    _items: deque[T] = attrs.field(factory=deque, init=False, repr=False)
-    _sizes: deque[int] = attrs.field(factory=deque, init=False)
-    _lost: deque[int] = attrs.field(factory=lambda: deque([0]), init=False)
-    """How many were dropped just before each item, and, last, before the one to come."""
-    _first: int = attrs.field(default=0, init=False)
-    """The serial number of the oldest item."""
+    items: deque[tuple[T, int]] = attrs.field(factory=deque, init=False, repr=False)
+    """What it holds, each with its size. For those who look; `pop` takes."""
+    _taken_in: int = attrs.field(default=0, init=False)
+    """How many items were ever taken in: the serial number of the next one."""
+    _lost: dict[int, int] = attrs.field(factory=dict, init=False)
+    """How many were dropped just before the item of each serial number, where any were."""
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     @property
     def full(self) -> bool:
         """Whether there is no room for one more."""
-        return len(self._items) >= self.max_items or self.size >= self.max_bytes
+        return len(self.items) >= self.max_items or self.size >= self.max_bytes
 
     @property
     def fill(self) -> float:
         """How full it is: 0.0 is empty, 1.0 is at a bound."""
-        return max(len(self._items) / self.max_items, self.size / self.max_bytes)
+        return max(len(self.items) / self.max_items, self.size / self.max_bytes)
 
     def offer(self, item: T, size: int) -> bool:
         """Take `item` in, as the overflow policy says; False where it is full and the policy is to block."""
@@ -59,61 +60,74 @@ class BoundedQueue(Generic[T]):
                 return False
             if self.overflow == "drop_newest":
                 self.dropped += 1
-                self._lost[-1] += 1
+                self._lose(self._taken_in, 1)
                 return True
             while self.full:  # one large item may stand where many small ones did
                 self._drop_oldest()
-        self._items.append(item)
-        self._sizes.append(size)
-        self._lost.append(0)
+        self.items.append((item, size))
         self.size += size
+        self._taken_in += 1
+        return True
+
+    def offer_all(self, pairs: Sequence[tuple[T, int]], size: int) -> bool:
+        """Take items in, of `size` bytes together, if there is room for all of them; else none."""
+        if len(self.items) + len(pairs) > self.max_items or self.size + size > self.max_bytes:
+            return False
+        self.items.extend(pairs)
+        self.size += size
+        self._taken_in += len(pairs)
         return True
 
     @property
     def next_serial(self) -> int:
         """The serial number of the next item that is taken in."""
-        return self._first + len(self._items)
+        return self._taken_in
 
     def replace(self, serial: int, item: T, size: int) -> bool:
         """Put `item` in the place of the one with this serial number; False where that has been taken."""
         place = serial - self._first
-        if not 0 <= place < len(self._items):
+        if not 0 <= place < len(self.items):
             return False
-        self.size += size - self._sizes[place]
-        self._items[place] = item
-        self._sizes[place] = size
+        self.size += size - self.items[place][1]
+        self.items[place] = (item, size)
         return True
 
     def take_lost(self) -> int:
         """Return, once, how many items were dropped just before the one that comes next; after it, it is forgotten."""
-        lost, self._lost[0] = self._lost[0], 0
-        return lost
+        return self._lost.pop(self._first, 0)
 
     def pop(self) -> T:
         """Remove and return the oldest item; raises IndexError where there is none."""
-        item = self._items.popleft()
-        self.size -= self._sizes.popleft()
-        self._lost.popleft()
-        self._first += 1
+        item, size = self.items.popleft()
+        self.size -= size
+        if self._lost:
+            self._lost.pop(self._first - 1, None)
         return item
 
     def pop_all(self) -> list[T]:
         """Remove and return all items, oldest first."""
-        items = list(self._items)
-        self._first += len(items)
-        self._items.clear()
-        self._sizes.clear()
-        self._lost = deque([self._lost[-1]])
+        items = [item for item, _ in self.items]
+        self.items.clear()
         self.size = 0
+        if self._lost:
+            self._lost = {serial: lost for serial, lost in self._lost.items() if serial == self._taken_in}
         return items
 
     @property
     def has_losses(self) -> bool:
         """Whether `take_lost` has something to tell, now or after some items."""
-        return any(self._lost)
+        return bool(self._lost)
+
+    @property
+    def _first(self) -> int:
+        """The serial number of the oldest item."""
+        return self._taken_in - len(self.items)
+
+    def _lose(self, serial: int, count: int) -> None:
+        self._lost[serial] = self._lost.get(serial, 0) + count
 
     def _drop_oldest(self) -> None:
-        lost = self._lost[0] + 1
+        lost = self.take_lost() + 1
         self.pop()
-        self._lost[0] += lost
+        self._lose(self._first, lost)
         self.dropped += 1

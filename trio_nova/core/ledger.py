@@ -7,7 +7,8 @@ answer, to a request that was given up, is recognized as such and never settles 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -19,6 +20,14 @@ __all__ = ["Late", "Ledger", "Pending", "identity"]
 
 MAX_GIVEN_UP = 4096
 """Requests given up on this link that are remembered, to recognize late answers."""
+MAX_LATE_MATCHERS = 64
+"""Of those, the ones that are matched by `matches`: each is asked about every message."""
+LATEST = 60.0
+"""Seconds after which the answer to one of these is not expected any more.
+
+A service that never answered it would otherwise owe us an answer for as long as the link lasts, and every
+later answer would be taken for the one before.
+"""
 
 Identity = tuple[type, Hashable]
 
@@ -37,9 +46,7 @@ class Pending:
     matches: Callable[[Any], bool] | None = attrs.field(default=None, repr=False)
     given_up: bool = False
     """Nobody waits any more: what answers it is late."""
-    waiter: Any = attrs.field(default=None, repr=False)
-    """Who waits; not looked at here."""
-    asked_at: float = 0.0
+    given_up_at: float = math.inf
 
 
 @attrs.frozen
@@ -53,6 +60,8 @@ class Ledger:
 
     _by_id: dict[Identity, Pending] = attrs.field(factory=dict, init=False)
     _matchers: dict[Pending, None] = attrs.field(factory=dict, init=False)
+    _late_matchers: deque[Pending] = attrs.field(factory=deque, init=False)
+    """Those of them that were given up, oldest first."""
     _in_order: OrderedDict[Pending, None] = attrs.field(factory=OrderedDict, init=False)
     _given_up: OrderedDict[Identity, None] = attrs.field(factory=OrderedDict, init=False)
     _last_id: int = attrs.field(default=0, init=False)
@@ -90,7 +99,7 @@ class Ledger:
         else:
             self._in_order[pending] = None
 
-    def match(self, message: Any, id: Hashable | None, *, in_order: bool = True) -> Pending | Late | None:
+    def match(self, message: Any, id: Hashable | None, now: float, *, in_order: bool = True) -> Pending | Late | None:
         """Return, and close, the request that `message` answers; None where it answers none.
 
         `id` is the id that the message carries as an answer. With `in_order` off a message without one is
@@ -104,30 +113,55 @@ class Ledger:
             if key in self._given_up:
                 del self._given_up[key]
                 return Late()
+        while self._late_matchers and self._late_matchers[0].given_up_at + LATEST <= now:
+            self._forget_oldest_matcher()
         for pending in self._matchers:
-            if pending.matches is not None and pending.matches(message):
+            if _answers(message, pending):
                 del self._matchers[pending]
-                return Late() if pending.given_up else pending
+                if pending.given_up:
+                    self._late_matchers.remove(pending)
+                    return Late()
+                return pending
         if in_order and id is None and self._in_order:
             pending, _ = self._in_order.popitem(last=False)
             return Late() if pending.given_up else pending
         return None
 
-    def give_up(self, pending: Pending, *, sent: bool) -> None:
+    def give_up(self, pending: Pending, now: float, *, sent: bool) -> None:
         """Stop waiting. Where the question was `sent`, its answer may still come, and is then late."""
-        pending.given_up = True
+        pending.given_up, pending.given_up_at = True, now
         if pending.id is not None:
             if self._by_id.pop(pending.id, None) is not None and sent:
                 self._given_up[pending.id] = None
                 if len(self._given_up) > MAX_GIVEN_UP:
                     self._given_up.popitem(last=False)
         elif pending.matches is not None:
-            self._matchers.pop(pending, None)
+            if not sent:
+                self._matchers.pop(pending, None)
+            elif pending in self._matchers:
+                self._late_matchers.append(pending)
+                if len(self._late_matchers) > MAX_LATE_MATCHERS:
+                    self._forget_oldest_matcher()
         elif not sent:
             self._in_order.pop(pending, None)
 
     def link_lost(self) -> None:
         """Forget what was given up: no answer to it can come any more. What is under way is the caller's to give up."""
         self._given_up.clear()
+        while self._late_matchers:
+            self._forget_oldest_matcher()
         for pending in [pending for pending in self._in_order if pending.given_up]:
             del self._in_order[pending]
+
+    def _forget_oldest_matcher(self) -> None:
+        del self._matchers[self._late_matchers.popleft()]
+
+
+def _answers(message: Any, pending: Pending) -> bool:
+    assert pending.matches is not None
+    try:
+        return pending.matches(message)
+    except Exception:
+        if not pending.given_up:
+            raise
+        return False  # who asked is gone: nobody could be told

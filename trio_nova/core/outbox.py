@@ -190,6 +190,11 @@ class Outbox:
         lane.add(outgoing)
         self._watch_expiry(outgoing)
 
+    def begin(self, outgoing: Outgoing) -> None:
+        """Take a message in of which a part has left already: it is in the next `Write`, before all others."""
+        outgoing.status = Status.WRITING
+        self._writing.append(outgoing)
+
     def withdraw(self, outgoing: Outgoing) -> bool:
         """Take a message back; False where it is too late: it is being written, or settled."""
         if outgoing.status is not Status.QUEUED:

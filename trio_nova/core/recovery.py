@@ -7,7 +7,10 @@ from trio_nova.core.verdict import Attempts, Disposition, of_error
 from trio_nova.errors import LinkLost, NovaError, SessionOver
 from trio_nova.messages import Close, Retry, Stop
 
-__all__ = ["advise"]
+__all__ = ["advise", "wait_wished_for"]
+
+UNHURRIED = 1.0
+"""Seconds before a dial that a hook wishes for where the back-off itself would not dial again."""
 
 
 def advise(
@@ -40,3 +43,16 @@ def advise(
     # The whole crowd was told the same time: come after it, each at a moment of its own. And "in 0
     # seconds", which is what a date in the past says too, is no leave to dial without a pause.
     return Retry(asked + delay)
+
+
+def wait_wished_for(attempts: Attempts, backoff: Backoff, spread: float) -> float:
+    """Say how many seconds to wait before a dial that a hook wishes for, after `Attempts.failed` has counted it.
+
+    It waits as one after a failure would, so that a hook which wishes for another link on every link does
+    not dial without a pause. But it never gives up: the wish is explicit.
+    """
+    delay = backoff.delay(attempts.made, spread, attempts.previous)
+    if delay is None:
+        return UNHURRIED
+    attempts.previous = delay
+    return delay

@@ -28,6 +28,7 @@ from trio_nova.core._checks import check_count, number
 from trio_nova.errors import BadMessage, ConfigError
 
 __all__ = [
+    "BackInStep",
     "ChangeChain",
     "Checksum",
     "Deliver",
@@ -35,7 +36,6 @@ __all__ = [
     "GapFound",
     "Held",
     "NeedSnapshot",
-    "Resynced",
     "Sequence",
     "SequenceNumber",
     "Tracker",
@@ -83,7 +83,7 @@ class Held:
 
 
 @attrs.frozen
-class Resynced:
+class BackInStep:
     """Deliver `messages`: a snapshot, and the changes held back that continue it."""
 
     messages: tuple[Any, ...]
@@ -91,7 +91,7 @@ class Resynced:
     """The gap that this closes; None: there was none, as at the beginning."""
 
 
-Verdict: TypeAlias = Deliver | Duplicate | GapFound | NeedSnapshot | Held | Resynced
+Verdict: TypeAlias = Deliver | Duplicate | GapFound | NeedSnapshot | Held | BackInStep
 
 _DELIVER, _DUPLICATE, _NEED_SNAPSHOT, _HELD = Deliver(), Duplicate(), NeedSnapshot(), Held()
 
@@ -294,7 +294,7 @@ class Tracker:
     def snapshot(self, message: Any) -> Verdict:
         """Say what to do with a snapshot, whether it came in the stream or was fetched from elsewhere.
 
-        * `Resynced`: it was awaited, or is the first sign of a new link, or the server began to count anew.
+        * `BackInStep`: it was awaited, or is the first sign of a new link, or the server began to count anew.
         * `Deliver`: all was well, and it contains what was delivered.
         * `Duplicate`: all was well, and it is older than what was delivered.
         * `NeedSnapshot`: it is too old for what was held back to continue it; ask for another.
@@ -314,7 +314,7 @@ class Tracker:
             if not new_link:
                 gap = self.sequence.gap(message, self.last)
         self._advance(position)
-        return Resynced((message,), gap) if new_link or gap is not None else _DELIVER
+        return BackInStep((message,), gap) if new_link or gap is not None else _DELIVER
 
     def restart(self, *, resumed: bool = False) -> None:
         """Begin a new link: a snapshot that was asked for will not come any more.
@@ -373,4 +373,4 @@ class Tracker:
             position = following[-1][0]
         gap, self._gap, self._held, self._asked = self._gap, None, None, False
         self._advance(position)
-        return Resynced((message, *(each for _, each in following)), gap)
+        return BackInStep((message, *(each for _, each in following)), gap)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import attrs
@@ -21,6 +21,8 @@ class AuthOk:
 
     expires_in: float | None = None
     """Seconds for which it does; None: as long as the link lasts."""
+    tokens: Sequence[str] = attrs.field(default=(), repr=False)
+    """What it gave us that nobody may see: taken out of all that the session says."""
 
 
 @attrs.frozen

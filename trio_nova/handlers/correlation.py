@@ -31,7 +31,7 @@ class Correlation:
 
     def reply_id(self, message: Any) -> Hashable | None:
         """Return the id of the question that `message` answers; None where it is no answer, or has no id."""
-        if not isinstance(message, Mapping) or "method" in message:
+        if not isinstance(message, (dict, Mapping)) or "method" in message:
             return None
         id = message.get(self.field)
         return id if isinstance(id, Hashable) else None

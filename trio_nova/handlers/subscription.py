@@ -100,10 +100,10 @@ class SubscriptionHandler:
         """Return what `message` says of subscriptions, maybe nothing new; None where it is about none."""
         if not isinstance(message, Mapping):
             return None
-        key = message.get("channel", message.get("id", message.get("subscription_id")))
+        key = _hashable(message.get("channel", message.get("id", message.get("subscription_id"))))
         match message:
             case {"type": "subscribed", "channels": list() as names}:
-                return [Granted(name) for name in names]
+                return [Granted(name) for name in names if isinstance(name, Hashable)]
             case {"type": "unsubscribed"}:
                 return []
             case {"type": "subscribed"}:
@@ -117,9 +117,9 @@ class SubscriptionHandler:
 
     def channel_of(self, message: Any) -> Hashable | None:
         """Return the key, or the server's id, of the subscription whose data `message` is; None where it is none."""
-        if not isinstance(message, Mapping) or message.get("type") in _ANSWERS:
+        if not isinstance(message, (dict, Mapping)) or message.get("type") in _ANSWERS:
             return None
-        return message.get("channel")
+        return _hashable(message.get("channel"))
 
     def data_of(self, message: Any) -> Any:
         """Return what the feed's consumer gets of a message."""
@@ -132,3 +132,8 @@ class SubscriptionHandler:
     def resume(self, channel: Channel, last: Any) -> Mapping[str, Any]:
         """Return the params with which to ask for `channel` again after `last`; as they are where it cannot resume."""
         return channel.params
+
+
+def _hashable(name: Any) -> Hashable | None:
+    """Return what a peer calls a channel; None where nothing of ours could be called so: an array, say."""
+    return name if isinstance(name, (str, Hashable)) else None

@@ -8,6 +8,7 @@ from trio_nova.links._governor import shared_governor as shared_governor
 from trio_nova.links._seam import Dial as Dial
 from trio_nova.links._seam import Link as Link
 from trio_nova.links._seam import Resolver as Resolver
+from trio_nova.links._seam import Sent as Sent
 from trio_nova.links._seam import StreamFactory as StreamFactory
 from trio_nova.links._seam import Transport as Transport
 from trio_nova.links.trio_websocket import AdoptedTransport as AdoptedTransport

@@ -206,10 +206,10 @@ def _judge_close(payload: bytes) -> CloseFrame:
         return CloseFrame(_NO_STATUS, "")
     if len(payload) == 1:
         raise FrameViolation(1002, "close-length")
-    code = int.from_bytes(payload[:2], "big")
-    if not may_be_received(code):
-        raise FrameViolation(1002, "close-code")
     try:
-        return CloseFrame(code, payload[2:].decode())
+        close = CloseFrame(int.from_bytes(payload[:2], "big"), payload[2:].decode())
     except UnicodeDecodeError:
         raise FrameViolation(1007, "close-reason") from None
+    if not may_be_received(close.code):
+        raise FrameViolation(1002, "close-code")
+    return close

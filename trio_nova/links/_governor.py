@@ -17,13 +17,32 @@ __all__ = ["ConnectGovernor", "Turn"]
 class Turn:
     """The right to dial one address; released when the link is up, or the attempt has failed."""
 
-    _lock: trio.Lock | None
+    _locks: dict[str, trio.Lock]
+    _address: str | None = attrs.field(default=None, init=False)
+    """The one that may be dialled; None: none."""
+
+    async def move(self, address: str) -> None:
+        """Let the next one dial, and wait for the right to dial `address`. Cancelled, this has none."""
+        self.release()
+        lock = self._locks.setdefault(address, trio.Lock())
+        try:
+            await lock.acquire()
+        except BaseException:
+            self._forget(address)
+            raise
+        self._address = address
 
     def release(self) -> None:
         """Let the next one dial. May be called more than once."""
-        if self._lock is not None:
-            lock, self._lock = self._lock, None
-            lock.release()
+        if self._address is not None:
+            address, self._address = self._address, None
+            self._locks[address].release()
+            self._forget(address)
+
+    def _forget(self, address: str) -> None:
+        lock = self._locks.get(address)
+        if lock is not None and not lock.locked():
+            del self._locks[address]
 
 
 def _as_tuple(limits: Iterable[Limit]) -> tuple[Limit, ...]:
@@ -48,18 +67,13 @@ class ConnectGovernor:
     @asynccontextmanager
     async def turn(self, address: str) -> AsyncIterator[Turn]:
         """Wait for the right to dial `address`; leaving the block releases it. Cancelling gives the place up."""
-        lock = self._locks.setdefault(address, trio.Lock())
+        turn = Turn(self._locks)
         try:
-            await lock.acquire()
-            turn = Turn(lock)
-            try:
-                await self._wait_for_room()
-                yield turn
-            finally:
-                turn.release()
+            await turn.move(address)
+            await self._wait_for_room()
+            yield turn
         finally:
-            if not lock.locked() and self._locks.get(address) is lock:
-                del self._locks[address]
+            turn.release()
 
     async def _wait_for_room(self) -> None:
         # Others who share the limits, for other addresses, may take the room while we wait for it.

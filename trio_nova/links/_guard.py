@@ -62,7 +62,7 @@ class Guard(trio.abc.Stream):
     _unscanned: bytes = attrs.field(default=b"", init=False)
     """What came in one piece with the response."""
     _left: bool = attrs.field(default=False, init=False)
-    """Our close frame was sent on our own account: only the peer's is still of interest."""
+    """Our close frame was sent on our own account: the peer's is waited for, however full the inbox is."""
     _stream_ended: bool = attrs.field(default=False, init=False)
     _writing: trio.StrictFIFOLock = attrs.field(factory=trio.StrictFIFOLock, init=False)
 
@@ -96,7 +96,7 @@ class Guard(trio.abc.Stream):
             data = self._unscanned or await self._read()
             self._unscanned = b""
             sound = self._scan(data)
-            if sound and not self._left:
+            if sound:
                 return sound
         await self._take_leave()
         return b""
@@ -119,7 +119,7 @@ class Guard(trio.abc.Stream):
                 await self._write(mask_frame(PING, payload, os.urandom(4)))
 
     async def say_goodbye(self, code: int, reason: str) -> None:
-        """Write a close frame, unless the link has ended already; messages that arrive from now on are dropped.
+        """Write a close frame, unless the link has ended already; what does not fit the inbox is dropped from now on.
 
         Waits for the write under way: the caller bounds it. Cancelling it may tear a frame.
         """
@@ -183,7 +183,7 @@ class Guard(trio.abc.Stream):
             self.end(Ending(code, detail=rule, remote=False, cause=kind(f"the peer broke a rule: {rule}")))
         elif scanner.close is not None:
             self.end(Ending(scanner.close.code, scanner.close.reason, remote=True))
-        if data and not self._left:
+        if data:
             self.inbox.announce(scanner.messages, scanner.controls)
         return data if sound == len(data) else data[:sound]
 

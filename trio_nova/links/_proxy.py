@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 import attrs
 import trio
 
+from trio_nova.core.verdict import Disposition, of_status
 from trio_nova.errors import ConfigError, ConnectFailed, NovaError, RetryAdvice
 from trio_nova.links._seam import Dial
 from trio_nova.secrets import Secret, discreet, forget_locals
@@ -85,7 +86,9 @@ async def connect_through(
         refused = exc.error_code in _DENIED_STATUSES or str(exc) in _DENIED
         status = f" with status {exc.error_code}" if exc.error_code is not None else ""
         why = "wants other credentials" if refused else "refuses to connect"
-        advice = RetryAdvice.NEVER if refused else RetryAdvice.BACKOFF
+        # 403, say, is a rule of the proxy's: it would refuse the same again, as a server would.
+        fatal = refused or (exc.error_code is not None and of_status(exc.error_code) is Disposition.FATAL)
+        advice = RetryAdvice.NEVER if fatal else RetryAdvice.BACKOFF
         # Not `from exc`: a proxy may repeat in its answer what was sent to it.
         raise ConnectFailed(f"the proxy {where} {why}{status}", phase="proxy", retry=advice) from None
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 import attrs
 import trio
@@ -72,6 +72,9 @@ class Dial:
     """Told each phase as it begins, so that a time-out can say how far the attempt got."""
 
 
+Sent: TypeAlias = Literal["whole", "begun", "not"]
+
+
 class Link(Protocol):
     """One WebSocket, open when you get it.
 
@@ -117,10 +120,11 @@ class Link(Protocol):
         """
         ...
 
-    def send_nowait(self, frame: Frame) -> bool:
-        """Hand one frame to the operating system if that takes no waiting; False where it did not go, or not whole.
+    def send_nowait(self, frame: Frame) -> Sent:
+        """Hand one frame to the operating system, if that takes no waiting; return what became of it.
 
-        After False, pass this very frame to `send_all`, before any other: what went is not sent again.
+        "whole": it has left. "begun": a part of it has; pass this very frame to `send_all`, before any
+        other, and the rest will follow. "not": nothing has.
         """
         ...
 

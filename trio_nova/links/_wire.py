@@ -20,14 +20,15 @@ import logging
 import os
 from collections.abc import Sequence
 from struct import Struct
+from typing import NoReturn
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import PayloadTooBig, ProtocolError
 from websockets.extensions import Extension
-from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
-from websockets.typing import Subprotocol
+from websockets.typing import ExtensionParameter, Subprotocol
 from websockets.uri import WebSocketURI
 
 from trio_nova.errors import BadMessage, HandshakeInvalid, MessageTooBig
@@ -122,8 +123,8 @@ class WireProtocol:
         offered = protocol.available_extensions is not None
         subprotocol = judge_upgrade(response, protocol.key, self._dial.subprotocols, offered)
         extensions = ", ".join(response.values("sec-websocket-extensions"))
-        if len(extensions) > _EXTENSIONS_LIMIT:
-            raise HandshakeInvalid("Sec-WebSocket-Extensions is too long", rule="extension")
+        if len(extensions) > _EXTENSIONS_LIMIT or not extensions.isascii():
+            raise HandshakeInvalid("Sec-WebSocket-Extensions is too long, or not ASCII", rule="extension")
         protocol.receive_data(canonical_head(protocol.key, subprotocol, extensions))
         if protocol.handshake_exc is not None:
             raise HandshakeInvalid(
@@ -168,27 +169,32 @@ class WireProtocol:
         # What a frame may begin with to be a message of its own: nothing, while fragments of another come in.
         text, binary = (_WHOLE_TEXT, _WHOLE_BINARY) if self._opcode == _CONTINUATION else (-1, -1)
         try:
-            while end - at >= 2:
+            while end - at > 1:
                 first, length = data[at], data[at + 1]
-                start = at + 2
-                if length >= 126:
-                    if length > 127:
-                        raise _Violation(1002, "incorrect masking")
-                    start += 2 if length == 126 else 8
-                    if start > end:
-                        self._judge_start(first)
-                        break
-                    shortest = 126 if length == 126 else 65536
+                if length < 126:
+                    start = at + 2
+                elif length == 126 and end - at > 3:
+                    start = at + 4
+                    length = data[at + 2] << 8 | data[at + 3]
+                    if length < 126:
+                        self._refuse(first, "length not in its shortest form")
+                elif length == 127 and end - at > 9:
+                    start = at + 10
                     length = int.from_bytes(data[at + 2 : start], "big")
-                    if length < shortest:
-                        raise _Violation(1002, "length not in its shortest form")
+                    if length < 65536:
+                        self._refuse(first, "length not in its shortest form")
                     if length >> 63:
-                        raise _Violation(1002, "length with its top bit set")
-                    if first & 0x0F >= _CLOSE:
-                        raise _Violation(1002, "control frame too long")
+                        self._refuse(first, "length with its top bit set")
+                else:
+                    if length > 127:
+                        self._refuse(first, "incorrect masking")
+                    self._judge_start(first)
+                    break
                 stop = start + length
                 if length > limit:
-                    raise _Violation(1009, "")
+                    self._judge_start(first)
+                    self._judge_size(first, length)
+                    raise _Violation(1009, "")  # a ping, where messages must be shorter than pings may be
                 if stop > end:
                     self._judge_start(first)
                     self._judge_size(first, length)
@@ -215,9 +221,8 @@ class WireProtocol:
     def _rare(self, first: int, frame: bytes, head: int, frames: list[Frame]) -> None:
         """Take in a whole frame that is no message of its own."""
         self._judge_start(first)
-        opcode = first & 0x0F
-        if opcode < _CLOSE:
-            self._judge_size(first, len(frame) - head)
+        self._judge_size(first, len(frame) - head)
+        if first & 0x0F < _CLOSE:
             self._assemble(first, frame[head:], frames)
             return
         protocol = self._protocol
@@ -271,6 +276,11 @@ class WireProtocol:
             raise _Violation(1002, str(exc)) from exc
         return bytes(frame.data)
 
+    def _refuse(self, first: int, rule: str) -> NoReturn:
+        """Refuse a frame: for its first byte, if that is illegal too, as how much of it has come must not matter."""
+        self._judge_start(first)
+        raise _Violation(1002, rule)
+
     def _judge_start(self, first: int) -> None:
         """Judge the first byte of a frame's header by what came before it."""
         opcode = first & 0x0F
@@ -291,8 +301,10 @@ class WireProtocol:
                 raise _Violation(1002, "expected a continuation frame")
 
     def _judge_size(self, first: int, length: int) -> None:
-        """Judge the announced length of a fragment, or of a whole message."""
+        """Judge the announced length of a frame."""
         if first & 0x0F >= _CLOSE:
+            if length > 125:
+                raise _Violation(1002, "control frame too long")
             return
         charged = self._charged + _FRAGMENT_OVERHEAD if first & 0x0F == _CONTINUATION else 0
         if charged + length > self._limit:
@@ -327,6 +339,11 @@ class WireProtocol:
 
     # ----------------------------------------------------------------- sending
 
+    @property
+    def compresses(self) -> bool:
+        """Whether messages are compressed: then what was encoded must be sent, as what follows may refer to it."""
+        return bool(self._extensions)
+
     def data_to_send(self) -> list[bytes]:
         """Return, once, the pongs and close frames that answer what was fed."""
         return [data for data in self._protocol.data_to_send() if data]
@@ -359,12 +376,30 @@ class WireProtocol:
         return b"".join(self.data_to_send())
 
 
+class _Offer(ClientPerMessageDeflateFactory):
+    """An offer whose client_max_window_bits is a hint that the server may ignore (RFC 7692 section 7.1.2.2).
+
+    A server that allows a wider window does not oblige us to use it; websockets would refuse the answer.
+    """
+
+    def process_response_params(
+        self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
+    ) -> PerMessageDeflate:
+        ours = self.client_max_window_bits
+        wider = {str(bits) for bits in range(15, ours or 15, -1)}
+        heeded = [
+            (name, str(ours) if name == "client_max_window_bits" and value in wider else value)
+            for name, value in params
+        ]
+        return super().process_response_params(heeded, accepted_extensions)
+
+
 def _offer(dial: Dial) -> list[ClientPerMessageDeflateFactory] | None:
     terms = dial.compression
     if terms is None:
         return None
     return [
-        ClientPerMessageDeflateFactory(
+        _Offer(
             server_no_context_takeover=terms.server_no_context_takeover,
             client_no_context_takeover=terms.client_no_context_takeover,
             server_max_window_bits=terms.server_max_window_bits if terms.server_max_window_bits < 15 else None,

@@ -28,7 +28,7 @@ from trio_nova.links._ending import Ending
 from trio_nova.links._guard import Guard
 from trio_nova.links._handshake import CHUNK
 from trio_nova.links._inbox import Inbox
-from trio_nova.links._seam import Dial, Link
+from trio_nova.links._seam import Dial, Link, Sent
 from trio_nova.links._upgrade import upgrade_headers
 from trio_nova.messages import Frame, Ping, Pong
 from trio_nova.secrets import redacted
@@ -149,9 +149,9 @@ class _Link(ABC):
             self._raise_lost()
         return frames
 
-    def send_nowait(self, frame: Frame) -> bool:
-        """Return False: trio-websocket writes nothing without waiting."""
-        return False
+    def send_nowait(self, frame: Frame) -> Sent:
+        """Send nothing: trio-websocket does not write without waiting."""
+        return "not"
 
     async def send_all(self, frames: Sequence[Frame]) -> None:
         """Hand the frames to the operating system, in order; see `Link.send_all`.

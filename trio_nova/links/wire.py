@@ -28,7 +28,7 @@ from trio_nova.links._block import LinkBlock
 from trio_nova.links._dial import open_stream
 from trio_nova.links._ending import Ending
 from trio_nova.links._handshake import CHUNK, receive_rejection, receive_response
-from trio_nova.links._seam import Dial, Link
+from trio_nova.links._seam import Dial, Link, Sent
 from trio_nova.links._wire import WireProtocol
 from trio_nova.messages import Frame
 
@@ -36,6 +36,8 @@ __all__ = ["WireTransport"]
 
 _MAX_ANSWERS = 16
 """Pongs that wait for a write to end; RFC 6455 section 5.5.3 allows to answer the latest ping only."""
+_MAX_BATCH = 512
+"""Frames that `receive_some` returns at a time, however many one read completes: others get to run between."""
 _MAX_UNTAKEN = 256
 """Frames kept for `receive_some` that arrive while the link is being closed."""
 _FULL_CHECKPOINT_EVERY = 8
@@ -87,6 +89,8 @@ class _WireLink:
         """Pongs and the close frame that wait for the write under way."""
         self._begun: tuple[Frame, bytes] | None = None
         """A frame that `send_nowait` could not write whole, and its rest."""
+        self._parting = False
+        """Our goodbye is being written: nothing may follow it."""
 
     # ----------------------------------------------------------------- the upgrade
 
@@ -115,19 +119,23 @@ class _WireLink:
     # ----------------------------------------------------------------- receiving
 
     async def receive_some(self) -> Sequence[Frame]:
-        """Wait for what comes next and return all frames that one read completes; see `Link.receive_some`."""
+        """Wait for what comes next and return it, at most 512 frames of one read; see `Link.receive_some`."""
         while self._reading:
             await self._read.park()
         if self._untaken:
             await trio.lowlevel.checkpoint()
-            frames, self._untaken = self._untaken, []
-            return frames
+            return self._batch(self._untaken)
         if not self._finished:
             frames = await self._receive()
             if frames or not self._finished:
-                return frames
+                return self._batch(frames)
         await self._take_leave()
         raise (self._ending or Ending(1006)).as_error(self._dial.epoch)
+
+    def _batch(self, frames: list[Frame]) -> list[Frame]:
+        """Return the first of `frames`, and keep the others for the next call."""
+        self._untaken = frames[_MAX_BATCH:]
+        return frames[:_MAX_BATCH] if self._untaken else frames
 
     @property
     def _finished(self) -> bool:
@@ -178,17 +186,21 @@ class _WireLink:
     def stalled_since(self) -> float | None:
         return self._stalled_since
 
-    def send_nowait(self, frame: Frame) -> bool:
-        """Write one frame if that can be done without waiting; see `Link.send_nowait`."""
+    def send_nowait(self, frame: Frame) -> Sent:
+        """Write one frame as far as that can be done without waiting; see `Link.send_nowait`."""
         if not self._at_once or self._writing or self._begun is not None or self._mute or self._ending is not None:
-            return False
-        data = self._protocol.encode(frame)
+            return "not"
+        try:
+            data = self._protocol.encode(frame)
+        except UnicodeEncodeError:  # send_all tells it
+            return "not"
         sent = self._write_nowait(data)
         if sent == len(data):
-            return True
-        if sent:
-            self._begun = (frame, data[sent:])
-        return False
+            return "whole"
+        if sent == 0 and not self._protocol.compresses:
+            return "not"
+        self._begun = (frame, data[sent:])
+        return "begun"
 
     async def send_all(self, frames: Sequence[Frame]) -> None:
         """Hand the frames to the operating system, joined; see `Link.send_all`.
@@ -269,15 +281,19 @@ class _WireLink:
 
     def _answer(self, answers: Sequence[bytes]) -> None:
         """Write pongs and the answer to a close frame: at once, or in a task, or after the write under way."""
-        if self._mute:
+        if self._mute or self._parting:
             return
         for answer in answers:
             if len(self._answers) >= _MAX_ANSWERS:
                 self._answers.popleft()
             self._answers.append(answer)
-        if self._writing or self._begun is not None:
+        if self._writing:
             return
         rest = b""
+        if self._begun is not None:
+            if self._protocol.ending is None:
+                return  # whoever began that frame will go on with it, which at the end nobody can
+            rest, self._begun = self._begun[1], None
         while self._answers and not rest and self._at_once:
             answer = self._answers.popleft()
             rest = answer[self._write_nowait(answer) :]
@@ -314,8 +330,11 @@ class _WireLink:
         if not self._mute and not self._finished:
             rest = b"" if self._begun is None else self._begun[1]
             self._begun = None
+            self._parting = True
+            pongs = b"".join(self._answers)
+            self._answers.clear()
             with contextlib.suppress(LinkLost):
-                await self._write(rest + self._protocol.goodbye(code, reason))
+                await self._write(rest + pongs + self._protocol.goodbye(code, reason))
             self._mute = True
 
     def abort(self) -> None:

@@ -1,4 +1,4 @@
-"""A scripted WebSocket server, and the contract of links: what trio_nova's own tests use, for yours.
+"""A scripted WebSocket server, and the contracts of links and adapters: what trio_nova's own tests use, for yours.
 
 ::
 
@@ -67,6 +67,7 @@ from trio_nova.testing._venue_link import Asked as Asked
 from trio_nova.testing._venue_link import Said as Said
 from trio_nova.testing._venue_link import VenueLink as VenueLink
 from trio_nova.testing._venue_server import VenueServer as VenueServer
+from trio_nova.testing.adapter_contract import AdapterContract as AdapterContract
 from trio_nova.testing.generic_venue import GenericVenue as GenericVenue
 from trio_nova.testing.link_contract import LinkContract as LinkContract
 from trio_nova.testing.link_contract import make_dial as make_dial

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import abc
 import operator
 from types import TracebackType
 
 import attrs
 import trio
 
-__all__ = ["MemoryStream", "memory_streams"]
+__all__ = ["MemoryStream", "ResettableStream", "memory_streams"]
+
+
+class ResettableStream(trio.abc.HalfCloseableStream):
+    """A byte stream that can be broken, as a socket can: what a scripted server speaks over, if not a socket."""
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Break the connection: what is under way is lost, and the other end's next call raises BrokenResourceError."""
 
 
 def memory_streams(max_buffer: int = 65_536, slice_size: int | None = None) -> tuple[MemoryStream, MemoryStream]:
@@ -60,7 +71,7 @@ class _Turn:
 
 
 @attrs.define(eq=False)
-class MemoryStream(trio.abc.HalfCloseableStream):
+class MemoryStream(ResettableStream):
     """One end of a connection in memory; `memory_streams` makes both.
 
     Cancelling `send_all` may leave a part of the data on its way, as on a socket. Cancelling

@@ -15,7 +15,7 @@ import trio
 from trio_nova.errors import printable
 from trio_nova.messages import Frame, Ping, Pong
 from trio_nova.testing._frames import ClientFrames, ClosePayload, FromClient, ProtocolBreach, encode, encode_frame
-from trio_nova.testing._memory import MemoryStream
+from trio_nova.testing._memory import ResettableStream
 from trio_nova.testing._upgrade import (
     MAX_HEAD,
     HeadersLike,
@@ -31,7 +31,7 @@ __all__ = ["Dialled", "Disconnected", "Ending", "Peer", "Received", "echo"]
 _LINGER = "hh" if sys.platform == "win32" else "ii"
 """C's `struct linger`: on, and for how long."""
 
-Transport: TypeAlias = MemoryStream | trio.SocketStream
+Transport: TypeAlias = ResettableStream | trio.SocketStream
 """What lies under a connection, and under its TLS."""
 
 Ending: TypeAlias = Literal["closed", "rejected", "dropped", "reset", "client gone", "refused", "cancelled", "failed"]
@@ -320,7 +320,7 @@ class Peer:
     async def reset(self) -> None:
         """Break the connection: RST on a socket; in memory the client's next call raises BrokenResourceError."""
         self.dialled.end("reset")
-        if isinstance(self._transport, MemoryStream):
+        if isinstance(self._transport, ResettableStream):
             self._transport.reset()
         else:
             self._transport.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))

@@ -156,9 +156,14 @@ class ScriptedServer:
         if isinstance(step, HangDial):
             await _hold(dialled)
         client, server = memory_streams(self._max_buffer, self._slice_size)
-        context = server_context(host) if self._tls else None
-        self._nursery.start_soon(_play, step, dialled, server, context, name=f"script of dial {dialled.number}")
+        self._start(step, dialled, server, host)
         return client
+
+    def serve_stream(self, stream: Transport, host: str, port: int) -> Dialled:
+        """Play the next step on the server's end of a stream that somebody else has made; return the record of it."""
+        dialled, step = self._next(host, port)
+        self._start(step, dialled, stream, host)
+        return dialled
 
     @asynccontextmanager
     async def listen(
@@ -193,6 +198,12 @@ class ScriptedServer:
         while len(self.dials) < number:
             await self._dialled.park()
         return self.dials[number - 1]
+
+    def _start(self, step: Step, dialled: Dialled, stream: Transport, host: str) -> None:
+        if self._nursery is None:
+            raise RuntimeError("the server is not running: dial it within `async with`")
+        context = server_context(host) if self._tls else None
+        self._nursery.start_soon(_play, step, dialled, stream, context, name=f"script of dial {dialled.number}")
 
     def _next(self, host: str, port: int) -> tuple[Dialled, Step]:
         dialled = Dialled(len(self.dials) + 1, trio.current_time(), host, port)

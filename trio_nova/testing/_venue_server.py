@@ -21,7 +21,7 @@ from trio_nova.testing._rates import Counter, RateLimit, worst_window
 from trio_nova.testing._server import Listening, Script, ScriptedServer
 from trio_nova.testing._twists import Later, Twist
 from trio_nova.testing._upgrade import HeadersLike
-from trio_nova.testing._venue_link import VenueLink
+from trio_nova.testing._venue_link import Asked, VenueLink
 
 __all__ = ["VenueServer", "decode_json"]
 
@@ -37,6 +37,10 @@ def decode_json(payload: str | bytes) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
+
+
+def _ignore(link: VenueLink, asked: Asked) -> None:
+    pass
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -65,6 +69,8 @@ class VenueServer(abc.ABC):
     """Bytes under way in each direction of a stream in memory."""
     tls: bool = False
     """Whether dials in memory speak TLS."""
+    on_asked: Callable[[VenueLink, Asked], object] = _ignore
+    """Told every message of the client's, once it is in the books and answered."""
 
     links: list[VenueLink] = attrs.field(factory=list, init=False)
     """Every link that came up, oldest first."""
@@ -203,6 +209,14 @@ class VenueServer(abc.ABC):
         """Keep the next `count` answers back, then send them, the newest first."""
         self._holding = count
 
+    def behave(self) -> None:
+        """Speak again, and take back what misbehaviour was ordered and has not happened yet."""
+        self.unmute()
+        self._holding = 0
+        self._twists.clear()
+        self._lasting_twists.clear()
+        self._dial_scripts.clear()
+
     # ------------------------------------------------------------------- what a test may assert
 
     def subscribed(self, link: VenueLink | None = None) -> list[str]:
@@ -266,6 +280,7 @@ class VenueServer(abc.ABC):
 
     def _hear(self, link: VenueLink, payload: Frame) -> None:
         self._take(link, payload)
+        self.on_asked(link, link.journal[-1])
         self._changed.unpark_all()
 
     def _admit(self, link: VenueLink) -> bool:

@@ -1,0 +1,264 @@
+"""Servers whose TLS is wrong, old, slow, cut short, or asks for more than we have."""
+
+from __future__ import annotations
+
+import ssl
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import trio
+import trio.testing
+import trustme
+
+from trio_nova import ConnectFailed, ConnectTimeout, HandshakeRejected, LinkLost, TlsFailed, open_connection
+from trio_nova.links import Transport
+from trio_nova.testing import Listening, Peer, ScriptedServer, encode_frame
+
+BOUND = 20.0
+"""Seconds, real ones at sockets, after which a test has failed."""
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def trusting(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    authority.configure_trust(context)
+    return context
+
+
+def serving(certificate: trustme.LeafCert) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    return context
+
+
+async def speak_tls(stream: trio.abc.Stream, context: ssl.SSLContext) -> None:
+    """Shake hands, and say by an alert what is wrong, which Trio's own stream does not; refuse the upgrade with 429."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_side=True)
+    shaken = over = False
+    while not over:
+        try:
+            if not shaken:
+                tls.do_handshake()
+                shaken = True
+            if over := bool(tls.read(65536)):
+                tls.write(b"HTTP/1.1 429 Later\r\nContent-Length: 0\r\n\r\n")
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError:
+            over = True
+        await stream.send_all(outgoing.read())
+        if not over and (data := bytes(await stream.receive_some(65536))):
+            incoming.write(data)
+        else:
+            over = True
+
+
+async def refusal(url: str, transport: Transport, server: ssl.SSLContext, client: ssl.SSLContext) -> ConnectFailed:
+    """Return what the dial of `url` fails with, where all names lead to a server of `server`'s TLS."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def hand_out(host: str, port: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    with trio.fail_after(BOUND):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(speak_tls, theirs, server)
+            with pytest.raises(ConnectFailed) as caught:
+                async with open_connection(url, transport=transport, stream_factory=hand_out, ssl_context=client):
+                    raise AssertionError("never entered")
+            nursery.cancel_scope.cancel()
+    return caught.value
+
+
+# --------------------------------------------------------------------------- names
+
+
+@pytest.mark.fault("F16", where="memory")
+@pytest.mark.parametrize(
+    ("host", "vouched"),
+    [
+        ("192.0.2.1", "server.test"),
+        ("192.0.2.1", "192.0.2.2"),
+        ("[2001:db8::1]", "2001:db8::2"),
+        ("server.test.", "other.test"),
+        ("bücher.test", "bucher.test"),
+    ],
+)
+async def test_a_certificate_must_hold_the_very_host(
+    authority: trustme.CA, trusting: ssl.SSLContext, transport: Transport, host: str, vouched: str
+) -> None:
+    exc = await refusal(f"wss://{host}/", transport, serving(authority.issue_cert(vouched)), trusting)
+    assert isinstance(exc, TlsFailed)
+    assert (exc.reason, exc.retry) == ("hostname", "never")
+
+
+@pytest.mark.fault("F16", where="memory")
+@pytest.mark.parametrize(
+    ("host", "vouched", "asked_for"),
+    [
+        ("192.0.2.1", "192.0.2.1", None),  # RFC 6066 section 3: no address is asked for by name
+        ("[2001:DB8::1]", "2001:db8::1", None),
+        ("Server.Test.", "server.test", "server.test"),
+        ("bücher.test", "xn--bcher-kva.test", "xn--bcher-kva.test"),
+    ],
+)
+async def test_a_host_is_verified_and_asked_for_in_its_one_spelling(
+    authority: trustme.CA,
+    trusting: ssl.SSLContext,
+    transport: Transport,
+    host: str,
+    vouched: str,
+    asked_for: str | None,
+) -> None:
+    heard: list[str | None] = []
+    context = serving(authority.issue_cert(vouched))
+    context.sni_callback = lambda tls, name, _: heard.append(name)
+    exc = await refusal(f"wss://{host}/", transport, context, trusting)
+    assert isinstance(exc, HandshakeRejected), exc  # TLS was content, and the upgrade was asked for
+    assert heard == [asked_for]
+
+
+# --------------------------------------------------------------------------- versions and certificates of ours
+
+
+@contextmanager
+def the_past() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+@pytest.mark.fault("F17", where="memory")
+async def test_a_server_of_the_past_is_refused_for_good(
+    authority: trustme.CA, trusting: ssl.SSLContext, transport: Transport
+) -> None:
+    context = serving(authority.issue_cert("server.test"))
+    with the_past():
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = ssl.TLSVersion.TLSv1_1
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    exc = await refusal("wss://server.test/", transport, context, trusting)
+    assert isinstance(exc, TlsFailed)
+    assert (exc.reason, exc.retry) == ("protocol", "never")
+
+
+@pytest.mark.fault("F22", where="memory")
+@pytest.mark.parametrize(
+    ("version", "shown", "reason"),
+    [
+        (ssl.TLSVersion.TLSv1_3, False, "client-certificate"),
+        (ssl.TLSVersion.TLSv1_3, True, "client-certificate"),
+        (ssl.TLSVersion.TLSv1_2, True, "client-certificate"),
+        # Before TLS 1.3 a missing one was answered with handshake_failure, as is all else (RFC 5246 section 7.4.6).
+        (ssl.TLSVersion.TLSv1_2, False, "protocol"),
+    ],
+)
+async def test_a_server_that_wants_another_certificate_of_ours_is_not_asked_again(
+    authority: trustme.CA,
+    trusting: ssl.SSLContext,
+    transport: Transport,
+    version: ssl.TLSVersion,
+    shown: bool,
+    reason: str,
+) -> None:
+    context = serving(authority.issue_cert("server.test"))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.maximum_version = version
+    authority.configure_trust(context)
+    if shown:
+        trustme.CA().issue_cert("client.test").configure_cert(trusting)
+    exc = await refusal("wss://server.test/", transport, context, trusting)
+    assert isinstance(exc, TlsFailed)
+    assert (exc.reason, exc.retry) == (reason, "never")
+
+
+@pytest.mark.fault("F22", where="memory")
+async def test_a_certificate_of_ours_that_the_server_trusts_is_shown(
+    authority: trustme.CA, trusting: ssl.SSLContext, transport: Transport
+) -> None:
+    context = serving(authority.issue_cert("server.test"))
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.configure_trust(context)
+    authority.issue_cert("client.test").configure_cert(trusting)
+    exc = await refusal("wss://server.test/", transport, context, trusting)
+    assert isinstance(exc, HandshakeRejected)
+
+
+# --------------------------------------------------------------------------- silence and cuts
+
+
+async def hang(peer: Peer) -> None:
+    await peer.hang()
+
+
+async def drip(peer: Peer) -> None:
+    record_of_16_kib = b"\x16\x03\x03\x40\x00\x02\x00\x3f\xfc"
+    await peer.drip(record_of_16_kib + bytes(16384), interval=1.0)
+
+
+@pytest.mark.fault("F20", where="memory")
+@pytest.mark.parametrize("script", [hang, drip])
+async def test_a_handshake_that_does_not_get_on_costs_the_connect_timeout(
+    autojump_clock: trio.abc.Clock,
+    trusting: ssl.SSLContext,
+    transport: Transport,
+    script: Callable[[Peer], Awaitable[object]],
+) -> None:
+    started = trio.current_time()
+    async with ScriptedServer(script) as server:
+        with trio.fail_after(60), pytest.raises(ConnectTimeout) as caught:
+            async with open_connection(
+                "wss://server.test/",
+                transport=transport,
+                stream_factory=server.stream_factory,
+                ssl_context=trusting,
+                connect_timeout=10,
+            ):
+                raise AssertionError("never entered")
+        assert trio.current_time() - started == pytest.approx(10)
+    assert (caught.value.phase, caught.value.retry) == ("tls", "backoff")
+
+
+@pytest.mark.parametrize("cut", [b"", encode_frame(1, b"never whole")[:5]], ids=["between messages", "in a message"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("memory", marks=pytest.mark.fault("F21", where="memory")),
+        pytest.param("socket", marks=pytest.mark.fault("F21", where="socket")),
+    ],
+)
+async def test_what_came_whole_before_tls_was_cut_off_is_received_and_nothing_else(
+    transport: Transport, cut: bytes, place: str
+) -> None:
+    async def truncate(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send("one", "two")
+        await peer.send_raw(cut)
+        await peer.drop()
+
+    received: list[object] = []
+    server = ScriptedServer(truncate, tls=True)
+    with trio.fail_after(BOUND):
+        async with server.listen(tls=True) if place == "socket" else server as where:
+            with pytest.raises(LinkLost) as caught:
+                async with open_connection(
+                    where.url if isinstance(where, Listening) else "wss://server.test/",
+                    transport=transport,
+                    stream_factory=None if place == "socket" else server.stream_factory,
+                    ssl_context=server.client_ssl_context,
+                    max_attempts=0,
+                ) as conn:
+                    async for message in conn:
+                        received.append(message)
+    assert received == ["one", "two"]
+    assert (caught.value.code, caught.value.remote) == (1006, None)

@@ -1,0 +1,56 @@
+"""Run a campaign: `python -m trio_nova.testing.sim --seeds 300 --processes 2`, or one seed: `--seed 17`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from trio_nova.testing.sim._campaign import campaign
+from trio_nova.testing.sim._run import run
+from trio_nova.testing.sim._shrink import replay_test, shrink
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return 0 if nothing was violated, and everything seen that a campaign must see; else 1."""
+    parser = argparse.ArgumentParser(prog="python -m trio_nova.testing.sim", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=300, help="how many (default: 300)")
+    parser.add_argument("--first", type=int, default=1, help="the first of them (default: 1)")
+    parser.add_argument("--seed", type=int, help="only this one, with all that is known of it")
+    parser.add_argument("--processes", type=int, default=1, help="how many run at once (default: 1)")
+    parser.add_argument("--journal", type=Path, help="where to write the journal of --seed, as JSON lines")
+    options = parser.parse_args(arguments)
+    if options.seed is not None:
+        return _run_one(options.seed, options.journal)
+    report = campaign(range(options.first, options.first + options.seeds), processes=options.processes)
+    print(report)
+    for name in report.never_seen:
+        print(f"never seen: {name}")
+    if report.failures:
+        _explain(report.failures[0].seed)
+    return 1 if report.failures or report.never_seen else 0
+
+
+def _run_one(seed: int, journal: Path | None) -> int:
+    found = run(seed)
+    print(found.scenario)
+    for fault in found.schedule:
+        print(" ", fault)
+    print(found)
+    if journal is not None:
+        journal.write_bytes(b"".join(line + b"\n" for line in found.journal.lines()))
+    if found.violations:
+        _explain(seed)
+    return 1 if found.violations else 0
+
+
+def _explain(seed: int) -> None:
+    failed = run(seed)
+    if failed.violations:
+        print("\nAs a test, with no more faults than it takes:\n")
+        print(replay_test(shrink(failed)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,809 @@
+"""The invariants of a session, as functions over the journal of a run.
+
+`CHECKS` lists them. Each takes a `History` and yields a `Violation` for every way in which the run broke
+it; none looks at anything but the journal, so that a journal kept in a file can be judged as well.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import TypeAlias
+
+import attrs
+
+from trio_nova.core.session import TRANSITIONS
+from trio_nova.messages import Ping, Pong
+from trio_nova.testing._frames import ClientFrames, ClosePayload, FromClient, ProtocolBreach
+from trio_nova.testing._rates import worst_window
+from trio_nova.testing.sim._journal import Record
+from trio_nova.testing.sim._scenario import (
+    BACKOFF_CAP,
+    CANARY,
+    CLOSE_TIMEOUT,
+    CONNECT_TIMEOUT,
+    ELSEWHERE,
+    LIMIT_PERIOD,
+    PING_INTERVAL,
+    PONG_TIMEOUT,
+    SETUP_TIMEOUT,
+    Scenario,
+)
+
+__all__ = ["CHECKS", "Check", "History", "Violation", "check", "invariant"]
+
+_OP = re.compile(r"\bop-\d+\b")
+
+SLACK = 0.05
+"""Seconds by which a bound may be missed: the network's own steps take a little."""
+LATE = 10.0
+"""Seconds after which a message that was said on a perfect network has long been heard."""
+LONGEST_RETRY_AFTER = 12.0
+RECOVERY = PING_INTERVAL + PONG_TIMEOUT + LONGEST_RETRY_AFTER + BACKOFF_CAP + CONNECT_TIMEOUT + 3 * SETUP_TIMEOUT
+"""Seconds that it may take to notice the last fault, to wait, to dial, to authenticate and to restore."""
+MOST_DIALS = 25
+"""In a minute: the back-off's mean is a third of that."""
+MOST_WAITING = 20
+ASK_AGAIN_AFTER = 0.9
+"""Seconds after which a subscription that was not granted may be asked for again on the same link."""
+ILLEGAL_NUMBER = -7
+"""The number of the message in an illegal frame."""
+
+_SENDING = {"NotSent", "Expired", "OutcomeUnknown", "SessionOver"}
+OUTCOMES = {
+    "send": _SENDING,
+    "request": _SENDING | {"RequestFailed"},
+    "ping": {"NotSent", "LinkLost", "SessionOver"},
+    "authenticate": {"AuthFailed", "ConnectFailed", "NotSent", "OutcomeUnknown", "SessionOver"},
+    "reconnect": {"SessionOver"},
+    "pause": set[str](),
+}
+"""What each call is documented to raise."""
+
+
+@attrs.frozen
+class Violation:
+    """One way in which a run broke an invariant."""
+
+    rule: str
+    """A key of `CHECKS`."""
+    at: float
+    """Virtual time, seconds."""
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.rule} at {self.at:.3f}: {self.text}"
+
+
+@attrs.frozen
+class Sent:
+    """One frame that a client handed to the network."""
+
+    at: float
+    """When its last byte was taken."""
+    since: float
+    """When the write that ended it began."""
+    frame: FromClient
+    end: int
+    """Where it ends in the stream of its link, in bytes."""
+    mask: bytes
+
+
+@attrs.define(eq=False)
+class LinkHistory:
+    """One connection, as its bytes tell of it."""
+
+    number: int
+    owner: str
+    """The client and its session that dialled: "1.2"."""
+    host: str
+    opened: float
+    sent: list[Sent] = attrs.field(factory=list)
+    """The client's frames, in order."""
+    request: str = ""
+    """The head of its upgrade request."""
+    breach: tuple[float, str] | None = None
+    """When and how the client broke the protocol, if it did."""
+    taken: int = 0
+    """Bytes that the server has read."""
+    reads: list[tuple[float, int]] = attrs.field(factory=list)
+    """When the client read, and how many bytes in all by then."""
+    client_closed: float | None = None
+    server_closed: float | None = None
+    broken: float | None = None
+    """When one end or the other was reset."""
+
+    def lives_at(self, at: float) -> bool:
+        """Return whether the client holds it open."""
+        return self.opened <= at and (self.client_closed is None or self.client_closed > at)
+
+    def when_read(self, end: int) -> float | None:
+        """Return when the client had read so many bytes; None: never."""
+        return next((at for at, total in self.reads if total >= end), None)
+
+
+@attrs.define(eq=False)
+class FeedHistory:
+    """One block of `subscribe`."""
+
+    owner: str
+    number: int
+    channel: str
+    tracked: bool
+    """Whether the client can tell what is missing, and what came before."""
+    began: float
+    confirmed: float = math.inf
+    ended: float = math.inf
+    items: list[Record] = attrs.field(factory=list)
+    """What was delivered, and the notices between, in order."""
+
+    def is_open_at(self, rest: Record) -> bool:
+        """Return whether the block was entered, long since, and not left when its client was asked in the end."""
+        return self.owner == _owner(rest) and self.confirmed < rest.at - LATE and self.ended >= rest.at
+
+    def __str__(self) -> str:
+        return f"feed {self.number} of {self.channel}"
+
+
+@attrs.define(eq=False, slots=False)
+class History:
+    """The records of a run, sorted by what they are about."""
+
+    records: Sequence[Record]
+    scenario: Scenario
+    by_kind: dict[str, list[Record]] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.by_kind = defaultdict(list)
+        for record in self.records:
+            self.by_kind[record.what].append(record)
+
+    def all(self, what: str) -> list[Record]:
+        """Return the records of one kind, oldest first."""
+        return self.by_kind.get(what, [])
+
+    @cached_property
+    def healed_at(self) -> float:
+        """When the last fault was over; the end of the journal where that never came."""
+        healed = self.all("run.healed")
+        return healed[0].at if healed else self.records[-1].at if self.records else 0.0
+
+    @cached_property
+    def links(self) -> dict[int, LinkHistory]:
+        """All connections, by their number."""
+        links: dict[int, LinkHistory] = {}
+        readers: dict[int, _ClientReader] = {}
+        for record in self.records:
+            match record.what:
+                case "net.open":
+                    links[record["link"]] = LinkHistory(record["link"], record["owner"], record["host"], record.at)
+                    readers[record["link"]] = _ClientReader(links[record["link"]])
+                case "net.write" if record["end"] == "client":
+                    readers[record["link"]].read(record)
+                case "net.read" if record["end"] == "server":
+                    links[record["link"]].taken += record["size"]
+                case "net.read":
+                    reads = links[record["link"]].reads
+                    reads.append((record.at, record["size"] + (reads[-1][1] if reads else 0)))
+                case "net.close" if record["end"] == "client":
+                    links[record["link"]].client_closed = record.at
+                case "net.close":
+                    links[record["link"]].server_closed = record.at
+                case "net.broken" if links[record["link"]].broken is None:
+                    links[record["link"]].broken = record.at
+                case _:
+                    pass
+        return links
+
+    @cached_property
+    def feeds(self) -> list[FeedHistory]:
+        """All blocks of `subscribe`, oldest first."""
+        found: dict[tuple[str, int], FeedHistory] = {}
+        for record in self.records:
+            if "feed" not in record.fields:
+                continue
+            key = _owner(record), record["feed"]
+            match record.what:
+                case "client.subscribe":
+                    found[key] = FeedHistory(*key, record["channel"], record["tracked"], record.at)
+                case "client.subscribed":
+                    found[key].confirmed = record.at
+                case "client.unsubscribed":
+                    found[key].ended = record.at
+                case _:
+                    found[key].items.append(record)
+        return list(found.values())
+
+    @cached_property
+    def end(self) -> float:
+        """When the run was over."""
+        return self.records[-1].at if self.records else 0.0
+
+    @cached_property
+    def owners(self) -> list[str]:
+        """All sessions, as client and number: "1.2"."""
+        return [_owner(record) for record in self.all("client.open")]
+
+    @cached_property
+    def dials(self) -> dict[str, list[float]]:
+        """When each session dialled."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for record in self.all("net.dial"):
+            found[record["owner"]].append(record.at)
+        return found
+
+    @cached_property
+    def asked_by_link(self) -> dict[int, list[tuple[Record, float]]]:
+        """What the service was asked, by link; each with the time at which it was written."""
+        found: dict[int, list[tuple[Record, float]]] = defaultdict(list)
+        messages = {
+            number: iter([sent.since for sent in link.sent if isinstance(sent.frame, str | bytes)])
+            for number, link in self.links.items()
+        }
+        for record in self.all("server.asked"):
+            found[record["link"]].append((record, next(messages[record["link"]], record.at)))
+        return found
+
+    def granted_at(self, feed: FeedHistory) -> float:
+        """Return when the service was first asked for a channel after a block began."""
+        return next(
+            (
+                record.at
+                for link, asked in self.asked_by_link.items()
+                if self.links[link].owner == feed.owner
+                for record, _ in asked
+                if record.at >= feed.began and record["verb"] == "subscribe" and feed.channel in record["channels"]
+            ),
+            math.inf,
+        )
+
+    @cached_property
+    def _events(self) -> dict[str, list[Record]]:
+        found: dict[str, list[Record]] = defaultdict(list)
+        for record in self.all("client.event"):
+            found[record["event"]].append(record)
+        return found
+
+    def events(self, name: str) -> list[Record]:
+        """Return the events of one kind, of all sessions."""
+        return self._events.get(name, [])
+
+    @cached_property
+    def _held(self) -> dict[str, list[tuple[float, float]]]:
+        """When each session did not read, on purpose or because it was full."""
+        found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        begun: dict[tuple[str, str], float] = {}
+        for record in self.records:
+            match record.what, record.get("call"), record.get("event"):
+                case ("client.invoke", "pause", _) | ("client.event", _, "ConsumerLagged"):
+                    begun[_owner(record), record.get("op", "")] = record.at
+                case ("client.return", "pause", _) | ("client.event", _, "ConsumerCaughtUp"):
+                    since = begun.pop((_owner(record), record.get("op", "")), record.at)
+                    found[_owner(record)].append((since, record.at))
+                case _:
+                    pass
+        for (owner, _), since in begun.items():
+            found[owner].append((since, math.inf))
+        return found
+
+    def is_held(self, owner: str, since: float, until: float) -> bool:
+        """Return whether a session did not read, by its own doing, at some time between the two."""
+        return any(begin <= until and end >= since for begin, end in self._held.get(owner, ()))
+
+    @cached_property
+    def ops_written(self) -> dict[str, list[tuple[LinkHistory, Sent]]]:
+        """Every message with the name of an operation that a client handed to the network, by that name."""
+        found: dict[str, list[tuple[LinkHistory, Sent]]] = defaultdict(list)
+        for link in self.links.values():
+            for sent in link.sent:
+                if isinstance(sent.frame, str):
+                    for op in _OP.findall(sent.frame):
+                        found[op].append((link, sent))
+        return found
+
+    @cached_property
+    def ops_executed(self) -> Counter[str]:
+        """How often the service has done each operation."""
+        return Counter(record["op"] for record in self.all("server.asked") if record["done"])
+
+    @cached_property
+    def ops_refused(self) -> Counter[str]:
+        """How often the service has refused each operation: to ask again then does no harm."""
+        return Counter(record["op"] for record in self.all("server.asked") if record["op"] and not record["done"])
+
+
+@attrs.define(eq=False)
+class _ClientReader:
+    """Reads the frames of one client out of what it wrote."""
+
+    link: LinkHistory
+    frames: ClientFrames = attrs.field(factory=ClientFrames)
+    head: bytearray | None = attrs.field(factory=bytearray)
+    """The request, while it is not whole."""
+    end: int = 0
+
+    def read(self, record: Record) -> None:
+        data: bytes = record["data"]
+        if self.head is not None:
+            self.head += data
+            before, end, rest = self.head.partition(b"\r\n\r\n")
+            if not end:
+                return
+            data = bytes(rest)
+            self.end, self.head, self.link.request = len(before) + len(end), None, before.decode("latin-1")
+        if self.link.breach is not None:
+            return
+        try:
+            for frame, mask in self.frames.feed(data):
+                self.end = self.end + _size(frame)
+                self.link.sent.append(Sent(record.at, record["since"], frame, self.end, mask))
+        except ProtocolBreach as breach:
+            self.link.breach = record.at, str(breach)
+
+
+def _owner(record: Record) -> str:
+    return f"{record['client']}.{record['session']}"
+
+
+def _size(frame: FromClient) -> int:
+    """Return the bytes of a client's frame, unfragmented."""
+    if isinstance(frame, str):
+        size = len(frame.encode())
+    elif isinstance(frame, bytes):
+        size = len(frame)
+    elif isinstance(frame, Ping | Pong):
+        size = len(frame.payload)
+    else:
+        size = 0 if frame.code == 1005 else 2 + len(frame.reason.encode())
+    return 6 + size + (0 if size < 126 else 2 if size < 65_536 else 8)
+
+
+Found: TypeAlias = Iterator[tuple[float, str]]
+"""Times of violations, and their stories."""
+
+Judge: TypeAlias = Callable[[History], Iterable[Violation]]
+
+
+@attrs.frozen
+class Check:
+    """A row of `CHECKS`."""
+
+    rule: str
+    promise: str
+    """What holds, in a sentence."""
+    judge: Judge = attrs.field(repr=False)
+
+
+CHECKS: dict[str, Check] = {}
+"""Every invariant that is checked, by its short name."""
+
+
+def invariant(rule: str, promise: str) -> Callable[[Callable[[History], Found]], Judge]:
+    """Put a check into the table; it yields the time and the story of each violation."""
+
+    def register(judge: Callable[[History], Found]) -> Judge:
+        def judged(history: History) -> Iterator[Violation]:
+            return (Violation(rule, at, text) for at, text in judge(history))
+
+        CHECKS[rule] = Check(rule, promise, judged)
+        return judged
+
+    return register
+
+
+def check(history: History, rules: Iterable[str] = ()) -> tuple[Violation, ...]:
+    """Return what a run broke of `rules`, by default of all."""
+    return tuple(violation for rule in (tuple(rules) or CHECKS) for violation in CHECKS[rule].judge(history))
+
+
+# --------------------------------------------------------------------------- sending
+
+
+@invariant("S1", "every send has an honest outcome: done is once, not sent is never, unknown is at most once")
+def _outcomes(history: History) -> Found:
+    for record in history.all("client.return"):
+        op, call, outcome = record["op"], record["call"], record["outcome"]
+        if not op.startswith("op-"):
+            continue
+        written, done, refused = len(history.ops_written[op]), history.ops_executed[op], history.ops_refused[op]
+        most: float = math.inf if call == "request idempotent" else 1 + refused
+        least = 1 if outcome in ("ok", "RequestFailed") else 0
+        if outcome in ("NotSent", "Expired", "BadMessage"):
+            most = 0
+        if not least <= written <= most:
+            yield record.at, f"{op} ({call}) ended as {outcome}, and was written {written} times"
+        elif done > min(most, written) or (call != "send" and done + refused < least):
+            yield record.at, f"{op} ({call}) ended as {outcome}, and was done {done} times"
+
+
+@invariant("S2", "what the server reads always parses; only the end of a connection may cut it off")
+def _parses(history: History) -> Found:
+    for link in history.links.values():
+        if link.breach is not None:
+            yield link.breach[0], f"link {link.number}: {link.breach[1]}"
+
+
+@invariant("S3", "nothing is sent again, unless it was said to be idempotent")
+def _sent_once(history: History) -> Found:
+    repeatable = {record["op"] for record in history.all("client.invoke") if record["call"] == "request idempotent"}
+    for op, written in history.ops_written.items():
+        if len(written) > 1 + history.ops_refused[op] and op not in repeatable:
+            yield written[1][1].at, f"{op} was written on links {[link.number for link, _ in written]}"
+
+
+# --------------------------------------------------------------------------- delivery
+
+
+@invariant("D1", "nothing is delivered twice, where the client can tell")
+def _once(history: History) -> Found:
+    repeated = Counter((record["channel"], record["number"]) for record in history.all("server.repeat"))
+    for feed in history.feeds:
+        seen: Counter[int] = Counter()
+        announced = False
+        for record in feed.items:
+            if record.what == "client.notice":
+                announced |= record["event"] == "Gap"
+            elif not record.get("snapshot"):
+                number = record["number"]
+                seen[number] += 1
+                # A number that a new link begins with, and that is known, is announced as a count begun anew.
+                known = repeated[feed.channel, number] if announced or not feed.tracked else 0
+                if seen[number] > 1 + known:
+                    yield record.at, f"{feed}: {number} came {seen[number]} times"
+                announced = False
+
+
+@invariant(
+    "D2", "every message of a wanted channel is delivered, or a notice says before the next that some are missing"
+)
+def _complete(history: History) -> Found:
+    withheld = {(r["channel"], r["number"], link) for r in history.all("server.data") for link in r["withheld"]}
+    for feed in history.feeds:
+        links = [link.number for link in history.links.values() if link.owner == feed.owner]
+        # Before the service grants this block's wish, what comes was meant for an earlier block.
+        granted = history.granted_at(feed)
+        early = {(r["channel"], r["number"]) for r in history.all("server.data") if r.at < granted}
+        last: int | None = None
+        announced = False
+        for record in feed.items:
+            if record.what == "client.notice":
+                announced |= record["event"] in ("Gap", "Dropped", "Resynced") and record.get("outcome") != "resumed"
+                continue
+            number = record["number"]
+            if last is not None and not announced and number != last + 1 and not record.get("snapshot"):
+                missing = range(last + 1, number)
+                unknowable = not feed.tracked and all(
+                    (feed.channel, each) in early or any((feed.channel, each, link) in withheld for link in links)
+                    for each in missing
+                )
+                if number > last and not unknowable:
+                    yield record.at, f"{feed}: {number} came behind {last}, and no notice between them"
+            last, announced = number, False
+
+
+@invariant("D3", "what is delivered of a channel is in order")
+def _ordered(history: History) -> Found:
+    repeated = {(record["channel"], record["number"]) for record in history.all("server.repeat")}
+    for feed in history.feeds:
+        last: int | None = None
+        announced = False
+        for record in feed.items:
+            if record.what == "client.notice":
+                announced |= record["event"] in ("Gap", "Resynced")
+                continue
+            number = record["number"]
+            known = not feed.tracked and (feed.channel, number) in repeated
+            known |= number == last and bool(record.get("snapshot"))  # the same state once more
+            if last is not None and number <= last and not announced and not known:
+                yield record.at, f"{feed}: {number} came behind {last}"
+            last, announced = number, False
+
+
+@invariant("D4", "nothing is delivered from an illegal frame, and its link is given up")
+def _illegal(history: History) -> Found:
+    for record in history.all("client.data"):
+        if record["number"] == ILLEGAL_NUMBER:
+            yield record.at, "the content of an illegal frame was delivered"
+    for record in history.all("server.illegal"):
+        link = history.links[record["link"]]
+        read_at = link.when_read(record["end"])
+        if read_at is None or (link.broken is not None and link.broken <= read_at + CLOSE_TIMEOUT):
+            continue
+        closed = math.inf if link.client_closed is None else link.client_closed
+        if closed > read_at + CLOSE_TIMEOUT + SLACK and read_at < history.end - CLOSE_TIMEOUT - SLACK:
+            yield read_at, f"link {link.number} was not given up after an illegal frame ({record['how']})"
+
+
+@invariant("D5", "long after the last fault, what is said is heard")
+def _heard(history: History) -> Found:
+    for rest in history.all("client.rest"):
+        said = {r["channel"]: r["number"] for r in history.all("server.data") if r.at < rest.at - LATE and r["links"]}
+        for feed in history.feeds:
+            if feed.is_open_at(rest) and feed.channel in said:
+                numbers = {r["number"] for r in feed.items if r.what == "client.data" and r.at <= rest.at}
+                if said[feed.channel] not in numbers and not any(r.get("snapshot") for r in feed.items):
+                    yield rest.at, f"{feed}: {said[feed.channel]} was said, and is not there"
+
+
+# --------------------------------------------------------------------------- subscriptions
+
+
+@invariant("U1", "long after the last fault, the service grants what is wanted, on the one living link")
+def _granted(history: History) -> Found:
+    for rest in history.all("client.rest"):
+        owner = f"{rest['client']}.{rest['session']}"
+        living = [link for link in history.links.values() if link.owner == owner and link.lives_at(rest.at)]
+        if len(living) != 1:
+            yield rest.at, f"client {rest['client']} has {len(living)} links"
+            continue
+        wanted = sorted(feed.channel for feed in history.feeds if feed.is_open_at(rest))
+        granted = sorted(rest["granted"].get(str(living[0].number), []))
+        if wanted != granted:
+            yield rest.at, f"client {rest['client']} wants {wanted}, the service grants {granted}"
+
+
+@invariant("U2", "on each link a channel is asked for once, and after authentication")
+def _asked_once(history: History) -> Found:
+    round_trip = 1.9 * history.scenario.latency
+    for link, asked in history.asked_by_link.items():
+        wanted: dict[str, float] = {}
+        proved = math.inf
+        for record, at in asked:
+            match record["verb"]:
+                case "auth":
+                    proved = min(proved, at)
+                    wanted.clear()  # what was refused for want of it is asked for again
+                case "subscribe":
+                    if at < proved + round_trip and history.scenario.server != "node":
+                        yield at, f"link {link}: {record['channels']} were asked for before authentication"
+                    for channel in record["channels"]:
+                        if at < wanted.get(channel, -math.inf) + ASK_AGAIN_AFTER:
+                            yield at, f"link {link}: {channel} was asked for twice"
+                        wanted[channel] = at
+                case "unsubscribe":
+                    for channel in record["channels"]:
+                        wanted.pop(channel, None)
+                case _:
+                    pass
+
+
+@invariant("U3", "what is not wanted any more is not asked for on a later link")
+def _not_resurrected(history: History) -> Found:
+    for number, asked in history.asked_by_link.items():
+        link = history.links[number]
+        if not link.owner:
+            continue
+        feeds = [feed for feed in history.feeds if feed.owner == link.owner and feed.ended >= link.opened]
+        for record, at in asked:
+            for channel in record["channels"] if record["verb"] == "subscribe" else ():
+                if not any(feed.channel == channel and feed.began <= at for feed in feeds):
+                    yield at, f"link {number}: nobody wants {channel}"
+
+
+# --------------------------------------------------------------------------- rates
+
+
+@invariant("R1", "in no window more is sent than the limit allows, over all links of a session")
+def _rate(history: History) -> Found:
+    if history.scenario.limit is None:
+        return
+    for owner in history.owners:
+        times = sorted(
+            sent.since
+            for link in history.links.values()
+            if link.owner == owner
+            for sent in link.sent
+            if not isinstance(sent.frame, ClosePayload)
+        )
+        worst = worst_window(times, LIMIT_PERIOD)
+        if worst > history.scenario.limit:
+            yield times[0], f"session {owner} sent {worst} messages within {LIMIT_PERIOD:g} s"
+
+
+@invariant("R2", "dials are paced: not before the back-off, nor before what the service asks for, and never many")
+def _pacing(history: History) -> Found:
+    for owner, dials in history.dials.items():
+        meddled = [r.at for r in history.all("client.invoke") if r["call"] == "reconnect" and _owner(r) == owner]
+        worst = worst_window(dials, 60.0)
+        if worst > MOST_DIALS + len(meddled):
+            yield dials[0], f"session {owner} dialled {worst} times within a minute"
+        waits = [
+            (r.at, float(r["delay"]), f"the back-off of {r['delay']:g} s")
+            for r in history.events("RetryScheduled")
+            if _owner(r) == owner
+        ]
+        for r in history.all("server.refused"):
+            link = history.links[r["link"]]
+            asked = r["retry_after"] or ""
+            if link.owner == owner and link.reads and asked.isdigit():
+                waits.append((r.at, float(asked), f"Retry-After: {asked}"))
+        for at, seconds, why in waits:
+            following = next((dial for dial in dials if dial > at), math.inf)
+            if following < at + seconds - SLACK and not any(at - 30.0 <= each <= following for each in meddled):
+                yield following, f"session {owner} dialled {following - at:.3f} s after {why} at {at:.3f}"
+
+
+def _is_heartbeat(frame: FromClient) -> bool:
+    return isinstance(frame, Ping) or (isinstance(frame, str) and '"heartbeat"' in frame)
+
+
+@invariant("R3", "heartbeats are not late, whatever waits to be sent")
+def _heartbeats(history: History) -> Found:
+    for rest in history.all("client.rest"):
+        for link in history.links.values():
+            if link.owner == _owner(rest) and link.lives_at(rest.at):
+                start = max(history.healed_at + 20.0, link.opened)
+                pings = [sent.at for sent in link.sent if _is_heartbeat(sent.frame) and sent.at >= start]
+                times = [start, *pings, rest.at]
+                for before, after in itertools.pairwise(times):
+                    late = after - before - PING_INTERVAL - 4 * history.scenario.latency - history.scenario.jitter
+                    if late > 1.0 and not history.is_held(link.owner, before, after):
+                        yield after, f"link {link.number}: no ping for {after - before:.3f} s"
+
+
+# --------------------------------------------------------------------------- liveness
+
+
+@invariant("L1", "a silent peer is given up in time, whatever the senders do")
+def _silence(history: History) -> Found:
+    patience = PING_INTERVAL + PONG_TIMEOUT + CLOSE_TIMEOUT + SLACK
+    for link in history.links.values():
+        if not link.owner:
+            continue
+        end = min(history.end, link.client_closed if link.client_closed is not None else math.inf)
+        times = [link.opened, *(at for at, _ in link.reads if at < end), end]
+        for before, after in itertools.pairwise(times):
+            if after - before > patience and not history.is_held(link.owner, before, after):
+                yield before + patience, f"link {link.number} was silent for {after - before:.3f} s"
+
+
+@invariant("L2", "after the last fault the session is soon ready again, and stays so")
+def _recovery(history: History) -> Found:
+    for rest in history.all("client.rest"):
+        changes = [r for r in history.events("StateChanged") if _owner(r) == _owner(rest) and r.at <= rest.at]
+        became = [r.at for r in changes if r["new"] == "ready"]
+        late = (became[-1] if became else 0.0) - history.healed_at
+        if rest["state"] != "ready":
+            yield rest.at, f"session {_owner(rest)} is {rest['state']} in the end"
+        elif late > RECOVERY:
+            yield became[-1], f"session {_owner(rest)} was ready for good {late:.3f} s after the last fault"
+    if len(history.all("client.rest")) < history.scenario.clients and history.all("client.open"):
+        yield history.end, "not every client has a session in the end"
+
+
+@invariant("L3", "cancellation returns at once, and leaving a session is bounded")
+def _cancellation(history: History) -> Found:
+    for what in ("client.return", "client.unsubscribed"):
+        begun = {
+            (r["client"], r.get("op"), r.get("feed")): r
+            for r in history.all("client.invoke" if what == "client.return" else "client.subscribe")
+        }
+        for record in history.all(what):
+            asked = begun.get((record["client"], record.get("op"), record.get("feed")))
+            if asked is not None and record["outcome"] == "cancelled" and record.at > asked["until"] + 1e-6:
+                yield record.at, f"{asked.get('call', 'subscribe')} returned {record.at - asked['until']:.3f} s late"
+    left = {_owner(record): record.at for record in history.all("client.left")}
+    for record in history.all("client.leave"):
+        if (took := left.get(_owner(record), history.end) - record.at) > CLOSE_TIMEOUT + SLACK:
+            yield record.at, f"session {_owner(record)} took {took:.3f} s to close"
+
+
+@invariant("L4", "nothing waits without an end, and nothing spins")
+def _no_standstill(history: History) -> Found:
+    for record in history.all("run.stuck"):
+        yield record.at, "the clients had not come to their end when the run was"
+    for record in history.all("run.spins"):
+        yield record.at, f"{record['steps']} steps of tasks in one instant, the last of {record['task']}"
+
+
+# --------------------------------------------------------------------------- resources
+
+
+@invariant("M1", "queues are empty, or nearly so, when all is well")
+def _queues(history: History) -> Found:
+    for rest in history.all("client.rest"):
+        if rest["inbox"] > MOST_WAITING or rest["outbox"] > MOST_WAITING:
+            yield rest.at, f"{rest['inbox']} messages wait to be received, {rest['outbox']} to be sent"
+
+
+@invariant("M2", "no stream and no task is left")
+def _nothing_left(history: History) -> Found:
+    for record in history.all("run.end"):
+        if record["links"]:
+            yield record.at, f"links {record['links']} were not closed"
+        if record["tasks"]:
+            yield record.at, f"tasks are left: {record['tasks']}"
+
+
+# --------------------------------------------------------------------------- errors
+
+
+@invariant("E1", "only documented exceptions leave, each call with its own")
+def _documented(history: History) -> Found:
+    for record in history.all("client.return"):
+        call, outcome = record["call"].split()[0], record["outcome"]
+        if outcome not in OUTCOMES[call] | {"ok", "cancelled", "ended"}:
+            yield record.at, f"{call} raised {outcome}"
+    for record in history.all("client.unsubscribed"):
+        if record["outcome"] not in ("left", "cancelled", "ended", "SubscriptionRejected", "SessionOver"):
+            yield record.at, f"subscribe raised {record['outcome']}"
+    for record in history.all("run.crashed"):
+        yield record.at, f"{record['error']} left the clients"
+
+
+@invariant("E2", "a session ends by itself only of what no other attempt can mend")
+def _dispositions(history: History) -> Found:
+    fatal = any(record["fatal"] for record in history.all("fault.begin"))
+    opened = {_owner(record) for record in history.all("client.opened")}
+    for record in history.all("client.left"):
+        first = not history.scenario.patient and _owner(record) not in opened
+        if record["error"] and not fatal and not first:
+            yield record.at, f"session {_owner(record)} ended with {record['error']}"
+
+
+@invariant("E3", "states follow the table; links follow one another, and each ends once")
+def _one_at_a_time(history: History) -> Found:
+    legal = {(old.value, new.value) for old, events in TRANSITIONS.items() for new in events.values()}
+    living: dict[str, int] = {}
+    for record in history.all("client.event"):
+        owner, epoch = _owner(record), record["epoch"]
+        match record["event"]:
+            case "Listening":
+                living[owner] = epoch if record["state"] == "ready" else 0
+            case "StateChanged" if (record["old"], record["new"]) not in legal:
+                yield record.at, f"session {owner} went from {record['old']} to {record['new']}"
+            case "LinkOpened":
+                if living.get(owner):
+                    yield record.at, f"session {owner} opened link {epoch} beside link {living[owner]}"
+                living[owner] = epoch
+            case "LinkClosed":
+                if living.get(owner, epoch) != epoch:
+                    yield record.at, f"session {owner} closed link {epoch}, which was not up"
+                living[owner] = 0
+            case _:
+                pass
+
+
+# --------------------------------------------------------------------------- security
+
+
+@invariant("X1", "a secret is seen on the wire to its service, and nowhere else")
+def _canary(history: History) -> Found:
+    for record in history.records:
+        if not record.what.startswith("net.") and CANARY.encode() in record.line():
+            yield record.at, f"a secret stands in {record.what}"
+
+
+@invariant("X2", "no secret gets to another origin")
+def _origins(history: History) -> Found:
+    for link in history.links.values():
+        if link.host == ELSEWHERE:
+            said = [link.request, *(repr(sent.frame) for sent in link.sent)]
+            if any(CANARY in each for each in said):
+                yield link.opened, f"a secret was sent to {link.host}"
+
+
+@invariant("X3", "masks are fresh")
+def _masks(history: History) -> Found:
+    for link in history.links.values():
+        masks = [sent.mask for sent in link.sent]
+        if len(masks) > 20 and len(set(masks)) < 0.9 * len(masks):
+            yield link.opened, f"link {link.number}: {len(set(masks))} masks for {len(masks)} frames"
+
+
+@invariant("X5", "what a peer says is escaped before it reaches a log")
+def _escaped(history: History) -> Found:
+    for record in history.all("client.event") + history.all("log.line"):
+        for name, value in record.fields.items():
+            if isinstance(value, str) and not value.isprintable():
+                yield record.at, f"{record.get('event', 'a log line')} has raw text of the peer's in {name}"
+
+
+@invariant("X7", "the client keeps the service's rules, and uses nothing that it knows to have expired")
+def _rules(history: History) -> Found:
+    for record in history.all("server.breach"):
+        yield record.at, record["text"]

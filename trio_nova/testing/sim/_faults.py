@@ -1,0 +1,452 @@
+"""What goes wrong, and when: a table of kinds of faults, and schedules drawn from a seed.
+
+A schedule is a literal: it can be printed, shortened, and played again. To add a kind, write a function
+that begins it and returns what ends it, and put `@fault_kind` above it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeAlias
+
+import attrs
+import trio
+
+from trio_nova.testing import _twists as twists
+from trio_nova.testing._frames import Opcode, encode_frame
+from trio_nova.testing._peer import Disconnected, Peer
+from trio_nova.testing.sim._net import DialFate, Host, Way, Weather
+from trio_nova.testing.sim._scenario import ELSEWHERE, Scenario
+from trio_nova.testing.sim._servers import SimServer
+from trio_nova.testing.sim._world import World
+
+__all__ = ["FAULTS", "Fault", "FaultKind", "draw_schedule", "fault_kind", "heal", "make_fair", "play_schedule"]
+
+HOSTILE_TEXT = "go\naway\r\n\x1b[2J‮now"
+"""A reason that must reach no log as it is."""
+
+
+@attrs.frozen
+class Fault:
+    """One thing that goes wrong."""
+
+    kind: str
+    """A key of `FAULTS`."""
+    at: float
+    """Seconds from the start of the run."""
+    lasts: float = 0.0
+    """Seconds; 0 for what is over at once."""
+    args: Mapping[str, Any] = attrs.field(factory=dict)
+
+
+Undo: TypeAlias = Callable[[], object]
+Begin: TypeAlias = Callable[[World, Fault], Undo | None]
+
+
+@attrs.frozen
+class FaultKind:
+    """A row of `FAULTS`."""
+
+    name: str
+    begin: Begin = attrs.field(repr=False)
+    """Lets a fault begin, and returns what ends it."""
+    lasts: tuple[float, float]
+    """Seconds, at least and at most."""
+    choices: Mapping[str, tuple[Any, ...]]
+    """What each of the fault's args may be."""
+    servers: tuple[str, ...]
+    """The kinds of service that it can happen to; none for all."""
+    is_fatal: bool
+    """Whether a session may end of it."""
+
+    def draw(self, dice: random.Random, at: float) -> Fault:
+        """Return a fault of this kind."""
+        args = {name: dice.choice(values) for name, values in self.choices.items()}
+        lasts = round(dice.uniform(*self.lasts), 3) if self.lasts[1] else 0.0
+        return Fault(self.name, round(at, 3), lasts, args)
+
+
+FAULTS: dict[str, FaultKind] = {}
+"""Every kind of fault, by name."""
+
+
+def fault_kind(
+    name: str,
+    *,
+    lasts: tuple[float, float] = (0.0, 0.0),
+    servers: Iterable[str] = (),
+    is_fatal: bool = False,
+    **choices: tuple[Any, ...],
+) -> Callable[[Begin], Begin]:
+    """Put a kind of fault into the table."""
+
+    def register(begin: Begin) -> Begin:
+        FAULTS[name] = FaultKind(name, begin, lasts, choices, tuple(servers), is_fatal)
+        return begin
+
+    return register
+
+
+def draw_schedule(seed: int, scenario: Scenario) -> tuple[Fault, ...]:
+    """Return what goes wrong in the run of a seed: of few kinds, and in one seed of five of a single one."""
+    dice = random.Random(f"{seed}:faults")
+    possible = [kind for kind in FAULTS.values() if not kind.servers or scenario.server in kind.servers]
+    enabled = [kind for kind in possible if dice.random() < 0.25] if dice.random() < 0.8 else []
+    enabled = enabled or [dice.choice(possible)]
+    count = dice.randint(1, max(1, round(scenario.length / 8)))
+    times = sorted(dice.uniform(0.0, scenario.length) for _ in range(count))
+    return tuple(dice.choice(enabled).draw(dice, at) for at in times)
+
+
+async def play_schedule(world: World, schedule: Iterable[Fault]) -> None:
+    """Let all of a schedule happen, then heal."""
+    undone: list[tuple[float, int, Undo]] = []
+
+    def end_until(at: float) -> float:
+        undone.sort(key=lambda each: each[:2])
+        while undone and undone[0][0] <= at:
+            undone.pop(0)[2]()
+        return undone[0][0] if undone else at
+
+    for number, fault in enumerate(sorted(schedule, key=lambda each: each.at)):
+        if fault.at >= world.scenario.length:
+            break
+        while (next_end := end_until(trio.current_time())) < fault.at and undone:
+            await world.net.pause(next_end - trio.current_time())
+        await world.net.pause(max(0.0, fault.at - trio.current_time()))
+        kind = FAULTS[fault.kind]
+        args = dict(fault.args)
+        world.journal.add("fault.begin", kind=kind.name, fatal=kind.is_fatal, lasts=fault.lasts, args=args)
+        undo = kind.begin(world, fault)
+        if undo is not None:
+            undone.append((trio.current_time() + fault.lasts, number, undo))
+    while undone and undone[0][0] < world.scenario.length:
+        await world.net.pause(max(0.0, undone[0][0] - trio.current_time()))
+        end_until(trio.current_time())
+    await world.net.pause(max(0.0, world.scenario.length - trio.current_time()))
+    for _, _, undo in undone:
+        undo()
+    heal(world)
+
+
+def heal(world: World) -> None:
+    """Make everything perfect, and say so."""
+    world.journal.add("run.healed")
+    for host in world.net.hosts.values():
+        host.fate = "ok"
+        host.next_fates.clear()
+        for weather in (host.c2s, host.s2c):
+            make_fair(weather, world.scenario)
+    for link in list(world.net.links.values()):
+        for way in link.ways:
+            way.held, way.cut_at = False, float("inf")
+            way.release()
+            way.changed.unpark_all()
+    for server in world.servers.values():
+        server.venue.behave()
+    world.healed.set()
+
+
+def make_fair(weather: Weather, scenario: Scenario) -> None:
+    """Make the weather what the scenario says it is without faults."""
+    weather.latency, weather.jitter, weather.bandwidth = scenario.latency, scenario.jitter, float("inf")
+    weather.slice_size, weather.window, weather.held = scenario.slice_size, scenario.window, False
+
+
+# --------------------------------------------------------------------------- of the network
+
+
+def _server(world: World) -> SimServer:
+    return next(iter(world.servers.values()))
+
+
+def _host(world: World) -> Host:
+    return _server(world).host
+
+
+def _links(world: World) -> list[Any]:
+    return world.net.links_of(_host(world).name)
+
+
+_DIRECTIONS = ("c2s", "s2c", "both")
+
+
+def _ways(world: World, direction: str) -> list[Way]:
+    return [way for link in _links(world) for way in link.ways if direction in (way.direction, "both")]
+
+
+def _weathers(world: World, direction: str) -> list[Weather]:
+    host = _host(world)
+    return [each for name, each in (("c2s", host.c2s), ("s2c", host.s2c)) if direction in (name, "both")]
+
+
+@fault_kind("reset", end=("client", "server", "both"))
+def _reset(world: World, fault: Fault) -> None:
+    for link in _links(world):
+        match fault.args["end"]:
+            case "client":
+                link.client.break_off()
+            case "server":
+                link.server.break_off()
+            case _:
+                link.reset()
+
+
+@fault_kind("cut", direction=_DIRECTIONS, after=(0, 1, 5, 40, 300))
+def _cut(world: World, fault: Fault) -> None:
+    for way in _ways(world, fault.args["direction"]):
+        way.cut_at = way.sent + fault.args["after"]
+
+
+@fault_kind("fin", direction=("c2s", "s2c"))
+def _fin(world: World, fault: Fault) -> None:
+    for link in _links(world):
+        link.end_way(fault.args["direction"])
+
+
+@fault_kind("hole", lasts=(1.0, 40.0), direction=_DIRECTIONS, reach=("links", "host"))
+def _hole(world: World, fault: Fault) -> Undo:
+    ways = _ways(world, fault.args["direction"])
+    held: list[Way | Weather] = list(
+        ways if fault.args["reach"] == "links" else _weathers(world, fault.args["direction"])
+    )
+    for each in held:
+        each.held = True
+
+    def release() -> None:
+        for each in held:
+            each.held = False
+        for link in _links(world):
+            for way in link.ways:
+                way.release()
+
+    return release
+
+
+def _change_weather(name: str, world: World, fault: Fault) -> Undo:
+    weathers = _weathers(world, fault.args["direction"])
+    before = [getattr(weather, name) for weather in weathers]
+    for weather in weathers:
+        setattr(weather, name, fault.args["to"])
+
+    def put_back() -> None:
+        for weather, value in zip(weathers, before, strict=True):
+            setattr(weather, name, value)
+        for way in _ways(world, "both"):
+            way.changed.unpark_all()
+
+    return put_back
+
+
+for _name, _attribute, _values in (
+    ("latency", "latency", (0.5, 3.0, 10.0)),
+    ("jitter", "jitter", (0.3, 2.0)),
+    ("bandwidth", "bandwidth", (100.0, 1_000.0, 10_000.0)),
+    ("slices", "slice_size", (1, 3, 50)),
+    ("small window", "window", (16, 200)),
+    ("zero window", "window", (0,)),
+):
+    fault_kind(_name, lasts=(2.0, 40.0), direction=_DIRECTIONS, to=_values)(partial(_change_weather, _attribute))
+
+
+def _change_fate(fate: DialFate, world: World, fault: Fault) -> Undo:
+    host = _host(world)
+    host.fate = fate
+    if fault.args["drop"]:
+        for link in _links(world):
+            link.reset()
+
+    def put_back() -> None:
+        host.fate = "ok"
+
+    return put_back
+
+
+_FATES: tuple[DialFate, ...] = (
+    "dns failure",
+    "dns silence",
+    "refused",
+    "silence",
+    "tls failure",
+    "accepted, then fin",
+    "accepted, then rst",
+)
+for _fate in _FATES:
+    fault_kind(_fate, lasts=(2.0, 30.0), drop=(True, True, False))(partial(_change_fate, _fate))
+
+
+# --------------------------------------------------------------------------- of the upgrade
+
+
+@fault_kind(
+    "http status",
+    status=(408, 425, 429, 500, 502, 503, 504, 520),
+    retry_after=(None, "3", "12", "-1", "junk"),
+    times=(1, 3),
+)
+def _http_status(world: World, fault: Fault) -> None:
+    server = _server(world)
+    refuse = partial(_refuse, server, fault.args["status"], fault.args["retry_after"])
+    server.venue.play_next(refuse, fault.args["times"])
+    _drop_links(world)
+
+
+async def _refuse(server: SimServer, status: int, retry_after: str | None, peer: Peer) -> None:
+    headers = {} if retry_after is None else {"Retry-After": retry_after}
+    link = server.net_link_of(peer)
+    server.net.journal.add("server.refused", link=link, status=status, retry_after=retry_after)
+    await peer.reject(status, headers, HOSTILE_TEXT.encode())
+
+
+@fault_kind("forbidden", is_fatal=True, status=(401, 403, 404))
+def _forbidden(world: World, fault: Fault) -> None:
+    _server(world).venue.refuse_dials(fault.args["status"])
+    _drop_links(world)
+
+
+@fault_kind("redirect", is_fatal=True, status=(301, 302, 307, 308))
+def _redirect(world: World, fault: Fault) -> None:
+    _server(world).venue.refuse_dials(fault.args["status"], headers={"Location": f"ws://{ELSEWHERE}/"})
+    _drop_links(world)
+
+
+async def _accept_then_close(peer: Peer, code: int) -> None:
+    await peer.accept()
+    await peer.close(code, "not now")
+
+
+@fault_kind("accepted, then closed", code=(1001, 1013, 4000), times=(1, 4))
+def _closed_at_once(world: World, fault: Fault) -> None:
+    _server(world).venue.play_next(partial(_accept_then_close, code=fault.args["code"]), fault.args["times"])
+    _drop_links(world)
+
+
+def _drop_links(world: World) -> None:
+    for link in _links(world):
+        link.reset()
+
+
+# --------------------------------------------------------------------------- of the service
+
+
+@fault_kind("restart", lasts=(0.0, 20.0), forget=(True, False))
+def _restart(world: World, fault: Fault) -> Undo:
+    server = _server(world)
+    server.restart(forget=fault.args["forget"])
+    server.host.fate = "refused"
+
+    def come_up() -> None:
+        server.host.fate = "ok"
+
+    return come_up
+
+
+@fault_kind("close", code=(1000, 1001, 1005, 1008, 1011, 1012, 1013, 4000), reason=("", "bye", HOSTILE_TEXT))
+def _close(world: World, fault: Fault) -> None:
+    code = fault.args["code"]
+    _server(world).venue.close(code, "" if code == 1005 else fault.args["reason"])
+
+
+@fault_kind("mute", lasts=(1.0, 40.0))
+def _mute(world: World, fault: Fault) -> Undo:
+    venue = _server(world).venue
+    venue.mute()
+    return venue.unmute
+
+
+_TWISTS: Mapping[str, twists.Twist] = {
+    "lost": twists.never,
+    "twice": twists.twice,
+    "late": twists.after(4.0),
+    "too late": twists.after(12.0),
+    "cut before": twists.cut_before,
+    "cut after": twists.cut_after,
+    "unknown id first": twists.with_unknown_id,
+}
+
+
+@fault_kind("reply", verb=("auth", "subscribe", "unsubscribe", "request"), how=tuple(_TWISTS), times=(1, 1, 3))
+def _reply(world: World, fault: Fault) -> None:
+    server = _server(world)
+    server.venue.twist(server.methods[fault.args["verb"]], _TWISTS[fault.args["how"]], fault.args["times"])
+
+
+@fault_kind("replies reordered", count=(2, 3, 5))
+def _reorder(world: World, fault: Fault) -> None:
+    _server(world).venue.hold_answers(fault.args["count"])
+
+
+@fault_kind("auth refused", is_fatal=True, servers=("json",))
+def _refuse_auth(world: World, fault: Fault) -> None:
+    server = _server(world)
+    server.venue.twist(server.methods["auth"], lambda answer: [{"type": "auth_error", "reason": HOSTILE_TEXT}])
+    _drop_links(world)
+
+
+@fault_kind("auth expired")
+def _expire(world: World, fault: Fault) -> None:
+    _server(world).expire()
+
+
+@fault_kind("messages lost", count=(1, 5))
+def _lose_messages(world: World, fault: Fault) -> None:
+    server = _server(world)
+    for channel in server.channels():
+        for _ in range(fault.args["count"]):
+            server.emit(channel, told=False)
+
+
+@fault_kind("messages twice")
+def _repeat_messages(world: World, fault: Fault) -> None:
+    server = _server(world)
+    for channel in server.channels():
+        server.repeat(channel)
+
+
+@fault_kind("flood", count=(20, 200))
+def _flood(world: World, fault: Fault) -> None:
+    server = _server(world)
+    for _ in range(fault.args["count"]):
+        for channel in server.channels():
+            server.emit(channel)
+
+
+_ILLEGAL: Mapping[str, bytes] = {
+    "reserved opcode": encode_frame(3, b"x"),
+    "masked": encode_frame(Opcode.TEXT, b'{"channel": "ticks.0", "seq": -7}', mask=True),
+    "reserved bit": encode_frame(Opcode.TEXT, b"{}", rsv=2),
+    "fragmented ping": encode_frame(Opcode.PING, b"x", fin=False),
+    "continuation without a start": encode_frame(Opcode.CONTINUATION, b"x"),
+    "not UTF-8": encode_frame(Opcode.TEXT, b"\xff\xfe"),
+    "huge": encode_frame(Opcode.TEXT, b"", length=2**40),
+    "close code": encode_frame(Opcode.CLOSE, b"\x03\xe7"),
+}
+
+
+@fault_kind("illegal frame", how=tuple(_ILLEGAL))
+def _illegal_frame(world: World, fault: Fault) -> None:
+    server = _server(world)
+    for link in server.venue.live_links:
+        world.start(_say_illegally, world, server.net_link_of(link.peer), link.peer, fault.args["how"])
+
+
+async def _say_illegally(world: World, link: int, peer: Peer, how: str) -> None:
+    with suppress(Disconnected):
+        await peer.send_raw(_ILLEGAL[how])
+        if link in world.net.links:
+            world.journal.add("server.illegal", link=link, how=how, end=world.net.links[link].s2c.sent)
+
+
+@fault_kind(
+    "junk", text=('{"channel": 7}', "[1, 2", '{"type": "subscribed", "channel": "nobody"}', '{"id": null}', "7")
+)
+def _junk(world: World, fault: Fault) -> None:
+    _server(world).venue.send(fault.args["text"])
+
+
+@fault_kind("clock jump", seconds=(-3600.0, 10.0, 86_400.0))
+def _jump(world: World, fault: Fault) -> None:
+    world.clock_offset += fault.args["seconds"]

@@ -1,0 +1,307 @@
+"""What the clients of a campaign do: everything, at random, through the public API only.
+
+::
+
+    drive
+    └─ client                one or two
+       └─ session            opened, used, closed and opened again until the faults are over; the last one stays
+          ├─ events          every event of the session goes to the journal
+          ├─ inbox           receives what belongs to no feed
+          ├─ feed            one per channel: subscribes, listens, leaves, comes back
+          ├─ operator        sends and asks; sometimes gives up half-way
+          └─ meddler         reconnects, reconfigures, pauses, pings, authenticates
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any
+
+import attrs
+import trio
+
+from trio_nova import Buffer, Connection, ExponentialBackoff, FeedOptions, RateLimitHandler, open_connection
+from trio_nova.core.limits import RollingWindow
+from trio_nova.errors import NovaError
+from trio_nova.handlers.logging import describe
+from trio_nova.messages import Dropped, Event, FeedStale, Gap, Resynced
+from trio_nova.testing.sim._dialects import DIALECTS, Dialect
+from trio_nova.testing.sim._scenario import (
+    BACKOFF_CAP,
+    CLOSE_TIMEOUT,
+    CONNECT_TIMEOUT,
+    LIMIT_PERIOD,
+    PING_INTERVAL,
+    PONG_TIMEOUT,
+    SETUP_TIMEOUT,
+)
+from trio_nova.testing.sim._servers import SimServer
+from trio_nova.testing.sim._world import World
+
+__all__ = ["drive"]
+
+_NOTICES = (Gap, Resynced, Dropped, FeedStale)
+
+
+async def drive(world: World) -> None:
+    """Let the clients of the scenario live in `world` until its end."""
+    host = next(iter(world.servers))
+    ops = itertools.count(1)
+    async with trio.open_nursery() as nursery:
+        for number in range(1, world.scenario.clients + 1):
+            dialect = DIALECTS[world.scenario.server](host, world.scenario)
+            nursery.start_soon(
+                Client(world, number, dialect, world.servers[host], ops).run, name=f"sim:client {number}"
+            )
+
+
+@attrs.define(eq=False)
+class Client:
+    """One program with one session at a time."""
+
+    world: World
+    number: int
+    dialect: Dialect
+    server: SimServer
+    """Only looked at: which channels there are, and what was granted in the end."""
+    ops: Iterator[int]
+    sessions: int = 0
+    feeds: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
+    dice: random.Random = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.dice = self.world.dice(f"client {self.number}")
+
+    def note(self, what: str, **fields: Any) -> None:
+        self.world.journal.add(what, client=self.number, session=self.sessions, **fields)
+
+    async def run(self) -> None:
+        """Hold one session after the other; the one that lives when the faults are over is the last."""
+        while not await self._hold_session():
+            await self._nap(1.0, 3.0)
+
+    # ------------------------------------------------------------------- sessions
+
+    def _options(self) -> dict[str, Any]:
+        scenario = self.world.scenario
+        when_down = Buffer(max_items=50, max_bytes=100_000, ttl=20.0)
+        limits = [RollingWindow(scenario.limit, LIMIT_PERIOD)] if scenario.limit else []
+        return {
+            **self.dialect.options(),
+            **self.world.options,
+            "stream_factory": partial(self.world.net.stream_factory, owner=f"{self.number}.{self.sessions}"),
+            "ping_interval": PING_INTERVAL,
+            "pong_timeout": PONG_TIMEOUT,
+            "connect_timeout": CONNECT_TIMEOUT,
+            "close_timeout": CLOSE_TIMEOUT,
+            "auth_timeout": SETUP_TIMEOUT,
+            "subscription_timeout": SETUP_TIMEOUT,
+            "backoff": ExponentialBackoff(base=2.0, cap=BACKOFF_CAP),
+            "when_down": when_down if scenario.when_down == "buffer" else scenario.when_down,
+            "retry_first_connect": scenario.patient,
+            "rate_limit_handler": lambda: RateLimitHandler(limits, reserve=5.0 if limits else 0.0, queue_size=500),
+        }
+
+    async def _hold_session(self) -> bool:
+        """Open a session and use it; return whether it was the last."""
+        self.sessions += 1
+        self.note("client.open", patient=self.world.scenario.patient)
+        life = self.dice.choice((20.0, 60.0, math.inf, math.inf, math.inf))
+        if trio.current_time() + life >= self.world.scenario.length:
+            life = math.inf
+        last = False
+        try:
+            async with open_connection(self.dialect.target(), **self._options()) as conn:
+                self.note("client.opened")
+                try:
+                    async with trio.open_nursery() as nursery:
+                        self._use(conn, nursery)
+                        last = await self._wait_end(life)
+                        if last:
+                            self._note_rest(conn)
+                        nursery.cancel_scope.cancel(reason="the session has lived long enough")
+                finally:
+                    self.note("client.leave")
+        except* NovaError as group:
+            self.note("client.left", error=_names(group))
+        else:
+            self.note("client.left", error=[])
+        return last
+
+    def _use(self, conn: Connection, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self._watch_events, conn)
+        nursery.start_soon(self._empty_inbox, conn)
+        for channel in self.server.channels():
+            nursery.start_soon(self._listen, conn, channel)
+        for _ in range(2):
+            nursery.start_soon(self._operate, conn)
+        nursery.start_soon(self._meddle, conn)
+
+    async def _wait_end(self, life: float) -> bool:
+        """Wait until this session shall end, and return whether that is the end of everything."""
+        with trio.move_on_after(life):
+            await self.world.healed.wait()
+            scenario = self.world.scenario
+            await trio.sleep_until(scenario.length + scenario.settle)
+            return True
+        return False
+
+    def _note_rest(self, conn: Connection) -> None:
+        statistics = conn.statistics()
+        self.note(
+            "client.rest",
+            state=conn.state.value,
+            epoch=conn.epoch,
+            subscriptions=dict(conn.subscriptions()),
+            inbox=statistics.inbox_messages,
+            outbox=statistics.outbox_messages,
+            links=statistics.links,
+            granted={str(link): names for link, names in self.server.granted().items()},
+        )
+
+    # ------------------------------------------------------------------- watching
+
+    async def _watch_events(self, conn: Connection) -> None:
+        async with conn.listen(size=100_000) as events:
+            self.note("client.event", event="Listening", state=conn.state.value, epoch=conn.epoch)
+            async for event in events:
+                self._note_event(event)
+
+    def _note_event(self, event: Event) -> None:
+        self.note("client.event", **_fields(event))
+
+    async def _empty_inbox(self, conn: Connection) -> None:
+        try:
+            async for _ in conn:
+                pass
+        except NovaError as error:
+            self.note("client.inbox", error=_kind(error))
+
+    # ------------------------------------------------------------------- feeds
+
+    async def _listen(self, conn: Connection, channel: str) -> None:
+        """Hear a channel, leave it, and come back, while there are faults; then stay, or stay away."""
+        dice = self.world.dice(f"feed {self.number} {channel}")
+        while True:
+            await trio.sleep(dice.uniform(0.0, 10.0))
+            stays = self.world.healed.is_set()
+            if stays and dice.random() < 0.2:
+                return
+            span = math.inf if stays else dice.choice((0.01, 3.0, 30.0, 60.0, math.inf))
+            feed = next(self.feeds)
+            about = {"feed": feed, "channel": channel}
+            tracked = self.dialect.is_tracked(channel)
+            self.note("client.subscribe", **about, until=trio.current_time() + span, tracked=tracked)
+            outcome = "left"
+            try:
+                with trio.move_on_after(span) as scope:
+                    async with conn.subscribe(channel, feed=FeedOptions(notices=True)) as items:
+                        self.note("client.subscribed", **about)
+                        async for item in items:
+                            self._note_item(about, item)
+                if scope.cancelled_caught:
+                    outcome = "cancelled"
+            except NovaError as error:
+                outcome = _kind(error)
+            except trio.Cancelled:
+                outcome = "ended"
+                raise
+            finally:
+                self.note("client.unsubscribed", **about, outcome=outcome)
+
+    def _note_item(self, about: dict[str, Any], item: Any) -> None:
+        if isinstance(item, _NOTICES):
+            self.note("client.notice", **{**_fields(item), **about})
+        else:
+            number, snapshot = self.dialect.number(about["channel"], item), self.dialect.is_snapshot(item)
+            self.note("client.data", **about, number=number, **({"snapshot": True} if snapshot else {}))
+
+    # ------------------------------------------------------------------- operations
+
+    async def _operate(self, conn: Connection) -> None:
+        while True:
+            await (self._nap(2.0, 8.0) if self.world.healed.is_set() else self._nap(0.2, 3.0))
+            op = f"op-{next(self.ops)}"
+            call = self.dice.choice(("send", "request", "request", "request idempotent", "burst"))
+            patience = self.dice.choice((0.0, 0.005, 0.05, 1.0, math.inf, math.inf, math.inf))
+            match call:
+                case "send" if self.dialect.sends:
+                    await self._attempt(op, "send", partial(conn.send, self.dialect.statement(op)), patience)
+                case "burst" if self.dialect.sends:
+                    async with trio.open_nursery() as nursery:
+                        for _ in range(self.dice.randint(2, 12)):
+                            op = f"op-{next(self.ops)}"
+                            do = partial(conn.send, self.dialect.statement(op))
+                            nursery.start_soon(self._attempt, op, "send", do, patience)
+                case "request idempotent":
+                    do = partial(conn.request, self.dialect.question(op), idempotent=True)
+                    await self._attempt(op, "request idempotent", do, patience)
+                case _:
+                    await self._attempt(op, "request", partial(conn.request, self.dialect.question(op)), patience)
+
+    async def _attempt(self, op: str, call: str, do: Callable[[], Awaitable[Any]], patience: float) -> None:
+        """Do one thing, for so long at most, and write down what was asked and how it went."""
+        self.note("client.invoke", op=op, call=call, until=trio.current_time() + patience)
+        outcome = "ok"
+        try:
+            with trio.move_on_after(patience) as scope:
+                await do()
+            if scope.cancelled_caught:
+                outcome = "cancelled"
+        except NovaError as error:
+            outcome = _kind(error)
+        except trio.Cancelled:
+            outcome = "ended"
+            raise
+        finally:
+            self.note("client.return", op=op, call=call, outcome=outcome)
+
+    # ------------------------------------------------------------------- meddling
+
+    async def _meddle(self, conn: Connection) -> None:
+        while not self.world.healed.is_set():
+            await self._nap(2.0, 25.0)
+            op = f"meddling-{next(self.ops)}"
+            patience = self.dice.choice((0.01, 1.0, 20.0))
+            match self.dice.choice(("ping", "ping", "reconnect", "authenticate", "pause", "reconfigure")):
+                case "ping":
+                    await self._attempt(op, "ping", conn.ping, patience)
+                case "reconnect":
+                    await self._attempt(op, "reconnect", conn.reconnect, patience)
+                case "authenticate":
+                    await self._attempt(op, "authenticate", conn.authenticate, patience)
+                case "pause":
+                    await self._attempt(op, "pause", partial(self._pause, conn), patience)
+                case _:
+                    conn.reconfigure(ping_interval=self.dice.choice((PING_INTERVAL, PING_INTERVAL / 2)))
+
+    async def _pause(self, conn: Connection) -> None:
+        async with conn.paused():
+            await self._nap(0.1, 12.0)
+
+    async def _nap(self, least: float, most: float) -> None:
+        await trio.sleep(self.dice.uniform(least, most))
+
+
+def _fields(event: Event) -> dict[str, object]:
+    """Return an event's name and fields, without the time, which the journal has."""
+    fields = describe(event)
+    del fields["at"]
+    return fields
+
+
+def _names(error: BaseException) -> list[str]:
+    """Return the kinds of all errors in a group, sorted."""
+    if isinstance(error, BaseExceptionGroup):
+        return sorted(name for each in error.exceptions for name in _names(each))
+    return [_kind(error)]
+
+
+def _kind(error: BaseException) -> str:
+    """Return the name of an error's class, or of that class of `trio_nova.errors` which it specializes."""
+    ours = (each.__name__ for each in type(error).__mro__ if each.__module__ == NovaError.__module__)
+    return next(ours, type(error).__name__)
