@@ -133,6 +133,16 @@ def sim(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Plant one defect after the other in the session, and see that the simulator finds each within 500 seeds.
+
+    It takes some minutes; `-- --only limiter,torn` selects.
+    """
+    session.install(".[dev]")
+    session.run("python", "-m", "tests.sim.mutants", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Let libFuzzer look for input that breaks what reads it, for a minute in all; `-- --seconds 600` takes longer.
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import math
 import ssl
 from collections.abc import Mapping
@@ -44,6 +45,19 @@ WRONG: dict[str, list[Any]] = {
     "headers": [5, None, "X: y", [("X", "y")], {"X": 5}, {"X y": "z"}, {"X": "a\r\nb"}],
     "subprotocols": ["mqtt", 5, None, [5], ["a b"], [""], ["a", "a"]],
     "ssl_context": [True, False, "cert.pem", 5],
+    "pins": [
+        5,
+        None,
+        base64.b64encode(bytes(32)).decode(),
+        [base64.b64encode(bytes(32))],
+        [base64.b64encode(bytes(31)).decode()],
+        [base64.b64encode(bytes(33)).decode()],
+        ["B" * 43 + "="],  # 2 bits too many
+        ["-" * 43 + "="],
+        ["sha256/" + base64.b64encode(bytes(32)).decode()],
+        ["A" * 43 + "=\n"],
+        [["A"]],
+    ],
     "proxy": ["", "proxy:3128", "https//p", "ftp://p", "http://", 5, b"http://p"],
     "stream_factory": not_callable,
     "transport": [None, "trio", TrioWebsocketTransport],
@@ -51,6 +65,7 @@ WRONG: dict[str, list[Any]] = {
     "max_redirects": [-1, 1.5, "3", None, True, math.inf],
     "redirect_origins": ["wss://b.example", 5, ["http://b.example"], [5]],
     "max_message_size": not_a_count,
+    "message_timeout": [*not_seconds, 0],
     "connect_timeout": [*not_finite_seconds, 0],
     "close_timeout": not_finite_seconds,
     "auth_timeout": [*not_finite_seconds, 0],
@@ -136,6 +151,7 @@ def test_the_defaults_work() -> None:
         ("headers", {}),
         ("proxy", Secret("socks5://user:pass@host:1080")),
         ("proxy", None),
+        ("pins", frozenset({base64.b64encode(bytes(range(32))).decode(), base64.b64encode(b"\xff" * 32).decode()})),
         ("ssl_context", ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)),
         ("when_down", Buffer(max_items=1)),
         ("message_handler", MessageHandler()),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SERVER = ("127.0.0.1", 8765)
 """Where the programs of the documentation find the tutorial's server."""
 
@@ -352,8 +352,9 @@ def test_the_tree_of_errors_is_the_codes_own() -> None:
     assert [line.strip() for line in drawn.text.splitlines()] == tree
 
 
-def test_the_table_of_limits_is_the_codes_own() -> None:
-    documented = rows("docs/reference/limits.md")
+@pytest.mark.parametrize("page", ["docs/reference/limits.md", "SECURITY.md"])
+def test_the_table_of_limits_is_the_codes_own(page: str) -> None:
+    documented = rows(page)
     assert documented
     for where, (_, value, *_) in documented.items():
         assert value == f"`{shown(limit(where))}`", where
@@ -381,6 +382,10 @@ async def test_the_task_tree_is_the_real_one(autojump_clock: MockClock) -> None:
         def handle_tick(self) -> None:
             return None
 
+    class Looking(trio_nova.MessageHandler):
+        def handle_message(self, kind: str, message: Any) -> None:
+            return None
+
     def draw(task: trio.lowlevel.Task) -> set[tuple[str, str]]:
         children = [child for nursery in task.child_nurseries for child in nursery.child_tasks]
         return {(task.name, child.name) for child in children}.union(*map(draw, children))
@@ -388,7 +393,10 @@ async def test_the_task_tree_is_the_real_one(autojump_clock: MockClock) -> None:
     async with (
         ScriptedServer(echo) as server,
         trio_nova.open_connection(
-            "ws://server.test/", stream_factory=server.stream_factory, rate_limit_handler=Ticking
+            "ws://server.test/",
+            stream_factory=server.stream_factory,
+            rate_limit_handler=Ticking,
+            message_handler=Looking,
         ) as conn,
     ):
         await conn.ping()
@@ -396,7 +404,7 @@ async def test_the_task_tree_is_the_real_one(autojump_clock: MockClock) -> None:
             task
             for nursery in trio.lowlevel.current_task().child_nurseries
             for task in nursery.child_tasks
-            if task.name == "nova:session"
+            if task.name == "nova:supervisor"
         )
         real = draw(session)
     drawn = next(block for block in BLOCKS if block.page == "docs/explanation/task-tree.md")

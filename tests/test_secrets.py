@@ -365,6 +365,87 @@ async def test_what_a_provider_or_a_hook_adds_is_held_to_the_same_rule(autojump_
         assert server.dials == []
 
 
+@attrs.define(eq=False)
+class LeadsAway(trio_nova.ConnectionHandler):
+    """Sends every dial to another host, and changes nothing else but what it is told to."""
+
+    host: str = "other.test"
+    url: Mapping[str, Any] = {}
+    rest: Mapping[str, Any] = {}
+
+    def connection_info(self, info: ConnectionInfo) -> ConnectionInfo:
+        return attrs.evolve(info, url=attrs.evolve(info.url, host=self.host, **self.url), **self.rest)
+
+
+def elsewhere(
+    server: ScriptedServer, target: str, handler: LeadsAway, options: Mapping[str, Any]
+) -> AbstractAsyncContextManager[trio_nova.Connection]:
+    return open_connection(
+        target,
+        stream_factory=server.stream_factory,
+        connection_handler=handler,
+        allow_plaintext_credentials=True,
+        retry_first_connect=True,
+        **options,
+    )
+
+
+MEANT_FOR_ONE_ORIGIN: list[tuple[str, dict[str, Any], str]] = [
+    (PLAIN, {"headers": {"Authorization": "CANARY"}}, "headers"),
+    (PLAIN, {"headers": {"X-Mode": "CANARY"}}, "headers"),
+    ("ws://user:CANARY@server.test/", {}, "login"),
+    ("ws://server.test/?token=CANARY", {}, "query"),
+    (PLAIN, {"credentials": "CANARY"}, "credentials"),
+]
+
+
+@pytest.mark.fault("F24", where="memory")
+@pytest.mark.parametrize(("target", "options", "kept"), MEANT_FOR_ONE_ORIGIN)
+async def test_a_hook_takes_nothing_along_to_another_origin_without_a_word(
+    autojump_clock: MockClock, target: str, options: dict[str, Any], kept: str
+) -> None:
+    words = f"the {kept} meant for ws://server.test would go to ws://other.test"
+    async with ScriptedServer(trio_nova.testing.echo) as server:
+        with pytest.raises(ConfigError, match=words) as caught:
+            async with elsewhere(server, target, LeadsAway(), options):
+                pytest.fail("it connected")
+    assert caught.value.field == "connection_info"
+    assert "CANARY" not in "\n".join(prints_of_error(caught.value))
+    assert server.dials == []
+
+
+@pytest.mark.fault("F24", where="memory")
+@pytest.mark.parametrize(("target", "options", "kept"), MEANT_FOR_ONE_ORIGIN[:4])
+@pytest.mark.parametrize("way", ["vouched for", "the same origin"])
+async def test_a_hook_takes_along_what_it_may_to_where_it_may(
+    autojump_clock: MockClock, target: str, options: dict[str, Any], kept: str, way: str
+) -> None:
+    handler = LeadsAway("other.test" if way == "vouched for" else "server.test")
+    vouched = {"redirect_origins": ["ws://other.test"]} if way == "vouched for" else {}
+    async with (
+        ScriptedServer(trio_nova.testing.echo) as server,
+        elsewhere(server, target, handler, options | vouched) as conn,
+    ):
+        await conn.send_text("hello")
+        assert await conn.receive() == "hello"
+    assert [dialled.host for dialled in server.dials] == [handler.host]
+
+
+@pytest.mark.fault("F24", where="memory")
+async def test_a_hook_goes_to_another_origin_with_secrets_of_its_own(autojump_clock: MockClock) -> None:
+    own = LeadsAway(url={"userinfo": "", "query": "token=other's"}, rest={"headers": {"Authorization": "other's"}})
+    options = {"headers": {"Authorization": "CANARY"}}
+    async with (
+        ScriptedServer(trio_nova.testing.echo) as server,
+        elsewhere(server, "ws://user:CANARY@server.test/?token=CANARY", own, options),
+    ):
+        pass
+    [dialled] = server.dials
+    assert dialled.request is not None
+    assert dialled.request.headers["authorization"] == "other's"
+    assert "CANARY" not in f"{dialled.request.target} {dialled.request.headers}"
+
+
 @pytest.mark.fault("F100", where="memory")
 async def test_a_living_session_is_not_given_credentials_for_plain_text(autojump_clock: MockClock) -> None:
     async with (

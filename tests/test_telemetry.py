@@ -355,7 +355,7 @@ def test_the_table_of_events_is_the_codes_own() -> None:
         assert family.split(";")[0] == kind, each.__name__
         own = {field.name for field in attrs.fields(each)} - {"at", "epoch"}
         assert own == set(re.findall(r"`(\w+)`", "".join(fields))), each.__name__
-        if each not in (messages.LinkClosed, messages.SessionEnded):
+        if each not in (messages.LinkClosed, messages.SessionEnded, ErrorEvent):
             # What a level depends on is the class: no field need be right.
             assert logging.getLevelName(level_of(object.__new__(each))) == level, each.__name__
 
@@ -508,6 +508,91 @@ async def test_a_log_names_every_event_once_in_its_format(
         assert [json.loads(line) for line in lines] == [
             json.loads(json.dumps(describe(event), default=str)) for event in journal.events
         ]
+
+
+@pytest.fixture
+def written() -> tuple[LoggingHandler, list[dict[str, Any]]]:
+    """Return a handler that logs JSON, and what it has logged, from DEBUG."""
+    logger, records = logging.Logger("sampled", logging.DEBUG), list[dict[str, Any]]()
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append({"level": record.levelname, **json.loads(record.getMessage())})
+
+    logger.addHandler(Keep())
+    return LoggingHandler(logger, format="json"), records
+
+
+def failed(at: float, error: Exception) -> ErrorEvent:
+    return ErrorEvent(at=at, epoch=1, error=error, category="protocol", context="decode")
+
+
+async def test_a_flood_of_bad_messages_is_ten_records_and_a_number_and_metrics_count_them_all(
+    autojump_clock: MockClock, written: tuple[LoggingHandler, list[dict[str, Any]]]
+) -> None:
+    handler, records = written
+
+    async def flood(peer: Peer) -> None:
+        await peer.accept()
+        for _ in range(5_000):
+            await peer.send("{")
+        await peer.send_json("done")
+
+    metrics = MetricsCollector()
+    async with (
+        ScriptedServer(flood) as server,
+        trio_nova.open_connection(
+            URL,
+            stream_factory=server.stream_factory,
+            codec=JsonCodec(),
+            logging_handler=handler,
+            metrics_collector=metrics,
+        ) as conn,
+    ):
+        assert await conn.receive() == "done"
+    loud = [record for record in records if record["level"] == "WARNING"]
+    assert [record["event"] for record in loud] == ["ErrorEvent"] * 11
+    assert loud[-1] == {"level": "WARNING", "event": "ErrorEvent", "kind": "BadMessage", "left_out": 4_990}
+    assert records[-1]["event"] == "SessionEnded"
+    assert sum(count for name, count in metrics.counters.items() if name.startswith("errors.")) == 5_000
+
+
+def test_each_kind_has_ten_records_a_second_and_the_next_second_tells_how_many_were_left_out(
+    written: tuple[LoggingHandler, list[dict[str, Any]]],
+) -> None:
+    handler, records = written
+    for number in range(12):
+        handler.log_error_event(failed(5.0 + number / 100, trio_nova.BadMessage("bad")))
+        handler.log_error_event(failed(5.0 + number / 100, NotSent("full")))
+        handler.log_connection_event(messages.Dropped(at=5.5, epoch=1, count=1, where="inbox"))
+        handler.log_connection_event(messages.FeedStale(at=5.5, epoch=1, channel="a", age=1.0))
+    kinds = Counter(str(record.get("error", record.get("where", record["event"])))[:10] for record in records)
+    assert kinds == {"BadMessage": 10, "NotSent: f": 10, "inbox": 10, "FeedStale": 12}
+    handler.log_error_event(failed(5.99, NotSent("full")))
+    del records[:]
+    handler.log_error_event(failed(6.0, NotSent("full")))
+    assert [(record["event"], record.get("kind"), record.get("left_out")) for record in records] == [
+        ("ErrorEvent", "BadMessage", 2),
+        ("ErrorEvent", "NotSent", 3),
+        ("Dropped", "inbox", 2),
+        ("ErrorEvent", None, None),
+    ]
+    del records[:]
+    for at in (7.5, 0.0):  # another run of Trio may use the same handler: its clock begins anew
+        for _ in range(10):
+            handler.log_error_event(failed(at, NotSent("full")))
+    assert len(records) == 20
+
+
+@pytest.mark.parametrize(("code", "level"), [(1001, "INFO"), (1012, "INFO"), (1011, "WARNING"), (1006, "WARNING")])
+def test_a_close_in_good_order_is_news_and_any_other_a_warning(
+    written: tuple[LoggingHandler, list[dict[str, Any]]], code: int, level: str
+) -> None:
+    handler, records = written
+    closed = messages.LinkClosed(at=0.0, epoch=1, code=code, reason="", remote=True, duration=1.0, detail="")
+    handler.log_connection_event(closed)
+    handler.log_error_event(failed(0.0, trio_nova.LinkLost(code, remote=True)))
+    assert [record["level"] for record in records] == [level, level]
 
 
 async def test_a_failing_collector_is_reported_once_and_costs_nothing_else(

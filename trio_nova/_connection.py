@@ -577,7 +577,7 @@ class ConnectionBlock:
             raise ConfigError("target", "a connection block can be entered once; call open_connection again")
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
-        self._nursery.start_soon(self._serve, name="nova:session")
+        self._nursery.start_soon(self._serve, name="nova:supervisor")
         try:
             await session.opened.wait()
         except BaseException:
@@ -629,16 +629,18 @@ class ConnectionBlock:
 
     @trio.lowlevel.enable_ki_protection
     async def _serve(self) -> None:
-        """Run the tasks of the session until the supervisor says that it is over."""
+        """Supervise, with the tasks that the session needs beside, until the session is over."""
         session = self.session
         session.redactor.guard_task()
         try:
             with self._tasks:
                 try:
                     async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self.inbound.dispatch, name="nova:dispatcher")
-                        nursery.start_soon(self.outbound.expire, name="nova:expiry")
-                        nursery.start_soon(self._supervise, nursery.cancel_scope, name="nova:supervisor")
+                        session.start_soon = nursery.start_soon
+                        if self.inbound.has_hooks:
+                            nursery.start_soon(self.inbound.dispatch, name="nova:dispatcher")
+                        await self.supervisor.supervise()
+                        nursery.cancel_scope.cancel(reason="the session is over")
                 except BaseException as exc:
                     cancelled, defect = _split_cancelled(exc)
                     if defect is not None:
@@ -650,11 +652,6 @@ class ConnectionBlock:
                 session.close()
             self.supervisor.finish()
             session.over.set()
-
-    @trio.lowlevel.enable_ki_protection
-    async def _supervise(self, scope: trio.CancelScope) -> None:
-        await self.supervisor.supervise()
-        scope.cancel(reason="the session is over")
 
 
 def _split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:

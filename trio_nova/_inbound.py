@@ -98,6 +98,11 @@ class Inbound:
     # ----------------------------------------------------------------- the reader's side
 
     @property
+    def has_hooks(self) -> bool:
+        """Whether any hook wants to see messages or frames, so that `dispatch` must run."""
+        return self._hears_messages or self._hears_frames
+
+    @property
     def clogged(self) -> bool:
         """Whether reading must stop: something received has found no room yet."""
         return self.inbox.clogged or self._staged.clogged or self._subscriptions.clogged
@@ -185,7 +190,7 @@ class Inbound:
                 owner = self._owner(part, now)
                 if owner == "answer":
                     continue
-                if self._hears_messages or self._hears_frames:
+                if self.has_hooks:
                     staged.append((_Staged(frame, part, session.epoch, owner == "data", shown), length))
                     shown = True
                 elif owner is None:

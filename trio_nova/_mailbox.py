@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -33,7 +32,7 @@ class Mailbox(Generic[T]):
     """Makes the item that stands where so many were dropped; None: nothing stands there."""
     claimed: bool = attrs.field(default=False, init=False)
     """Whether anybody has ever received from it."""
-    _backlog: deque[tuple[T, int]] = attrs.field(factory=deque, init=False, repr=False)
+    _backlog: list[tuple[T, int]] = attrs.field(factory=list, init=False, repr=False)
     """The rest of a batch that did not fit: it has been received, so it must not be lost."""
     _takers: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     _putters: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
@@ -168,9 +167,10 @@ class Mailbox(Generic[T]):
             raise self._error or SessionOver("the session is over: nothing will be received any more")
 
     def _admit(self) -> None:
-        backlog = self._backlog
-        while backlog and self.queue.offer(*backlog[0]):
-            backlog.popleft()
+        backlog, admitted = self._backlog, 0
+        while admitted < len(backlog) and self.queue.offer(*backlog[admitted]):
+            admitted += 1
+        del backlog[:admitted]
 
     def _taken(self) -> None:
         if self.plain:

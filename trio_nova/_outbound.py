@@ -78,7 +78,9 @@ class Outbound:
     """The link that is up."""
     _turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
     """How many messages may be sent before other tasks get to run."""
-    expiry_changed: Signal = attrs.field(factory=Signal, init=False)
+    _expiry_changed: Signal = attrs.field(factory=Signal, init=False)
+    _expires: bool = attrs.field(default=False, init=False)
+    """Whether a task settles what waits too long: there is one from the first message that may."""
     draining: bool = attrs.field(default=False, init=False)
     _replies: int = attrs.field(default=0, init=False)
     _unsent_replies: int = attrs.field(default=0, init=False)
@@ -264,7 +266,7 @@ class Outbound:
                         outgoing.expires_at = outgoing.queued_at + bounds.ttl
                         self.outbox.put(outgoing, bounds)
                         self.changed.set()
-                        self.expiry_changed.set()
+                        self._watch_expiry()
                         return
                     case _:
                         pass
@@ -421,7 +423,7 @@ class Outbound:
             self.outbox.refuse_waiting("the link was lost before it was written", lost)
         elif isinstance(bounds := self._session.config.when_down, Buffer):
             self.outbox.expire_waiting(trio.current_time() + bounds.ttl)
-            self.expiry_changed.set()
+            self._watch_expiry()
         self._settled.unpark_all()
 
     def end(self) -> None:
@@ -432,10 +434,16 @@ class Outbound:
             self._session.emit(Dropped, count=self._unsent_replies, where="replies")
         self._settled.unpark_all()
 
-    async def expire(self) -> NoReturn:
+    def _watch_expiry(self) -> None:
+        if not self._expires:
+            self._expires = True
+            self._session.start_soon(self._expire, name="nova:expiry")
+        self._expiry_changed.set()
+
+    async def _expire(self) -> NoReturn:
         """Settle what waits too long, whether or not there is a link."""
         while True:
-            await self.expiry_changed.wait(self.outbox.next_expiry())
+            await self._expiry_changed.wait(self.outbox.next_expiry())
             self.outbox.expire(trio.current_time())
             self._settled.unpark_all()
 

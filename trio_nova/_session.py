@@ -117,6 +117,10 @@ def _no_replies(messages: Sequence[Any], lane: Lane) -> None:
     raise AssertionError("a session without a send side")
 
 
+def _no_tasks(*args: Any, name: str) -> None:
+    raise AssertionError("a session that has not begun")
+
+
 @attrs.define(eq=False, repr=False)
 class Session:
     """The state that outlives a link."""
@@ -143,6 +147,8 @@ class Session:
     """Set while somebody wants the link, or the whole session, to end."""
     send_replies: Callable[[Sequence[Any], Lane], None] = attrs.field(default=_no_replies, init=False)
     """Where the replies of hooks go: the send side puts itself here."""
+    start_soon: Callable[..., None] = attrs.field(default=_no_tasks, init=False)
+    """Starts a task that lives until the session ends; there from the first dial on."""
     on_leave: Callable[[], object] | None = attrs.field(default=None, init=False)
     """Interrupts what the supervisor waits for: told when `goodbye` is set."""
     ready_since: float | None = attrs.field(default=None, init=False)

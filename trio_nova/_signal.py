@@ -36,9 +36,12 @@ class Signal:
             await trio.lowlevel.checkpoint()
             self._is_set = False
             return
-        with trio.CancelScope(deadline=until):
-            self._task = trio.lowlevel.current_task()
+        self._task = trio.lowlevel.current_task()
+        if until == math.inf:
             await trio.lowlevel.wait_task_rescheduled(self._abort)
+        else:
+            with trio.CancelScope(deadline=until):
+                await trio.lowlevel.wait_task_rescheduled(self._abort)
 
     def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
         self._task = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal
@@ -110,9 +109,9 @@ class Subscriptions:
     """Feeds in which much waits."""
     _aging: set[_Desk] = attrs.field(factory=set, init=False)
     """Those of which some reader wants to know when they fall silent."""
-    _resyncs: deque[_Desk] = attrs.field(factory=deque, init=False)
+    _resyncs: list[_Desk] = attrs.field(factory=list, init=False)
     """Those that are to be asked for anew, to get a snapshot."""
-    _early: deque[tuple[Hashable, Any]] = attrs.field(factory=deque, init=False)
+    _early: list[tuple[Hashable, Any]] = attrs.field(factory=list, init=False)
     """Data under names of the service's own that it has not told yet: an answer that is awaited may."""
     unclaimed: int = attrs.field(default=0, init=False)
     """Messages of channels that nobody is subscribed to."""
@@ -272,7 +271,7 @@ class Subscriptions:
                 if retired := book.next_retirement(1):
                     await self._give_up(retired[0])
                 elif self._resyncs:
-                    await self._ask_anew(self._resyncs.popleft())
+                    await self._ask_anew(self._resyncs.pop(0))
                 elif batch := book.next_request(handler.max_batch, now):
                     await self._ask(batch, nursery)
                 else:
@@ -522,7 +521,7 @@ class Subscriptions:
             if handler.drops_unclaimed and handler.correlated and self.book.requested:
                 self._early.append((key, message))
                 if len(self._early) > MAX_EARLY:
-                    self._unclaimed(self._early.popleft()[0])
+                    self._unclaimed(self._early.pop(0)[0])
                 return "data"
             self._unclaimed(key)
             return "data" if handler.drops_unclaimed else None
@@ -539,7 +538,7 @@ class Subscriptions:
 
     def _claim_early(self, server_id: Hashable, desk: _Desk) -> None:
         """Deliver what came under a name before the answer that tells it."""
-        waiting, self._early = self._early, deque()
+        waiting, self._early = self._early, []
         for key, message in waiting:
             if key == server_id:
                 self._deliver(desk, message, trio.current_time())
@@ -639,7 +638,7 @@ class Subscriptions:
         else:
             self.changed.set()  # given up meanwhile: now that the service has told its name for it, so can we
         while self._early and not self.book.requested:
-            self._unclaimed(self._early.popleft()[0])
+            self._unclaimed(self._early.pop(0)[0])
 
     def _answered(self, subscription: Subscription) -> None:
         desk = self._desks.get(subscription.key)

@@ -17,7 +17,7 @@ from trio_nova._outbound import Outbound
 from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
-from trio_nova.config import check_headers, check_plaintext
+from trio_nova.config import check_headers, check_other_origin, check_plaintext
 from trio_nova.core.recovery import advise, wait_wished_for
 from trio_nova.core.session import SessionEvent, State
 from trio_nova.errors import (
@@ -158,6 +158,7 @@ class Supervisor:
         except Exception as exc:
             session.handler_failed(exc)
             return info
+        check_other_origin(info, answer, config)
         return answer
 
     def _dial(self, info: ConnectionInfo) -> Dial:
@@ -171,6 +172,7 @@ class Supervisor:
             headers=check_headers(info.headers),
             subprotocols=tuple(info.subprotocols),
             ssl_context=config.ssl_context,
+            pins=config.pins,
             proxy=config.proxy,
             stream_factory=config.stream_factory,
             resolver=config.resolver,
@@ -178,6 +180,7 @@ class Supervisor:
             max_redirects=config.max_redirects,
             redirect_origins=config.redirect_origins,
             max_message_size=config.max_message_size,
+            message_timeout=config.message_timeout,
             close_timeout=config.close_timeout,
             on_phase=self._enter_phase,
         )

@@ -24,6 +24,7 @@ from trio_nova.errors import ConfigError, printable
 from trio_nova.handlers import (
     AuthHandler,
     ConnectionHandler,
+    ConnectionInfo,
     Correlation,
     ErrorHandler,
     Heartbeat,
@@ -55,6 +56,7 @@ __all__ = [
     "Made",
     "WhenDown",
     "check_headers",
+    "check_other_origin",
     "check_plaintext",
     "configure",
     "made",
@@ -69,6 +71,8 @@ Made: TypeAlias = H | Callable[[], H]
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ILLEGAL_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_PIN = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
+"""32 bytes: the last character before the = stands for 4 bits, the others for 6 (RFC 4648 section 4)."""
 _OWN_HEADERS = {"upgrade", "connection", "content-length", "transfer-encoding"}
 
 
@@ -186,11 +190,14 @@ def _is_latin1(text: str) -> bool:
 
 
 def check_plaintext(url: Url, config: Config, headers: Mapping[str, str]) -> None:
-    """Refuse to send credentials where everybody on the way can read them.
+    """Refuse to send credentials where everybody on the way can read them, or to where nobody can vouch for a pin.
 
     Raises:
-        ConfigError: `url` is a ws:// one to another machine, and what is to be sent there looks secret.
+        ConfigError: `url` is a ws:// one to another machine, and what is to be sent there looks secret; or it is any
+            ws:// one, where no certificate is shown, and there are pins.
     """
+    if config.pins and not url.secure:
+        raise ConfigError("pins", f"no key is shown over {url.scheme}://: use wss://")
     if url.secure or url.loopback or config.allow_plaintext_credentials:
         return
     advice = f"to {url.host}: use wss://, or set allow_plaintext_credentials"
@@ -202,6 +209,33 @@ def check_plaintext(url: Url, config: Config, headers: Mapping[str, str]) -> Non
         raise ConfigError("headers", f"{name} would travel in plain text {advice}")
     if config.credentials is not None:
         raise ConfigError("credentials", f"they would travel in plain text {advice}")
+
+
+def check_other_origin(given: ConnectionInfo, wanted: ConnectionInfo, config: Config) -> None:
+    """Refuse to take along to another origin what was meant for the first one.
+
+    What a hook puts in place of it is its own affair; so is all that goes to one of `redirect_origins`.
+
+    Raises:
+        ConfigError: `wanted`, which a hook made of `given`, leads to another origin, and headers, login, secrets
+            of the query or credentials would go along unchanged.
+    """
+    url = wanted.url
+    if url.origin == given.url.origin or url.origin in config.redirect_origins:
+        return
+    if wanted.headers and wanted.headers == given.headers:
+        kept = "headers"
+    elif url.userinfo and url.userinfo == given.url.userinfo:
+        kept = "login"
+    elif url.query == given.url.query and secret_parameter(url.query) is not None:
+        kept = "query"
+    elif config.credentials is not None:
+        kept = "credentials"
+    else:
+        return
+    raise ConfigError(
+        "connection_info", f"the {kept} meant for {given.url.origin} would go to {url.origin}: see redirect_origins"
+    )
 
 
 def _masked_headers(value: Any) -> Any:
@@ -252,6 +286,21 @@ def _is_proxy_url(value: Any) -> bool:
 def _ssl_context(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is not None and not isinstance(value, ssl.SSLContext):
         _fail(attribute, f"must be an ssl.SSLContext, not {value!r}")
+
+
+def _pin_set(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ConfigError("pins", f"must be a collection of pins: write [{value!r}]")
+    try:
+        return frozenset(value)
+    except TypeError:
+        raise ConfigError("pins", f"must be a collection of pins, not {value!r}") from None
+
+
+def _pins(config: Any, attribute: attrs.Attribute[Any], value: frozenset[Any]) -> None:
+    for pin in value:
+        if not isinstance(pin, str) or not _PIN.fullmatch(pin):
+            _fail(attribute, f"{pin!r} is not the base64 of a SHA-256, which has 44 characters")
 
 
 def _when_down(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -325,6 +374,11 @@ class Config:
     """Offered, most wanted first."""
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, validator=_ssl_context)
     """None: the default, which verifies, and offers ALPN http/1.1 only."""
+    pins: frozenset[str] = attrs.field(default=frozenset(), converter=_pin_set, validator=_pins)
+    """The keys of which the server must have one: base64 of the SHA-256 of its SubjectPublicKeyInfo; none: any will do.
+
+    That is besides what `ssl_context` verifies. Pin a second key that is kept in reserve, or a lost key locks you out.
+    """
     proxy: Secret[str] | None = attrs.field(
         default=None, converter=attrs.converters.optional(as_secret_text), validator=_proxy, repr=False
     )
@@ -340,13 +394,18 @@ class Config:
     max_redirects: int = attrs.field(default=5, validator=_count(least=0))
     """Redirects that one attempt follows; 0: a redirect is a rejection. None is remembered for the next attempt."""
     redirect_origins: frozenset[str] = attrs.field(default=frozenset(), converter=_origins)
-    """Other origins ("wss://b.example") that a redirect may lead to, and all that is secret with it; else none is."""
+    """Other origins ("wss://b.example") that a redirect may lead to, and all that is secret with it; else none is.
+
+    What `connection_info` leaves as it is goes along to these only, too.
+    """
     auth_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
     """For the service's answer to an authentication, all its steps together."""
     subscription_timeout: float = attrs.field(default=30.0, validator=_seconds(finite=True))
     """For the service's confirmation of a subscription; one that is not confirmed is asked for once more."""
     max_message_size: int = attrs.field(default=16 * 1024 * 1024, validator=_count(least=1))
     """Bytes of one received message. A larger one ends the link with code 1009."""
+    message_timeout: float = attrs.field(default=math.inf, validator=_seconds())
+    """That one received message may keep reading waiting after its first byte; beyond it the link ends with 1008."""
     connect_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
     """For one whole attempt: name look-up, TCP, proxy, TLS and upgrade."""
     close_timeout: float = attrs.field(default=2.0, validator=_seconds(zero=True, finite=True))
@@ -444,6 +503,7 @@ RECONFIGURABLE = frozenset(
         "headers",
         "subprotocols",
         "ssl_context",
+        "pins",
         "proxy",
         "connect_timeout",
         "auth_timeout",

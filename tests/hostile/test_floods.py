@@ -7,6 +7,7 @@ test in it: its own share is small, as it sends the same bytes again and again.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import tracemalloc
 import zlib
@@ -22,6 +23,7 @@ from trio_nova import (
     ErrorEvent,
     JsonCodec,
     LinkLost,
+    Pong,
     WireTransport,
     open_connection,
 )
@@ -143,6 +145,116 @@ async def test_a_message_beyond_its_limit_is_refused_in_bounded_memory(
     assert (damage.lost.code, damage.told, damage.received) == (1009, 1009, [])
     assert damage.peak < BOUND
     assert damage.sent < 2 * MESSAGE_LIMIT
+
+
+def first(payload: bytes) -> bytes:
+    return encode_frame(Opcode.TEXT, payload, fin=False)
+
+
+def more(payload: bytes, *, fin: bool = False) -> bytes:
+    return encode_frame(Opcode.CONTINUATION, payload, fin=fin)
+
+
+async def drip_fragments(peer: Peer) -> None:
+    await peer.send_raw(first(b"a"))
+    for _ in range(10):
+        await trio.sleep(60.0)
+        await peer.send(Pong(b""))
+        await peer.send_raw(more(b"b"))
+
+
+async def drip_a_frame(peer: Peer) -> None:
+    for byte in encode_frame(Opcode.BINARY, bytes(20)):
+        await peer.send_raw(bytes([byte]))
+        await trio.sleep(60.0)
+
+
+async def begin_and_pong(peer: Peer) -> None:
+    await peer.send_raw(first(b"a"))
+    while True:
+        await trio.sleep(15.0)
+        await peer.send(Pong(b""))
+
+
+@pytest.mark.fault("F52", where="memory")
+@pytest.mark.parametrize(
+    ("drip", "given_up_at"), [(drip_fragments, 200.0 + 120.0), (drip_a_frame, 200.0 + 120.0), (begin_and_pong, 305.0)]
+)
+async def test_a_message_that_drips_is_given_up_when_its_time_is_over(
+    autojump_clock: trio.abc.Clock,
+    transport: Transport,
+    drip: Callable[[Peer], Awaitable[None]],
+    given_up_at: float,
+) -> None:
+    goodbyes: list[ClosePayload | Disconnected | object] = []
+
+    async def act(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send("whole")
+        await trio.sleep_until(200.0)  # what comes before its first byte is not counted
+
+        async def listen() -> None:
+            while not isinstance(said := await peer.receive(), ClosePayload | Disconnected):
+                pass
+            goodbyes.append(said)
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            await drip(peer)
+
+    received = []
+    async with ScriptedServer(act) as server:
+        with trio.fail_after(3600), pytest.raises(LinkLost) as caught:
+            async with open_connection(
+                URL,
+                transport=transport,
+                stream_factory=server.stream_factory,
+                message_timeout=100.0,
+                ping_interval=math.inf,
+                max_attempts=0,
+            ) as conn:
+                async for message in conn:
+                    received.append(message)
+    assert received == ["whole"]
+    assert (caught.value.code, caught.value.remote) == (1008, False)
+    assert trio.current_time() == pytest.approx(given_up_at)
+    assert goodbyes == [ClosePayload(1008, "a message took more than 100 s")]
+
+
+@pytest.mark.fault("F52", where="memory")
+async def test_each_message_has_its_time_anew_and_our_own_pauses_are_not_counted(
+    autojump_clock: trio.abc.Clock, transport: Transport
+) -> None:
+    async def act(peer: Peer) -> None:
+        await peer.accept()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(peer.serve_until_closed)
+            await peer.send_raw(first(b"0"))
+            for number in range(1, 20):  # no read ends between two messages
+                await trio.sleep(90.0)
+                await peer.send_raw(more(b".", fin=True) + first(str(number).encode()))
+            await trio.sleep(1.0)
+            await peer.send_raw(more(b"", fin=True))
+            await trio.sleep(300.0)
+            await peer.send("last")
+
+    async with ScriptedServer(act) as server:
+        with trio.fail_after(3600 * 24):
+            async with open_connection(
+                URL,
+                transport=transport,
+                stream_factory=server.stream_factory,
+                message_timeout=100.0,
+                ping_interval=math.inf,
+            ) as conn:
+                received = [await conn.receive() for _ in range(10)]
+                async with conn.paused():
+                    await trio.sleep(1000.0)
+                while received[-1] != "last":
+                    received.append(await conn.receive())
+                assert conn.epoch == 1
+    assert received == [*(f"{number}." for number in range(19)), "19", "last"]
 
 
 def squeezed(*, wbits: int = -12) -> Any:

@@ -229,14 +229,16 @@ async def test_an_address_of_the_service_that_is_none_is_not_dialled(autojump_cl
 @pytest.mark.parametrize(
     "target", ["ws://evil.test/", "ws://server.test.evil.test/?token=x", "ws://user:pw@evil.test/"]
 )
-async def test_credentials_follow_no_address_of_the_service_into_plain_text(
-    autojump_clock: MockClock, target: str
+@pytest.mark.parametrize(("vouched", "words"), [((), "see redirect_origins"), (("{}",), "plain text")])
+async def test_credentials_follow_no_address_of_the_service_elsewhere_and_never_into_plain_text(
+    autojump_clock: MockClock, target: str, vouched: tuple[str, ...], words: str
 ) -> None:
     handler = Redirected()
     async with ScriptedServer(telling(target), then=echo) as server:
-        with trio.fail_after(60.0), pytest.raises(ConfigError, match="plain text"):
+        with trio.fail_after(60.0), pytest.raises(ConfigError, match=words):
             async with open_connection(
                 "ws://localhost/",
+                redirect_origins=[origin.format(target) for origin in vouched],
                 stream_factory=server.stream_factory,
                 codec=JsonCodec(),
                 message_handler=handler,

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import ssl
 import warnings
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 import trio
 import trio.testing
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
-from trio_nova import ConnectFailed, ConnectTimeout, HandshakeRejected, LinkLost, TlsFailed, open_connection
+from trio_nova import (
+    ConfigError,
+    ConnectFailed,
+    ConnectTimeout,
+    HandshakeRejected,
+    LinkLost,
+    TlsFailed,
+    open_connection,
+)
 from trio_nova.links import Transport
 from trio_nova.testing import Listening, Peer, ScriptedServer, encode_frame
 
@@ -192,6 +204,95 @@ async def test_a_certificate_of_ours_that_the_server_trusts_is_shown(
     authority.issue_cert("client.test").configure_cert(trusting)
     exc = await refusal("wss://server.test/", transport, context, trusting)
     assert isinstance(exc, HandshakeRejected)
+
+
+# --------------------------------------------------------------------------- pins
+
+
+async def heard_of_the_upgrade(
+    client: ssl.SSLContext, transport: Transport, certificate: trustme.LeafCert, pins: Iterable[str]
+) -> tuple[ConnectFailed, bytes]:
+    """Return what a dial with `pins` fails with, and what the server, which has `certificate`, decrypted of it."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    heard = bytearray()
+
+    async def hand_out(host: str, port: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    async def refuse() -> None:
+        tls = trio.SSLStream(theirs, serving(certificate), server_side=True, https_compatible=True)
+        with suppress(trio.BrokenResourceError):
+            heard.extend(await tls.receive_some(65536))
+            if heard:
+                await tls.send_all(b"HTTP/1.1 429 Later\r\nContent-Length: 0\r\n\r\n")
+
+    with trio.fail_after(BOUND):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(refuse)
+            with pytest.raises(ConnectFailed) as caught:
+                async with open_connection(
+                    "wss://server.test/",
+                    transport=transport,
+                    stream_factory=hand_out,
+                    ssl_context=client,
+                    pins=pins,
+                    headers={"Authorization": "Bearer s3cr3t"},
+                ):
+                    raise AssertionError("never entered")
+    return caught.value, bytes(heard)
+
+
+@pytest.fixture
+def certificate(authority: trustme.CA) -> trustme.LeafCert:
+    return authority.issue_cert("server.test")
+
+
+def pin_of(certificate: trustme.LeafCert) -> str:
+    public_key = x509.load_pem_x509_certificate(certificate.cert_chain_pems[0].bytes()).public_key()
+    spki = public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return base64.b64encode(hashlib.sha256(spki).digest()).decode()
+
+
+RESERVE = base64.b64encode(hashlib.sha256(b"a key in a safe").digest()).decode()
+
+
+@pytest.mark.fault("F23", where="memory")
+async def test_a_server_with_another_key_hears_nothing_of_the_upgrade(
+    trusting: ssl.SSLContext, transport: Transport, certificate: trustme.LeafCert
+) -> None:
+    exc, heard = await heard_of_the_upgrade(trusting, transport, certificate, [RESERVE])
+    assert isinstance(exc, TlsFailed)
+    assert (exc.reason, exc.retry, exc.phase) == ("pin", "never", "tls")
+    assert pin_of(certificate) in str(exc)
+    assert heard == b""
+
+
+@pytest.mark.fault("F23", where="memory")
+@pytest.mark.parametrize("reserve", [[], [RESERVE]], ids=["the one pin", "one of two"])
+async def test_a_server_with_a_pinned_key_is_asked_for_the_upgrade(
+    trusting: ssl.SSLContext, transport: Transport, certificate: trustme.LeafCert, reserve: list[str]
+) -> None:
+    pins = [*reserve, pin_of(certificate)]
+    exc, heard = await heard_of_the_upgrade(trusting, transport, certificate, pins)
+    assert isinstance(exc, HandshakeRejected)
+    assert b"s3cr3t" in heard
+
+
+@pytest.mark.fault("F23", where="memory")
+async def test_a_pinned_key_does_not_make_up_for_an_unknown_authority(
+    trusting: ssl.SSLContext, transport: Transport
+) -> None:
+    forged = trustme.CA().issue_cert("server.test")
+    exc, heard = await heard_of_the_upgrade(trusting, transport, forged, [pin_of(forged)])
+    assert isinstance(exc, TlsFailed)
+    assert (exc.reason, heard) == ("untrusted", b"")
+
+
+async def test_pins_without_tls_are_refused_before_any_dial() -> None:
+    with pytest.raises(ConfigError, match="pins: no key is shown over ws://"):
+        async with open_connection("ws://localhost:9/", pins=[RESERVE]):
+            raise AssertionError("never entered")
 
 
 # --------------------------------------------------------------------------- silence and cuts

@@ -6,12 +6,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
+import attrs
 import pytest
 import trio
 import trio.testing
 import trio_websocket
 
-from trio_nova.errors import ConnectFailed, LinkLost
+from trio_nova.errors import ConfigError, ConnectFailed, LinkLost
 from trio_nova.links import AdoptedTransport, Link
 from trio_nova.messages import Ping, Pong
 
@@ -56,6 +57,16 @@ async def test_there_is_no_second_one(peer: Peer) -> None:
             async with transport.open(peer.dial()):
                 pass
         assert caught.value.retry == "never"
+
+
+@pytest.mark.parametrize(("field", "value"), [("pins", frozenset({"any"})), ("message_timeout", 60.0)])
+async def test_what_cannot_be_done_to_an_open_connection_is_refused_and_not_forgotten(
+    peer: Peer, field: str, value: object
+) -> None:
+    async with adopted(peer) as (transport, _):
+        with pytest.raises(ConfigError) as caught:
+            transport.open(attrs.evolve(peer.dial(), **{field: value}))
+        assert caught.value.field == field
 
 
 async def test_the_peers_goodbye_is_reported(peer: Peer) -> None:

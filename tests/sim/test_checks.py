@@ -107,6 +107,12 @@ def a_frame_is_written_twice(records: Records) -> Records:
     return replaced(records, index, records[index], records[index])
 
 
+@forgery("S4")
+def an_answer_goes_to_another_question(records: Records) -> Records:
+    index = first(records, "client.return", call="request", outcome="ok")
+    return replaced(records, index, changed(records[index], answers="op-999999"))
+
+
 @forgery("D1")
 def a_message_is_delivered_twice(records: Records) -> Records:
     index = first(records, "client.data")
@@ -172,6 +178,11 @@ def a_channel_that_nobody_wants_is_asked_for(records: Records) -> Records:
     return replaced(records, index, changed(records[index], channels=["nobody.wants"]))
 
 
+@forgery("U4")
+def a_block_is_entered_before_the_service_is_asked(records: Records) -> Records:
+    return replaced(records, first(records, "server.asked", verb="subscribe"))
+
+
 @forgery("R1")
 def a_hundred_frames_are_sent_at_once(records: Records) -> Records:
     index = a_frame(records)
@@ -198,6 +209,18 @@ def there_are_dials_without_end(records: Records) -> Records:
     return replaced(records, index, *[records[index]] * 60)
 
 
+@forgery("R4")
+def all_waits_are_equal(records: Records) -> Records:
+    index = first(records, "client.event", event="RetryScheduled")
+    return replaced(records, index, *[records[index]] * 3)
+
+
+@forgery("R5")
+def a_back_off_starts_over_at_once(records: Records) -> Records:
+    index = first(records, "client.event", event="RetryScheduled")
+    return replaced(records, index, changed(records[index], attempt=5), records[index])
+
+
 @forgery("R3")
 def heartbeats_stop(records: Records) -> Records:
     rest = records[first(records, "client.rest")].at
@@ -211,6 +234,12 @@ def heartbeats_stop(records: Records) -> Records:
 @forgery("L1")
 def a_silent_peer_is_kept(records: Records) -> Records:
     return [record for record in records if not (record.what == "net.read" and 45.0 < record.at < 90.0)]
+
+
+@forgery("L1")
+def a_stuck_write_is_waited_for(records: Records) -> Records:
+    index = a_frame(records)
+    return replaced(records, index, changed(records[index], since=records[index].at - 15.0))
 
 
 @forgery("L2")
@@ -252,6 +281,23 @@ def time_stands_still(records: Records) -> Records:
     return with_record(records, "run.spins", steps=1, task="nova:x")
 
 
+@forgery("L4")
+def a_question_outlives_its_link(records: Records) -> Records:
+    op = records[first(records, "client.return", call="request", outcome="OutcomeUnknown")]["op"]
+    return replaced(records, first(records, "client.return", op=op))
+
+
+@forgery("L4")
+def a_send_is_never_settled(records: Records) -> Records:
+    rest = records[first(records, "client.rest")].at
+    index = next(
+        index
+        for index, record in enumerate(records)
+        if record.what == "client.return" and record["call"] == "send" and record.at < rest - 40.0
+    )
+    return replaced(records, index)
+
+
 @forgery("M1")
 def a_queue_is_full_in_the_end(records: Records) -> Records:
     index = first(records, "client.rest")
@@ -291,6 +337,11 @@ def a_session_ends_of_a_lost_link(records: Records) -> Records:
 def a_state_is_skipped(records: Records) -> Records:
     index = first(records, "client.event", event="StateChanged", new="connecting")
     return replaced(records, index, changed(records[index], new="ready"))
+
+
+@forgery("E3")
+def a_change_of_state_is_not_told(records: Records) -> Records:
+    return replaced(records, first(records, "client.event", event="StateChanged", new="connecting"))
 
 
 @forgery("E3")

@@ -8,7 +8,7 @@ answer, to a request that was given up, is recognized as such and never settles 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -60,7 +60,7 @@ class Ledger:
 
     _by_id: dict[Identity, Pending] = attrs.field(factory=dict, init=False)
     _matchers: dict[Pending, None] = attrs.field(factory=dict, init=False)
-    _late_matchers: deque[Pending] = attrs.field(factory=deque, init=False)
+    _late_matchers: list[Pending] = attrs.field(factory=list, init=False)
     """Those of them that were given up, oldest first."""
     _in_order: OrderedDict[Pending, None] = attrs.field(factory=OrderedDict, init=False)
     _given_up: OrderedDict[Identity, None] = attrs.field(factory=OrderedDict, init=False)
@@ -154,7 +154,7 @@ class Ledger:
             del self._in_order[pending]
 
     def _forget_oldest_matcher(self) -> None:
-        del self._matchers[self._late_matchers.popleft()]
+        del self._matchers[self._late_matchers.pop(0)]
 
 
 def _answers(message: Any, pending: Pending) -> bool:

@@ -52,7 +52,12 @@ class ConnectionHandler:
     """The default: go on."""
 
     def connection_info(self, info: ConnectionInfo) -> ConnectionInfo:
-        """Return what to dial; asked before every attempt. `attrs.evolve` changes url, headers and subprotocols."""
+        """Return what to dial; asked before every attempt. `attrs.evolve` changes url, headers and subprotocols.
+
+        Headers, login, secrets of the query and `Config.credentials` are meant for the origin of `info.url`. To
+        dial another one, put others in their place, or vouch for it with `Config.redirect_origins`; what would go
+        along unchanged is refused with ConfigError.
+        """
         return info
 
     def handle_connect(self, info: ConnectionInfo) -> Action:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from typing import Literal
 
 import attrs
 import msgspec
 
-from trio_nova.errors import printable
+from trio_nova.errors import LinkLost, printable
 from trio_nova.messages import (
     AuthUnsuccessful,
     ClockJumped,
@@ -40,6 +42,9 @@ from trio_nova.secrets import redacted
 
 __all__ = ["LoggingHandler", "describe", "level_of"]
 
+MAX_A_SECOND = 10
+"""Records of one kind; the others of that second are only counted."""
+
 # A library leaves it to the application whether anything is shown.
 logging.getLogger("trio_nova").addHandler(logging.NullHandler())
 
@@ -57,6 +62,8 @@ _LOUD = (
     RetryScheduled,
     SubscriptionRefused,
 )
+_IN_GOOD_ORDER = (1001, 1012)
+"""Close codes of a server that goes away or restarts (RFC 6455 section 7.4.1): the retry is warning enough."""
 _QUIET = (PingSent, PongReceived, RateConsumed, RateLimited, RequestResolved, RequestSent, StateChanged)
 
 
@@ -64,7 +71,9 @@ def level_of(event: Event) -> int:
     """Return the level at which an event is logged."""
     match event:
         case LinkClosed():
-            return logging.INFO if event.remote is False else logging.WARNING
+            return logging.INFO if event.remote is False or event.code in _IN_GOOD_ORDER else logging.WARNING
+        case ErrorEvent(error=LinkLost(code=code)) if code in _IN_GOOD_ORDER:
+            return logging.INFO
         case SessionEnded():
             return logging.INFO if event.error is None else logging.WARNING
         case ErrorEvent():
@@ -85,12 +94,17 @@ class LoggingHandler:
 
     What costs service at WARNING, what happens to the connection at INFO, what happens all the time at
     DEBUG, messages without their content. What a peer sent is escaped and cut before it gets there.
+
+    What a peer can cause with every message it sends, errors and drops, is sampled: of one kind at most
+    `MAX_A_SECOND` are logged, and then their number.
     """
 
     logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = attrs.field(
         factory=lambda: logging.getLogger("trio_nova")
     )
     format: Literal["plain", "json"] = attrs.field(default="plain", validator=attrs.validators.in_(("plain", "json")))
+    _second_began: float = attrs.field(default=-math.inf, init=False, repr=False)
+    _in_this_second: Counter[tuple[str, str]] = attrs.field(factory=Counter, init=False, repr=False)
 
     def log_connection_event(self, event: ConnectionEvent) -> None:
         """Log what happened to the session or its link."""
@@ -112,12 +126,38 @@ class LoggingHandler:
         level = level_of(event)
         if not self.logger.isEnabledFor(level):
             return
-        fields = describe(event)
+        if not self._second_began <= event.at < self._second_began + 1.0 or isinstance(event, SessionEnded):
+            self._tell_what_was_left_out()
+            self._second_began = event.at
+        if (kind := _kind_of(event)) is not None:
+            self._in_this_second[kind] += 1
+            if self._in_this_second[kind] > MAX_A_SECOND:
+                return
+        self._write(level, describe(event))
+
+    def _tell_what_was_left_out(self) -> None:
+        counted, self._in_this_second = self._in_this_second, Counter()
+        for (name, kind), count in counted.items():
+            if count > MAX_A_SECOND:
+                self._write(logging.WARNING, {"event": name, "kind": kind, "left_out": count - MAX_A_SECOND})
+
+    def _write(self, level: int, fields: dict[str, object]) -> None:
         if self.format == "json":
             self.logger.log(level, "%s", msgspec.json.encode(fields).decode())
         else:
             name = fields.pop("event")
             self.logger.log(level, "%s %s", name, " ".join(f"{key}={value}" for key, value in fields.items()))
+
+
+def _kind_of(event: Event) -> tuple[str, str] | None:
+    """Return what a record is counted as; None where it is logged however often it comes."""
+    match event:
+        case ErrorEvent():
+            return "ErrorEvent", type(event.error).__name__
+        case Dropped():
+            return "Dropped", printable(redacted(event.where))
+        case _:
+            return None
 
 
 def describe(event: Event) -> dict[str, object]:

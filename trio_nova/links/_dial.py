@@ -61,7 +61,7 @@ async def open_stream(dial: Dial) -> trio.abc.Stream:
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
-    return await lay_tls(stream, url.host, url.port, context)
+    return await lay_tls(stream, url.host, url.port, context, dial.pins)
 
 
 async def _open_transport(dial: Dial, host: str, port: int) -> trio.abc.Stream:

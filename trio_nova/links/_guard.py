@@ -22,9 +22,10 @@ import trio
 
 from trio_nova.errors import BadMessage, MessageTooBig, NovaError
 from trio_nova.links._ending import Ending
-from trio_nova.links._frames import CLOSE, PING, FrameScanner, mask_frame, may_be_received
+from trio_nova.links._frames import CLOSE, PING, FrameScanner, FrameViolation, mask_frame, may_be_received
 from trio_nova.links._handshake import CHUNK, receive_rejection, receive_response
 from trio_nova.links._inbox import Inbox
+from trio_nova.links._patience import Patience
 from trio_nova.links._seam import Dial
 from trio_nova.links._upgrade import Response, canonical_head, judge_upgrade
 
@@ -58,6 +59,9 @@ class Guard(trio.abc.Stream):
     write_error: Exception | None = attrs.field(default=None, init=False)
 
     _scanner: FrameScanner = attrs.field(init=False)
+    _patience: Patience = attrs.field(init=False)
+    _waited: float = attrs.field(default=0.0, init=False)
+    """Seconds that the last read took."""
     _key: str = attrs.field(default="", init=False)
     _unscanned: bytes = attrs.field(default=b"", init=False)
     """What came in one piece with the response."""
@@ -68,6 +72,7 @@ class Guard(trio.abc.Stream):
 
     def __attrs_post_init__(self) -> None:
         self._scanner = FrameScanner(self.dial.max_message_size)
+        self._patience = Patience(self.dial.message_timeout)
 
     # ----------------------------------------------------------------------- what trio-websocket calls
 
@@ -163,6 +168,7 @@ class Guard(trio.abc.Stream):
     async def _read(self) -> bytes:
         """Return what the peer sent next; b"" for the end of the stream, however it came."""
         cause: Exception | None = None
+        began = trio.current_time()
         try:
             data = bytes(await self.stream.receive_some(CHUNK))
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
@@ -172,11 +178,16 @@ class Guard(trio.abc.Stream):
             where = "between two messages" if self._scanner.between_messages else "inside a message"
             how = "closed" if cause is None else "broke"
             self.end(Ending(1006, detail=f"the connection {how} {where}", cause=cause))
+        self._waited = trio.current_time() - began
         return data
 
     def _scan(self, data: bytes) -> bytes:
         scanner = self._scanner
+        begun, completed = not scanner.between_messages, scanner.messages
         sound = scanner.feed(data)
+        within_one = begun and scanner.messages == completed
+        if self._patience.is_over(self._waited, within_one=within_one) and not self._finished:
+            scanner.violation, sound = FrameViolation(1008, self._patience.rule), 0
         if scanner.violation is not None:
             code, rule = scanner.violation.code, scanner.violation.rule
             kind = MessageTooBig if code == 1009 else BadMessage

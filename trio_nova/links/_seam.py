@@ -7,6 +7,7 @@ exceptions into `trio_nova.errors` before they cross the seam; the contract suit
 
 from __future__ import annotations
 
+import math
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -53,6 +54,8 @@ class Dial:
     subprotocols: tuple[str, ...] = ()
     ssl_context: ssl.SSLContext | None = None
     """None: the library's default context, which verifies and offers ALPN http/1.1 only."""
+    pins: frozenset[str] = frozenset()
+    """Keys, one of which the server's certificate must have: as `Config.pins`. Empty: any key will do."""
     proxy: Secret[str] | None = attrs.field(
         default=None, converter=attrs.converters.optional(as_secret_text), repr=False
     )
@@ -66,6 +69,11 @@ class Dial:
     """Other origins that a redirect may lead to: whatever is sent to this one is then sent there."""
     max_message_size: int
     """Bytes. A frame that announces more, or fragments that add up to more, end the link with 1009."""
+    message_timeout: float = math.inf
+    """Seconds that one message may keep reading waiting after its first byte; beyond it the link ends with 1008.
+
+    A link looks as bytes arrive: total silence is for the session to notice.
+    """
     close_timeout: float
     """Seconds that `Link.aclose` may take."""
     on_phase: Callable[[Phase], None] = attrs.field(default=lambda phase: None, repr=False)

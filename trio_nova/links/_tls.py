@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Collection
 
 import trio
 
 from trio_nova.errors import ConnectFailed, RetryAdvice, TlsFailed, printable
+from trio_nova.links._pins import public_key_pin
 
 __all__ = ["default_context", "lay_tls", "tls_failure"]
 
@@ -60,12 +62,14 @@ def _build_context() -> ssl.SSLContext:
     return context
 
 
-async def lay_tls(stream: trio.abc.Stream, host: str, port: int, context: ssl.SSLContext) -> trio.abc.Stream:
-    """Shake hands over `stream` and return the encrypted one.
+async def lay_tls(
+    stream: trio.abc.Stream, host: str, port: int, context: ssl.SSLContext, pins: Collection[str] = ()
+) -> trio.abc.Stream:
+    """Shake hands over `stream` and return the encrypted one, if its peer has a key of `pins`; without any, all do.
 
     Raises:
-        TlsFailed: the peer cannot be trusted, does not trust us, or speaks no TLS that we speak; or `context`
-            let it choose another protocol than HTTP/1.1.
+        TlsFailed: the peer cannot be trusted, does not trust us, or speaks no TLS that we speak; or its key is
+            not pinned; or `context` let it choose another protocol than HTTP/1.1.
         ConnectFailed: the handshake was cut off, as by a load balancer that restarts: worth another attempt.
 
     On any error, cancellation included, `stream` is closed.
@@ -74,6 +78,8 @@ async def lay_tls(stream: trio.abc.Stream, host: str, port: int, context: ssl.SS
         tls = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
         await tls.do_handshake()
         _check_alpn(tls.selected_alpn_protocol(), host, port)
+        if pins:
+            _check_pins(tls.getpeercert(binary_form=True), pins, host, port)
     except ValueError as exc:
         await trio.aclose_forcefully(stream)
         raise ConnectFailed(f"TLS cannot ask for {host!r}", phase="tls", retry=RetryAdvice.NEVER) from exc
@@ -94,6 +100,16 @@ def _check_alpn(chosen: str | None, host: str, port: int) -> None:
         raise TlsFailed(
             f"{host}:{port} chose {printable(chosen)!r} by ALPN: let ssl_context offer http/1.1 only", reason="protocol"
         )
+
+
+def _check_pins(certificate: bytes | None, pins: Collection[str], host: str, port: int) -> None:
+    """Refuse a peer that shows none of the keys: nothing has been said to it yet."""
+    try:
+        pin = public_key_pin(certificate or b"")
+    except ValueError as exc:
+        raise TlsFailed(f"{host}:{port} shows no certificate whose key can be compared", reason="pin") from exc
+    if pin not in pins:
+        raise TlsFailed(f"the key of {host}:{port} is none of the pinned ones: its pin is {pin}", reason="pin")
 
 
 def tls_failure(exc: BaseException, host: str, port: int) -> TlsFailed | None:

@@ -310,6 +310,11 @@ class WireProtocol:
         if charged + length > self._limit:
             raise _Violation(1009, "")
 
+    def give_up(self, rule: str) -> None:
+        """End with code 1008, for a `rule` about time, which this object knows nothing of."""
+        if self.ending is None:
+            self._fail(_Violation(1008, rule))
+
     def _fail(self, violation: _Violation) -> None:
         """Answer an illegal frame with a close frame."""
         protocol = self._protocol

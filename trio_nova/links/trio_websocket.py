@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -76,7 +77,15 @@ class AdoptedTransport:
     _handed_over: bool = attrs.field(default=False, init=False)
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
-        """Return a block that holds the link; any but the first raises ConnectFailed, for good."""
+        """Return a block that holds the link; any but the first raises ConnectFailed, for good.
+
+        Raises:
+            ConfigError: `dial` asks for what protects only a connection that is opened here.
+        """
+        if dial.pins:
+            raise ConfigError("pins", "the adopted connection was opened without them")
+        if dial.message_timeout < math.inf:
+            raise ConfigError("message_timeout", "nothing can time the messages of an adopted connection")
         return LinkBlock(dial, self._adopt)
 
     async def _adopt(self, dial: Dial) -> _Link:

@@ -15,8 +15,8 @@ has no task of its own.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 
@@ -28,6 +28,7 @@ from trio_nova.links._block import LinkBlock
 from trio_nova.links._dial import open_stream
 from trio_nova.links._ending import Ending
 from trio_nova.links._handshake import CHUNK, receive_rejection, receive_response
+from trio_nova.links._patience import Patience
 from trio_nova.links._seam import Dial, Link, Sent
 from trio_nova.links._wire import WireProtocol
 from trio_nova.messages import Frame
@@ -83,9 +84,10 @@ class _WireLink:
         self._writing = False
         self._written = trio.lowlevel.ParkingLot()
         """Where those wait who want to write while somebody does."""
+        self._patience = Patience(dial.message_timeout) if dial.message_timeout < math.inf else None
         self._stalled_since: float | None = None
         self._writes = 0
-        self._answers: deque[bytes] = deque()
+        self._answers: list[bytes] = []
         """Pongs and the close frame that wait for the write under way."""
         self._begun: tuple[Frame, bytes] | None = None
         """A frame that `send_nowait` could not write whole, and its rest."""
@@ -144,6 +146,7 @@ class _WireLink:
 
     async def _receive(self) -> list[Frame]:
         self._reading = True
+        began = trio.current_time()
         try:
             data = await self._stream.receive_some(CHUNK)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
@@ -156,11 +159,16 @@ class _WireLink:
         if not data:
             self._stream_ended("closed")
             return []
-        return self._take_in(bytes(data))
+        return self._take_in(bytes(data), trio.current_time() - began)
 
-    def _take_in(self, data: bytes) -> list[Frame]:
-        protocol = self._protocol
+    def _take_in(self, data: bytes, waited: float = 0.0) -> list[Frame]:
+        protocol, patience = self._protocol, self._patience
+        begun = patience is not None and not protocol.between_messages
         frames = protocol.feed(data)
+        if patience is not None:
+            within_one = begun and not any(isinstance(frame, str | bytes) for frame in frames)
+            if patience.is_over(waited, within_one=within_one):
+                protocol.give_up(patience.rule)
         if answers := protocol.data_to_send():
             self._answer(answers)
         if protocol.ending is not None:
@@ -242,7 +250,7 @@ class _WireLink:
                 await trio.lowlevel.checkpoint()
             await self._write_slices(data)
             while self._answers:
-                await self._write_slices(self._answers.popleft())
+                await self._write_slices(self._answers.pop(0))
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             self._mute = True
             # What came before it broke can still be received; then reading tells the same.
@@ -285,7 +293,7 @@ class _WireLink:
             return
         for answer in answers:
             if len(self._answers) >= _MAX_ANSWERS:
-                self._answers.popleft()
+                self._answers.pop(0)
             self._answers.append(answer)
         if self._writing:
             return
@@ -295,7 +303,7 @@ class _WireLink:
                 return  # whoever began that frame will go on with it, which at the end nobody can
             rest, self._begun = self._begun[1], None
         while self._answers and not rest and self._at_once:
-            answer = self._answers.popleft()
+            answer = self._answers.pop(0)
             rest = answer[self._write_nowait(answer) :]
         if rest or self._answers:
             self._writing = True

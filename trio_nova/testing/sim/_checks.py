@@ -28,6 +28,7 @@ from trio_nova.testing.sim._scenario import (
     CONNECT_TIMEOUT,
     ELSEWHERE,
     LIMIT_PERIOD,
+    MIN_UPTIME,
     PING_INTERVAL,
     PONG_TIMEOUT,
     SETUP_TIMEOUT,
@@ -48,6 +49,8 @@ RECOVERY = PING_INTERVAL + PONG_TIMEOUT + LONGEST_RETRY_AFTER + BACKOFF_CAP + CO
 MOST_DIALS = 25
 """In a minute: the back-off's mean is a third of that."""
 MOST_WAITING = 20
+LONGEST_SEND = 30.0
+"""Seconds that a message may wait on a perfect network: for a limit, after a burst."""
 ASK_AGAIN_AFTER = 0.9
 """Seconds after which a subscription that was not granted may be asked for again on the same link."""
 ILLEGAL_NUMBER = -7
@@ -435,6 +438,14 @@ def _sent_once(history: History) -> Found:
             yield written[1][1].at, f"{op} was written on links {[link.number for link, _ in written]}"
 
 
+@invariant("S4", "an answer goes to the question that it answers, where the service says which that is")
+def _answers(history: History) -> Found:
+    for record in history.all("client.return"):
+        answered = record.get("answers", "")
+        if answered not in ("", record["op"]):
+            yield record.at, f"{record['op']} was given the answer to {answered}"
+
+
 # --------------------------------------------------------------------------- delivery
 
 
@@ -584,6 +595,24 @@ def _not_resurrected(history: History) -> Found:
                     yield at, f"link {number}: nobody wants {channel}"
 
 
+@invariant("U4", "a block of subscribe is entered only after the service was asked, on the link that is up")
+def _confirmed(history: History) -> Found:
+    opened: dict[str, list[float]] = defaultdict(list)
+    for link in history.links.values():
+        opened[link.owner].append(link.opened)
+    for feed in history.feeds:
+        if feed.confirmed == math.inf:
+            continue
+        up_since = max((at for at in opened[feed.owner] if at <= feed.confirmed), default=math.inf)
+        if not any(
+            up_since <= record.at < feed.confirmed and record["verb"] == "subscribe" and feed.channel in record["channels"]
+            for link, asked in history.asked_by_link.items()
+            if history.links[link].owner == feed.owner
+            for record, _ in asked
+        ):
+            yield feed.confirmed, f"{feed} was confirmed, and the service had not been asked"
+
+
 # --------------------------------------------------------------------------- rates
 
 
@@ -627,6 +656,40 @@ def _pacing(history: History) -> Found:
                 yield following, f"session {owner} dialled {following - at:.3f} s after {why} at {at:.3f}"
 
 
+@invariant("R4", "waits before a dial are spread, so that clients which were dropped together do not come back together")
+def _spread(history: History) -> Found:
+    delays: Counter[float] = Counter()
+    for record in history.events("RetryScheduled"):
+        delays[record["delay"]] += 1
+        if record["delay"] and delays[record["delay"]] == 3:
+            yield record.at, f"three waits of {record['delay']:g} s each"
+
+
+@invariant("R5", "only a session that was ready for long starts its back-off over")
+def _forgiveness(history: History) -> Found:
+    attempts: dict[str, int] = {}
+    ready: dict[str, float] = {}
+    longest: dict[str, float] = defaultdict(float)
+    for record in history.all("client.event"):
+        owner = _owner(record)
+        match record["event"]:
+            case "Listening" if record["state"] == "ready":
+                ready[owner] = -math.inf  # since before we looked
+            case "StateChanged" if record["new"] == "ready":
+                ready[owner] = record.at
+            case "StateChanged" if record["old"] == "ready" and owner in ready:
+                longest[owner] = max(longest[owner], record.at - ready.pop(owner))
+            case "RetryScheduled":
+                attempt, before = record["attempt"], attempts.get(owner, 0)
+                if attempt < before or (attempt == before and record["delay"] > 0.0):
+                    if longest[owner] < MIN_UPTIME - SLACK:
+                        yield record.at, f"session {owner} made attempt {attempt} after attempt {before}"
+                attempts[owner] = attempt
+                longest[owner] = 0.0
+            case _:
+                pass
+
+
 def _is_heartbeat(frame: FromClient) -> bool:
     return isinstance(frame, Ping) or (isinstance(frame, str) and '"heartbeat"' in frame)
 
@@ -659,6 +722,10 @@ def _silence(history: History) -> Found:
         for before, after in itertools.pairwise(times):
             if after - before > patience and not history.is_held(link.owner, before, after):
                 yield before + patience, f"link {link.number} was silent for {after - before:.3f} s"
+    for record in history.all("net.write"):
+        took = record.at - record["since"]
+        if record["end"] == "client" and record["link"] in history.links and took > patience - PING_INTERVAL:
+            yield record.at, f"link {record['link']} was not given up, though a write took {took:.3f} s"
 
 
 @invariant("L2", "after the last fault the session is soon ready again, and stays so")
@@ -684,7 +751,7 @@ def _cancellation(history: History) -> Found:
         }
         for record in history.all(what):
             asked = begun.get((record["client"], record.get("op"), record.get("feed")))
-            if asked is not None and record["outcome"] == "cancelled" and record.at > asked["until"] + 1e-6:
+            if asked is not None and record.at > asked["until"] + 1e-6:
                 yield record.at, f"{asked.get('call', 'subscribe')} returned {record.at - asked['until']:.3f} s late"
     left = {_owner(record): record.at for record in history.all("client.left")}
     for record in history.all("client.leave"):
@@ -696,6 +763,17 @@ def _cancellation(history: History) -> Found:
 def _no_standstill(history: History) -> Found:
     for record in history.all("run.stuck"):
         yield record.at, "the clients had not come to their end when the run was"
+    returned = {(_owner(record), record["op"]): record for record in history.all("client.return")}
+    rests = {_owner(rest): rest.at for rest in history.all("client.rest")}
+    for record in history.all("client.invoke"):
+        owner, op, call = _owner(record), record["op"], record["call"]
+        back = returned[owner, op].at if (owner, op) in returned else history.end
+        if call == "request" and (written := history.ops_written[op]):
+            gone = written[-1][0].client_closed
+            if gone is not None and back > gone + CLOSE_TIMEOUT + SLACK:
+                yield gone, f"{op} waited for {back - gone:.3f} s after its link was gone"
+        elif call == "send" and record.at < (rest := rests.get(owner, 0.0)) - LONGEST_SEND and back >= rest:
+            yield record.at, f"{op} has still not been sent, or refused, {rest - record.at:.3f} s later"
     for record in history.all("run.spins"):
         yield record.at, f"{record['steps']} steps of tasks in one instant, the last of {record['task']}"
 
@@ -749,13 +827,20 @@ def _dispositions(history: History) -> Found:
 def _one_at_a_time(history: History) -> Found:
     legal = {(old.value, new.value) for old, events in TRANSITIONS.items() for new in events.values()}
     living: dict[str, int] = {}
+    states: dict[str, str] = {}
     for record in history.all("client.event"):
         owner, epoch = _owner(record), record["epoch"]
         match record["event"]:
             case "Listening":
                 living[owner] = epoch if record["state"] == "ready" else 0
-            case "StateChanged" if (record["old"], record["new"]) not in legal:
-                yield record.at, f"session {owner} went from {record['old']} to {record['new']}"
+                states[owner] = record["state"]
+            case "StateChanged":
+                old, new = record["old"], record["new"]
+                if (old, new) not in legal:
+                    yield record.at, f"session {owner} went from {old} to {new}"
+                if old != states.get(owner, old):
+                    yield record.at, f"session {owner} went from {old} to {new}, and was {states[owner]}"
+                states[owner] = new
             case "LinkOpened":
                 if living.get(owner):
                     yield record.at, f"session {owner} opened link {epoch} beside link {living[owner]}"

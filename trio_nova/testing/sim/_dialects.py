@@ -103,6 +103,7 @@ class JsonDialect(Dialect):
         handler = (_Resuming if scenario.resumes else _Numbered) if scenario.tracked else SubscriptionHandler
         return {
             "codec": JsonCodec(),
+            "headers": {"X-Api-Key": CANARY},
             "credentials": {"token": CANARY},
             "allow_plaintext_credentials": True,
             "auth_handler": lambda: AuthHandler(refresh_before=5.0, wall_clock=lambda: 0.0),

@@ -21,6 +21,7 @@ SETUP_TIMEOUT = 6.0
 """For an authentication, and for the confirmation of a subscription."""
 CLOSE_TIMEOUT = 2.0
 BACKOFF_CAP = 15.0
+MIN_UPTIME = 30.0
 LIMIT_PERIOD = 10.0
 """Seconds; all of these are the same in every run, so that the journal can be judged without its program."""
 

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 import attrs
+import msgspec
 import trio
 
 from trio_nova import Buffer, Connection, ExponentialBackoff, FeedOptions, RateLimitHandler, open_connection
@@ -35,14 +36,18 @@ from trio_nova.testing.sim._scenario import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
     LIMIT_PERIOD,
+    MIN_UPTIME,
     PING_INTERVAL,
     PONG_TIMEOUT,
     SETUP_TIMEOUT,
 )
-from trio_nova.testing.sim._servers import SimServer
+from trio_nova.testing.sim._servers import SimServer, find_op
 from trio_nova.testing.sim._world import World
 
 __all__ = ["drive"]
+
+STORM_AFTER = 30.0
+"""Seconds after the phase with faults."""
 
 _NOTICES = (Gap, Resynced, Dropped, FeedStale)
 
@@ -101,6 +106,7 @@ class Client:
             "auth_timeout": SETUP_TIMEOUT,
             "subscription_timeout": SETUP_TIMEOUT,
             "backoff": ExponentialBackoff(base=2.0, cap=BACKOFF_CAP),
+            "min_uptime": MIN_UPTIME,
             "when_down": when_down if scenario.when_down == "buffer" else scenario.when_down,
             "retry_first_connect": scenario.patient,
             "rate_limit_handler": lambda: RateLimitHandler(limits, reserve=5.0 if limits else 0.0, queue_size=500),
@@ -140,6 +146,8 @@ class Client:
         for _ in range(2):
             nursery.start_soon(self._operate, conn)
         nursery.start_soon(self._meddle, conn)
+        if self.world.scenario.limit is not None and self.dialect.sends:
+            nursery.start_soon(self._storm, conn, 2 * self.world.scenario.limit)
 
     async def _wait_end(self, life: float) -> bool:
         """Wait until this session shall end, and return whether that is the end of everything."""
@@ -232,24 +240,34 @@ class Client:
                 case "send" if self.dialect.sends:
                     await self._attempt(op, "send", partial(conn.send, self.dialect.statement(op)), patience)
                 case "burst" if self.dialect.sends:
-                    async with trio.open_nursery() as nursery:
-                        for _ in range(self.dice.randint(2, 12)):
-                            op = f"op-{next(self.ops)}"
-                            do = partial(conn.send, self.dialect.statement(op))
-                            nursery.start_soon(self._attempt, op, "send", do, patience)
+                    await self._send_together(conn, self.dice.randint(2, 12), patience)
                 case "request idempotent":
                     do = partial(conn.request, self.dialect.question(op), idempotent=True)
                     await self._attempt(op, "request idempotent", do, patience)
                 case _:
                     await self._attempt(op, "request", partial(conn.request, self.dialect.question(op)), patience)
 
+    async def _send_together(self, conn: Connection, count: int, patience: float) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(count):
+                op = f"op-{next(self.ops)}"
+                do = partial(conn.send, self.dialect.statement(op))
+                nursery.start_soon(self._attempt, op, "send", do, patience)
+
+    async def _storm(self, conn: Connection, count: int) -> None:
+        """Send so much at once, when all is well again, that the limit holds it back for longer than a ping may be."""
+        await trio.sleep_until(self.world.scenario.length + STORM_AFTER)
+        await self._send_together(conn, count, math.inf)
+
     async def _attempt(self, op: str, call: str, do: Callable[[], Awaitable[Any]], patience: float) -> None:
         """Do one thing, for so long at most, and write down what was asked and how it went."""
         self.note("client.invoke", op=op, call=call, until=trio.current_time() + patience)
-        outcome = "ok"
+        outcome, answers = "ok", ""
         try:
             with trio.move_on_after(patience) as scope:
-                await do()
+                answer = await do()
+                if call.startswith("request"):
+                    answers = find_op(msgspec.json.encode(answer).decode())
             if scope.cancelled_caught:
                 outcome = "cancelled"
         except NovaError as error:
@@ -258,7 +276,7 @@ class Client:
             outcome = "ended"
             raise
         finally:
-            self.note("client.return", op=op, call=call, outcome=outcome)
+            self.note("client.return", op=op, call=call, outcome=outcome, answers=answers)
 
     # ------------------------------------------------------------------- meddling
 

@@ -1,0 +1,580 @@
+"""Check the checkers: plant a defect in the session, and see that the simulator finds it.
+
+`python -m tests.sim.mutants`, or `nox -s mutants`. Each mutant is a small edit of the source of one or two
+functions, applied in a process of its own. Seeds are run until an invariant is violated; a mutant that
+lives through 500 of them shows an invariant that nobody checks. Before that, the session as it is must
+live through its first seeds.
+"""
+
+from __future__ import annotations
+
+import __future__
+
+import argparse
+import inspect
+import linecache
+import multiprocessing
+import sys
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FunctionType, ModuleType
+from typing import Any
+
+import attrs
+
+from trio_nova import _supervisor
+from trio_nova._auth import Authenticator
+from trio_nova._link_tasks import LinkTasks
+from trio_nova._outbound import Outbound
+from trio_nova._requests import Requests
+from trio_nova._session import Session
+from trio_nova._subscriptions import Subscriptions
+from trio_nova._supervisor import Supervisor
+from trio_nova.core import backoff, recovery
+from trio_nova.core.ledger import Ledger
+from trio_nova.core.limits import RollingWindow
+from trio_nova.core.outbox import Outbox
+from trio_nova.core.pulse import Pulse
+from trio_nova.core.subscriptions import Book
+from trio_nova.core.verdict import Attempts
+from trio_nova.handlers import logging as log
+from trio_nova.links import _block, wire
+from trio_nova.links._wire import WireProtocol
+from trio_nova.testing import sim
+
+MOST_SEEDS = 500
+"""Through which no mutant may live."""
+CONTROL_SEEDS = 20
+"""Through which the session as it is must live."""
+
+
+@attrs.frozen
+class Edit:
+    """One place in the source of one function."""
+
+    owner: type | ModuleType
+    name: str
+    """The function's, in its class, or in the module that calls it."""
+    old: str
+    """Text that is in its source once."""
+    new: str
+    """What to put in its place; further lines are indented like the one it stands in."""
+
+    @property
+    def original(self) -> Any:
+        """What stands in that place of the class or module: a function, or a property."""
+        return vars(self.owner)[self.name]
+
+    def edited(self) -> Any:
+        """Return what is to stand there; raises ValueError where the text to be replaced is not there once."""
+        original = self.original
+        function: FunctionType = inspect.unwrap(original.fget if isinstance(original, property) else original)
+        source = textwrap.dedent(inspect.getsource(function))
+        if source.count(self.old) != 1:
+            raise ValueError(f"{function.__qualname__} has {self.old!r} {source.count(self.old)} times, not once")
+        line = source[: source.index(self.old)].rpartition("\n")[2]
+        indent = "\n" + line[: len(line) - len(line.lstrip())]
+        source = source.replace(self.old, self.new.replace("\n", indent))
+        file = f"<{function.__qualname__}, edited to {self.new!r}>"
+        linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file  # for the next edit of it
+        code = compile(source, file, "exec", __future__.annotations.compiler_flag, dont_inherit=True)
+        made: dict[str, Any] = {}
+        exec(code, function.__globals__, made)
+        return made[self.name]
+
+
+@attrs.frozen
+class Mutant:
+    """A defect to be planted."""
+
+    name: str
+    defect: str
+    """What is wrong with it, in a sentence."""
+    rules: str
+    """The invariants that it is meant to break, of which one must be seen broken."""
+    edits: Sequence[Edit]
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """Have the defect in this process for as long as the block lasts."""
+        originals = [(edit, edit.original) for edit in self.edits]
+        try:
+            for edit in self.edits:
+                setattr(edit.owner, edit.name, edit.edited())
+            yield
+        finally:
+            for edit, original in reversed(originals):
+                setattr(edit.owner, edit.name, original)
+
+
+MUTANTS: dict[str, Mutant] = {}
+"""All of them, by name."""
+
+
+def mutant(name: str, defect: str, rules: str, *edits: Edit) -> None:
+    """Put a mutant into the table."""
+    MUTANTS[name] = Mutant(name, defect, rules, edits)
+
+
+_WireLink = wire._WireLink
+
+# --------------------------------------------------------------------------- sending
+
+mutant(
+    "early receipt",
+    "A message is acknowledged before it is written.",
+    "S1",
+    Edit(LinkTasks, "_write_paced", "case Write(batch):", "case Write(batch):\n    outbound.written(batch)"),
+)
+mutant(
+    "torn send",
+    "Cancelling a send cuts the write short, and the link is used on with half a frame on it.",
+    "S2",
+    Edit(
+        LinkTasks,
+        "_write_paced",
+        "await self._link.send_all([outgoing.frame for outgoing in batch])",
+        "with trio.CancelScope() as self._link.writing:\n"
+        "    await self._link.send_all([outgoing.frame for outgoing in batch])",
+    ),
+    Edit(
+        Outbound,
+        "send",
+        "self.withdraw(outgoing)",
+        "if outgoing.status.name == 'WRITING' and self.link is not None:\n    self.link.writing.cancel()\nself.withdraw(outgoing)",
+    ),
+    Edit(_WireLink, "_write", "self._mute = True  # half a frame may be out: another one would be read as its rest", ""),
+)
+mutant(
+    "lost neighbour",
+    "Cancelling a send takes the next in the queue away too, and nobody tells its sender.",
+    "L4",
+    Edit(
+        Outbox,
+        "withdraw",
+        "outgoing.status = Status.SETTLED",
+        "outgoing.status = Status.SETTLED\n"
+        "if (neighbour := self._lanes[outgoing.lane].first()) is not None:\n"
+        "    self._lanes[outgoing.lane].remove(neighbour)\n"
+        "    neighbour.status = Status.SETTLED",
+    ),
+)
+mutant(
+    "false not-sent",
+    "A question that was written when its link was lost is reported as not sent.",
+    "S1",
+    Edit(
+        Requests,
+        "link_lost",
+        'OutcomeUnknown("the link was lost before the answer")',
+        'NotSent("the link was lost before the answer")',
+    ),
+)
+mutant(
+    "eager repeat",
+    "Every question is asked again on the next link, not only those that may be.",
+    "S1 S3",
+    Edit(Requests, "request", "if not (idempotent and lost and is_accepted)", "if not (lost and is_accepted)"),
+)
+mutant(
+    "orphaned question",
+    "A question whose link is lost waits on for an answer that cannot come.",
+    "L4",
+    Edit(Requests, "link_lost", "if waiter.epoch:", "if waiter.epoch and not waiter.outgoing:"),
+)
+mutant(
+    "reused ids",
+    "Ids are used again and those given up are forgotten: a late answer settles a newer question.",
+    "S4",
+    Edit(Ledger, "allot", "self._last_id += 1", "self._last_id = self._last_id % 5 + 1"),
+    Edit(Ledger, "give_up", "self._given_up[pending.id] = None", "pass"),
+)
+mutant(
+    "sticky send",
+    "A cancelled send does not return before its frame is written.",
+    "L3",
+    Edit(
+        Outbound,
+        "send",
+        "self.withdraw(outgoing)",
+        "if outgoing.status.name == 'WRITING':\n    return trio.lowlevel.Abort.FAILED\nself.withdraw(outgoing)",
+    ),
+)
+mutant(
+    "stale masks",
+    "All frames bear the same mask.",
+    "X3",
+    Edit(WireProtocol, "encode", "mask = len(payload), os.urandom(4)", "mask = len(payload), b'nova'"),
+)
+
+# --------------------------------------------------------------------------- receiving
+
+mutant(
+    "delivered twice",
+    "A message that is known is delivered again.",
+    "D1 D3",
+    Edit(Subscriptions, "_deliver_in_sequence", "desk.duplicates += 1", "self._put(desk, message)"),
+)
+mutant(
+    "lost last message",
+    "The last message of a batch is lost.",
+    "D2 D5",
+    Edit(LinkTasks, "_take_in", "take_in(frames,", "take_in(frames[:-1] if len(frames) > 1 else frames,"),
+)
+mutant(
+    "swallowed gap",
+    "That messages are missing is found out, and not told.",
+    "D2",
+    Edit(Subscriptions, "_tell_gap", "lost, desk.lost = desk.lost, None", "lost, desk.lost = desk.lost, None\nreturn"),
+)
+mutant(
+    "reversed batch",
+    "The messages of one read are delivered in reverse.",
+    "D3",
+    Edit(_WireLink, "_take_in", "return frames", "return frames[::-1]"),
+)
+mutant(
+    "always resumed",
+    "A service that counts anew is taken for one that repeats itself.",
+    "D5",
+    Edit(Subscriptions, "link_lost", "resumed=session.handlers.subscription.resumes", "resumed=True"),
+)
+mutant(
+    "never resumed",
+    "What a service repeats when it resumes is taken for the first messages of a new count.",
+    "D1 D3",
+    Edit(Subscriptions, "link_lost", "resumed=session.handlers.subscription.resumes", "resumed=False"),
+)
+mutant(
+    "tolerant parser",
+    "An illegal frame is passed over, and its link kept.",
+    "D4",
+    Edit(WireProtocol, "_split", "self._fail(violation)", "self._partial.clear()"),
+)
+
+# --------------------------------------------------------------------------- subscriptions
+
+mutant(
+    "forgotten channel",
+    "One channel is taken for confirmed across the loss of a link, and not restored.",
+    "U1 D5",
+    Edit(Book, "link_lost", "if entry.state is _S.REJECTED:", "if entry.state is _S.REJECTED or not entry.order:"),
+)
+mutant(
+    "restored too early",
+    "Channels are asked for before the link is authenticated.",
+    "U2",
+    Edit(LinkTasks, "_set_up", "if self._authenticator.needed:", "self._subscriptions.open(nursery)\nif self._authenticator.needed:"),
+    Edit(LinkTasks, "_set_up", "self._subscriptions.open(nursery)\n        await", "await"),
+)
+mutant(
+    "asked for twice",
+    "A channel is asked for twice.",
+    "U2",
+    Edit(
+        Subscriptions,
+        "_ask_together",
+        'await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")',
+        'await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")\n'
+        'await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")',
+    ),
+)
+mutant(
+    "to ask is to have",
+    "A channel counts as confirmed once it was asked for.",
+    "U4",
+    Edit(
+        Subscriptions,
+        "_ask_together",
+        "self.book.written(batch, trio.current_time())",
+        "self.book.written(batch, trio.current_time())\n"
+        "for channel in channels:\n"
+        "    self._apply(Granted(channel.key))",
+    ),
+)
+mutant(
+    "unheeded farewell",
+    "A channel that is given up while there is no link is restored all the same.",
+    "U3",
+    Edit(Book, "release", "if entry.users:", "if entry.users or not self.epoch:"),
+)
+mutant(
+    "abandoned wish",
+    "A subscribe that is cancelled before it was confirmed is not taken back.",
+    "U1 U3",
+    Edit(Subscriptions, "subscribe", "self._release(key)", "desk.was_confirmed and self._release(key)"),
+)
+mutant(
+    "patient subscriber",
+    "A subscription that is not answered is waited for without end.",
+    "L2 U1",
+    Edit(Book, "expire", "if since + timeout > now:", "if since + timeout * 1e6 > now:"),
+)
+
+# --------------------------------------------------------------------------- rates
+
+mutant(
+    "forgetful limiter",
+    "What was spent is forgotten with the link.",
+    "R1",
+    Edit(
+        LinkTasks,
+        "run",
+        "self._outbound.link = self._link",
+        "self._outbound.link = self._link\n"
+        "for limit in session.handlers.rate_limit.limits:\n"
+        "    limit._log.clear()\n"
+        "    limit._logged = 0",
+    ),
+)
+mutant(
+    "fixed windows",
+    "The limiter counts from one full period to the next, not over any period.",
+    "R1",
+    Edit(
+        RollingWindow,
+        "_is_past",
+        "return math.fsum((max(now, self._seen), -spent_at, -self.period, -self.margin)) >= 0.0",
+        "return max(now, self._seen) // self.period > spent_at // self.period",
+    ),
+    Edit(
+        RollingWindow,
+        "admits_at",
+        "leaves = spent_at + self.period + self.margin",
+        "leaves = (spent_at // self.period + 1) * self.period",
+    ),
+)
+mutant(
+    "polite pings",
+    "Pings wait behind the messages of the application.",
+    "R3 L1",
+    Edit(Outbound, "control", 'Lane.CONTROL, kind, 0, "control"', 'Lane.APPLICATION, kind, 0, "message"'),
+)
+mutant(
+    "deaf to Retry-After",
+    "When the service wants to be dialled again is not heeded.",
+    "R2",
+    Edit(_supervisor, "advise", "asked = (error.retry_after or 0.0) if isinstance(error, NovaError) else 0.0", "asked = 0.0"),
+)
+mutant(
+    "no jitter",
+    "All clients wait equally long.",
+    "R4",
+    Edit(backoff, "_jittered", "value * share * spread", "value * share"),
+)
+mutant(
+    "hot loop",
+    "The back-off is told and not waited for.",
+    "R2",
+    Edit(Supervisor, "_wait", "await trio.sleep(delay)", "await trio.sleep(delay / 1000)"),
+)
+mutant(
+    "easy forgiveness",
+    "A link that was ready for a moment lets the back-off start over.",
+    "R5",
+    Edit(Attempts, "failed", ">= self.min_uptime", ">= 0.0"),
+)
+
+# --------------------------------------------------------------------------- liveness
+
+mutant(
+    "endless write",
+    "A write that makes no progress is never given up.",
+    "L1 L2",
+    Edit(Pulse, "next_step", "write_due = math.inf if stalled_since is None else", "write_due = math.inf if True else"),
+)
+mutant(
+    "blind after a pause",
+    "After reading stood still once, nobody's silence counts any more.",
+    "L1",
+    Edit(Pulse, "release", "self._held = False", "pass"),
+)
+mutant(
+    "one heartbeat",
+    "Only the first link has a heartbeat.",
+    "L1 R3",
+    Edit(LinkTasks, "_watch", "while True:", "while session.epoch == 1:"),
+)
+mutant(
+    "endless farewell",
+    "The answer to a goodbye is waited for without end.",
+    "L3",
+    Edit(_WireLink, "aclose", "trio.move_on_after(self._dial.close_timeout)", "trio.move_on_after(1e6)"),
+)
+mutant(
+    "endless dial",
+    "A dial has no deadline.",
+    "L2",
+    Edit(Supervisor, "_dial_and_hold", "scope.deadline = started + config.connect_timeout", "pass"),
+)
+mutant(
+    "endless sign-in",
+    "The answer to the authentication is waited for without end.",
+    "L2",
+    Edit(Authenticator, "sign_in", "trio.move_on_after(session.config.auth_timeout)", "trio.CancelScope()"),
+)
+mutant(
+    "spinning writer",
+    "A writer that has nothing to do looks again at once.",
+    "L4",
+    Edit(LinkTasks, "_write_paced", "await outbound.changed.wait()", "await trio.lowlevel.checkpoint()"),
+)
+
+# --------------------------------------------------------------------------- resources, errors, states
+
+mutant(
+    "link left open",
+    "A link that is given up is not closed.",
+    "U1 E3 L1 M2",
+    Edit(_WireLink, "abort", "self._nursery.start_soon(trio.aclose_forcefully, self._stream, name=", "str("),
+)
+mutant(
+    "task left behind",
+    "A task of the session outlives its block.",
+    "M2",
+    Edit(
+        Supervisor,
+        "finish",
+        "session.finish()",
+        'session.finish()\ntrio.lowlevel.spawn_system_task(trio.sleep_forever, name="nova:left")',
+    ),
+)
+mutant(
+    "foreign error",
+    "What the network raises leaves the link as it is.",
+    "E1 E2",
+    Edit(_WireLink, "_receive", "except (trio.BrokenResourceError, trio.ClosedResourceError, OSError)", "except OSError"),
+)
+mutant(
+    "fatal 429",
+    "A service that asks for patience ends the session.",
+    "E2",
+    Edit(recovery, "of_error", "return of_status(error.status)", "return _FATAL if error.status in (408, 429) else of_status(error.status)"),
+)
+mutant(
+    "impatient start",
+    "The first connect is not retried where that was asked for.",
+    "E2",
+    Edit(Supervisor, "_follow", "session.opened.is_set() or config.retry_first_connect", "session.opened.is_set()"),
+)
+mutant(
+    "silent change",
+    "A change of state is not told.",
+    "E3",
+    Edit(
+        Session,
+        "apply",
+        "self.emit(StateChanged, old=old.value, new=new.value)",
+        "new is State.AUTHENTICATING or self.emit(StateChanged, old=old.value, new=new.value)",
+    ),
+)
+
+# --------------------------------------------------------------------------- security
+
+mutant(
+    "talkative sign-in",
+    "The credentials are logged.",
+    "X1",
+    Edit(
+        Authenticator,
+        "_authenticate",
+        "credentials = await session.ask_credentials(source)",
+        "credentials = await session.ask_credentials(source)\n"
+        "import logging\n"
+        "logging.getLogger('trio_nova').info('signing in with %s', credentials and credentials.reveal())",
+    ),
+)
+mutant(
+    "raw log",
+    "What a peer says is logged as it came.",
+    "X5",
+    Edit(log, "describe", "printable(redacted(str(value)))", "redacted(str(value))"),
+)
+mutant(
+    "trusting redirect",
+    "A redirect to another origin is followed, and the headers with it.",
+    "X2",
+    Edit(_block, "redirected", "if target.origin != dial.url.origin and", "if False and"),
+)
+mutant(
+    "expired token",
+    "The authentication is not renewed before it expires.",
+    "X7",
+    Edit(Authenticator, "_refresh_at", "half = ", "return math.inf\nhalf = "),
+)
+
+
+# --------------------------------------------------------------------------- running them
+
+
+@attrs.frozen
+class Hunt:
+    """How the search for one defect went."""
+
+    name: str
+    seeds: int
+    """How many were run."""
+    seconds: float
+    rules: tuple[str, ...] = ()
+    """What the last of them was found to break; none where the mutant lives."""
+    first: str = ""
+    """The first violation."""
+
+
+def hunt(name: str, seeds: Iterable[int] = range(1, MOST_SEEDS + 1)) -> Hunt:
+    """Plant a mutant and run seeds until one shows it."""
+    planted = MUTANTS[name]
+    started, count = time.perf_counter(), 0
+    with planted.planted():
+        for seed in seeds:
+            count += 1
+            try:
+                violations = sim.run(seed).violations
+            except BaseException as exc:  # a mutant may break the run itself
+                if isinstance(exc, KeyboardInterrupt):
+                    raise
+                return Hunt(name, count, time.perf_counter() - started, ("crash",), f"{type(exc).__name__}: {exc}")
+            rules = tuple(dict.fromkeys(violation.rule for violation in violations))
+            if any(rule in planted.rules.split() for rule in rules):
+                first = next(each for each in violations if each.rule in planted.rules.split())
+                return Hunt(name, count, time.perf_counter() - started, rules, str(first))
+    return Hunt(name, count, time.perf_counter() - started)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Hunt them all and print a table; return 1 if one of them lives, or the session as it is breaks a rule."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sim.mutants", description=__doc__)
+    parser.add_argument("--only", help="names, or parts of them, separated by commas")
+    parser.add_argument("--seeds", type=int, default=MOST_SEEDS, help=f"how many at most (default: {MOST_SEEDS})")
+    parser.add_argument("--processes", type=int, default=2, help="how many run at once (default: 2)")
+    parser.add_argument("--verbose", action="store_true", help="show what was violated")
+    options = parser.parse_args(arguments)
+    parts = (options.only or "").split(",")
+    names = [name for name in MUTANTS if any(part in name for part in parts)]
+    control = sim.campaign(range(1, CONTROL_SEEDS + 1), processes=options.processes)
+    print(f"as it is: {len(control.failures)} of {CONTROL_SEEDS} seeds broke a rule, {control.seconds:.1f} s\n")
+    width = max(map(len, names))
+    print(f"{'mutant':{width}}  seeds  seconds  meant for    broken")
+    alive = 0
+    jobs = [(name, range(1, options.seeds + 1)) for name in names]
+    with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
+        for found in pool.imap(_hunt, jobs, chunksize=1):
+            alive += not found.rules
+            verdict = " ".join(found.rules) or "IT LIVES"
+            meant = MUTANTS[found.name].rules
+            print(f"{found.name:{width}}  {found.seeds:5}  {found.seconds:7.1f}  {meant:11}  {verdict}", flush=True)
+            if options.verbose and found.first:
+                print(f"    {MUTANTS[found.name].defect} {found.first}")
+    print(f"\n{len(names) - alive} of {len(names)} mutants caught")
+    return 1 if alive or control.failures else 0
+
+
+def _hunt(job: tuple[str, range]) -> Hunt:
+    sys.unraisablehook = lambda left: None  # what a run leaves behind that a mutant has broken
+    return hunt(*job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

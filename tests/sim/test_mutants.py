@@ -1,0 +1,30 @@
+"""The hunt for planted defects works: a small part of what `nox -s mutants` does."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim.mutants import MUTANTS, hunt
+from trio_nova.testing import sim
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_mutant_can_be_planted_and_leaves_nothing_behind(name: str) -> None:
+    edits = MUTANTS[name].edits
+    before = [edit.original for edit in edits]
+    with MUTANTS[name].planted():
+        assert all(edit.original is not original for edit, original in zip(edits, before, strict=True))
+    assert [edit.original for edit in edits] == before
+
+
+def test_every_mutant_is_meant_for_rules_that_there_are() -> None:
+    assert {rule for mutant in MUTANTS.values() for rule in mutant.rules.split()} <= set(sim.CHECKS)
+
+
+@pytest.mark.parametrize(("name", "rule"), [("forgotten channel", "U1"), ("stale masks", "X3")], ids=["U1", "X3"])
+def test_a_planted_defect_is_found_within_a_few_seeds(name: str, rule: str) -> None:
+    assert rule in hunt(name, range(1, 21)).rules
+
+
+def test_a_mutant_that_is_not_found_is_said_to_live() -> None:
+    assert hunt("forgetful limiter", []).rules == ()
