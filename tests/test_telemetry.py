@@ -527,10 +527,13 @@ def failed(at: float, error: Exception) -> ErrorEvent:
     return ErrorEvent(at=at, epoch=1, error=error, category="protocol", context="decode")
 
 
+@pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING], ids=logging.getLevelName)
 async def test_a_flood_of_bad_messages_is_ten_records_and_a_number_and_metrics_count_them_all(
-    autojump_clock: MockClock, written: tuple[LoggingHandler, list[dict[str, Any]]]
+    autojump_clock: MockClock, written: tuple[LoggingHandler, list[dict[str, Any]]], level: int
 ) -> None:
     handler, records = written
+    assert isinstance(handler.logger, logging.Logger)
+    handler.logger.setLevel(level)
 
     async def flood(peer: Peer) -> None:
         await peer.accept()
@@ -553,7 +556,7 @@ async def test_a_flood_of_bad_messages_is_ten_records_and_a_number_and_metrics_c
     loud = [record for record in records if record["level"] == "WARNING"]
     assert [record["event"] for record in loud] == ["ErrorEvent"] * 11
     assert loud[-1] == {"level": "WARNING", "event": "ErrorEvent", "kind": "BadMessage", "left_out": 4_990}
-    assert records[-1]["event"] == "SessionEnded"
+    assert records[-1]["event"] == ("SessionEnded" if level == logging.DEBUG else "ErrorEvent")
     assert sum(count for name, count in metrics.counters.items() if name.startswith("errors.")) == 5_000
 
 

@@ -49,7 +49,7 @@ class Listener(Receiver[Event]):
         """Take an event in, or drop one."""
         if self._overflow == "fail" and self._mailbox.queue.full:
             self._mailbox.close(Lagged("a listener did not keep up with the events"))
-        self._mailbox.put_nowait([(event, 0)])
+        self._mailbox.put_nowait(event, 0)
 
     def end(self) -> None:
         """Let what is there be received; after that iteration ends."""
@@ -93,7 +93,7 @@ class Hub:
     @property
     def messages_are_heard(self) -> bool:
         """Whether a listener is given every message."""
-        return any(listener.messages for listener in self._listeners)
+        return bool(self._listeners) and any(listener.messages for listener in self._listeners)
 
     def add(self, listener: Listener) -> None:
         self._listeners.append(listener)

@@ -89,12 +89,12 @@ class Feed(Receiver[Any]):
                 self._latest = {key: serial for key, serial in self._latest.items() if serial >= taken}
         if self.options.overflow == "fail" and queue.full:
             self.end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
-        return self._mailbox.put_nowait(((message, 0),), 0)
+        return self._mailbox.put_nowait(message, 0)
 
     def tell(self, notice: Any) -> None:
         """Put a notice between the messages, where the consumer asked for notices."""
         if self.options.notices:
-            self._mailbox.put_nowait(((notice, 0),), 0)
+            self._mailbox.put_nowait(notice, 0)
 
     def end(self, error: NovaError | None = None) -> None:
         """Let what is there be received; after that raise `error`, or end."""

@@ -116,12 +116,11 @@ class Inbound:
         sizes: list[int] = list(map(len, frames))  # type: ignore[arg-type]  # there are only texts and bytes here
         size = sum(sizes)
         self._count(len(frames), size)
-        pairs = list(zip(messages, sizes, strict=True))
         if self._requests.expecting or self._subscriptions.active:
             now, owner = trio.current_time(), self._owner
-            self._keep([pair for pair in pairs if owner(pair[0], now) is None])
+            self._keep([pair for pair in zip(messages, sizes, strict=True) if owner(pair[0], now) is None])
         else:
-            self._keep(pairs, size)
+            self._keep_all(messages, sizes, size)
 
     def _decode_together(self, frames: Sequence[Any]) -> Sequence[Any] | None:
         """Decode the messages of a batch; None where they must be looked at one by one."""
@@ -200,7 +199,8 @@ class Inbound:
         if messages:
             self._count(messages, size)
         if staged:
-            self._staged.put_nowait(staged)
+            for each, length in staged:
+                self._staged.put_nowait(each, length)
         self._keep(taken)
 
     def _parts(self, message: Any) -> Sequence[Any] | None:
@@ -274,15 +274,19 @@ class Inbound:
             return False
         return True
 
-    def _keep(self, taken: Sequence[tuple[Any, int]], size: int | None = None) -> None:
+    def _keep(self, taken: Sequence[tuple[Any, int]]) -> None:
+        """Put messages, each with its size, into the inbox."""
+        if taken:
+            messages, sizes = zip(*taken, strict=True)
+            self._keep_all(messages, sizes, sum(sizes))
+
+    def _keep_all(self, messages: Sequence[Any], sizes: Sequence[int], size: int) -> None:
         """Put messages into the inbox; until somebody receives, what others have seen may make room for the new."""
-        if not taken:
-            return
         queue = self.inbox.queue
         seen_elsewhere = self._hears_messages or self._session.hub.messages_are_heard
         forgetful = seen_elsewhere and not self.inbox.claimed
         queue.overflow = "drop_oldest" if forgetful else self._session.config.overflow
-        self.inbox.put_nowait(taken, size)
+        self.inbox.put_all_nowait(messages, sizes, size)
         if forgetful:
             self.announced = queue.dropped
         elif queue.dropped > self.announced:

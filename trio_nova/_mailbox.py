@@ -63,20 +63,17 @@ class Mailbox(Generic[T]):
             await trio.lowlevel.checkpoint()
             in_vain = 0 if len(items) < waiting else in_vain + 1
 
-    def put_nowait(self, pairs: Sequence[tuple[T, int]], size: int | None = None) -> bool:
-        """Take (item, size) pairs in; False where some of them wait for room now: then `wait_for_room`.
+    def put_nowait(self, item: T, size: int) -> bool:
+        """Take an item in; False where something waits for room now: then `wait_for_room`."""
+        return self.put_all_nowait((item,), (size,), size)
 
-        Args:
-            pairs: what to take in, oldest first.
-            size: of all together, where that is known.
-        """
+    def put_all_nowait(self, items: Sequence[T], sizes: Sequence[int], size: int) -> bool:
+        """Take items in, oldest first, of `size` bytes together; returns like `put_nowait`."""
         if self._is_closed:
             return True
         queue = self.queue
-        if size is None:
-            size = sum([size for _, size in pairs])
-        if self._backlog or not queue.offer_all(pairs, size):
-            self._backlog.extend(pairs)
+        if self._backlog or not queue.offer_all(items, sizes, size):
+            self._backlog.extend(zip(items, sizes, strict=True))
             self._admit()
             self._look()
         if self._takers and self.ready:
@@ -210,9 +207,8 @@ class Receiver(Generic[T]):
         if queue.items and mailbox.plain and mailbox.turns > 1 and not self._moved:
             await trio.lowlevel.checkpoint_if_cancelled()
             mailbox.turns -= 1
-            item, size = queue.items.popleft()
-            queue.size -= size
-            return item
+            queue.size -= queue.sizes.popleft()
+            return queue.items.popleft()
         while True:
             await mailbox.wait_for_item(self)
             try:

@@ -26,7 +26,7 @@ from urllib.parse import quote, urlencode
 import attrs
 
 from trio_nova.codecs import MixedCodec
-from trio_nova.config import Config, configure, target_url
+from trio_nova.config import Config, configure, default_config, target_url
 from trio_nova.errors import ConfigError
 from trio_nova.handlers import (
     AuthHandler,
@@ -345,7 +345,7 @@ def settle(target: object, config: Config | None, overrides: Mapping[str, Any]) 
             target = target()
         except TypeError as exc:
             raise ConfigError("target", f"it needs arguments: write {name}(...)") from exc
-    base = Config() if config is None else config
+    base = default_config() if config is None else config
     if isinstance(target, Adapter):
         for name, fault in hook_faults(type(target)).items():
             raise ConfigError(name, fault)

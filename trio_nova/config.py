@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import math
 import os
@@ -59,6 +60,7 @@ __all__ = [
     "check_other_origin",
     "check_plaintext",
     "configure",
+    "default_config",
     "made",
 ]
 
@@ -147,7 +149,7 @@ def _strategy(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
             _fail(attribute, f"must be a {role.__name__}, a subclass, or a function that returns one, not {value!r}")
         if isinstance(value, type) and not issubclass(value, role):
             _fail(attribute, f"{value.__name__} is not a subclass of {role.__name__}")
-        for hook in hooks:
+        for hook in hooks if value is not role else ():
             if inspect.iscoroutinefunction(getattr(value, hook, None)) and not inspect.iscoroutinefunction(
                 getattr(role, hook)
             ):
@@ -527,6 +529,12 @@ _FIELDS = attrs.fields_dict(Config)
 
 
 @discreet
+@functools.cache
+def default_config() -> Config:
+    """Return the library's defaults: one value for all sessions, as nothing in it changes."""
+    return Config()
+
+
 def configure(base: Config, changes: Mapping[str, Any]) -> Config:
     """Return `base` with `changes`, by field name.
 
@@ -537,7 +545,7 @@ def configure(base: Config, changes: Mapping[str, Any]) -> Config:
         if name not in _FIELDS:
             near = difflib.get_close_matches(name, _FIELDS, n=1)
             raise ConfigError(name, "there is no such option" + (f"; did you mean {near[0]}?" if near else ""))
-    return attrs.evolve(base, **changes)
+    return attrs.evolve(base, **changes) if changes else base
 
 
 def target_url(target: object) -> Url:

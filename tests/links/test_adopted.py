@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import pytest
@@ -61,7 +61,7 @@ async def test_there_is_no_second_one(peer: Peer) -> None:
 
 @pytest.mark.parametrize(("field", "value"), [("pins", frozenset({"any"})), ("message_timeout", 60.0)])
 async def test_what_cannot_be_done_to_an_open_connection_is_refused_and_not_forgotten(
-    peer: Peer, field: str, value: object
+    peer: Peer, field: str, value: Any
 ) -> None:
     async with adopted(peer) as (transport, _):
         with pytest.raises(ConfigError) as caught:

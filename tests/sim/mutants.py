@@ -7,7 +7,6 @@ live through its first seeds.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import argparse
@@ -143,9 +142,13 @@ mutant(
         Outbound,
         "send",
         "self.withdraw(outgoing)",
-        "if outgoing.status.name == 'WRITING' and self.link is not None:\n    self.link.writing.cancel()\nself.withdraw(outgoing)",
+        "if outgoing.status.name == 'WRITING' and self.link is not None:\n"
+        "    self.link.writing.cancel()\n"
+        "self.withdraw(outgoing)",
     ),
-    Edit(_WireLink, "_write", "self._mute = True  # half a frame may be out: another one would be read as its rest", ""),
+    Edit(
+        _WireLink, "_write", "self._mute = True  # half a frame may be out: another one would be read as its rest", ""
+    ),
 )
 mutant(
     "lost neighbour",
@@ -266,7 +269,12 @@ mutant(
     "restored too early",
     "Channels are asked for before the link is authenticated.",
     "U2",
-    Edit(LinkTasks, "_set_up", "if self._authenticator.needed:", "self._subscriptions.open(nursery)\nif self._authenticator.needed:"),
+    Edit(
+        LinkTasks,
+        "_set_up",
+        "if self._authenticator.needed:",
+        "self._subscriptions.open(nursery)\nif self._authenticator.needed:",
+    ),
     Edit(LinkTasks, "_set_up", "self._subscriptions.open(nursery)\n        await", "await"),
 )
 mutant(
@@ -356,7 +364,12 @@ mutant(
     "deaf to Retry-After",
     "When the service wants to be dialled again is not heeded.",
     "R2",
-    Edit(_supervisor, "advise", "asked = (error.retry_after or 0.0) if isinstance(error, NovaError) else 0.0", "asked = 0.0"),
+    Edit(
+        _supervisor,
+        "advise",
+        "asked = (error.retry_after or 0.0) if isinstance(error, NovaError) else 0.0",
+        "asked = 0.0",
+    ),
 )
 mutant(
     "no jitter",
@@ -445,13 +458,20 @@ mutant(
     "foreign error",
     "What the network raises leaves the link as it is.",
     "E1 E2",
-    Edit(_WireLink, "_receive", "except (trio.BrokenResourceError, trio.ClosedResourceError, OSError)", "except OSError"),
+    Edit(
+        _WireLink, "_receive", "except (trio.BrokenResourceError, trio.ClosedResourceError, OSError)", "except OSError"
+    ),
 )
 mutant(
     "fatal 429",
     "A service that asks for patience ends the session.",
     "E2",
-    Edit(recovery, "of_error", "return of_status(error.status)", "return _FATAL if error.status in (408, 429) else of_status(error.status)"),
+    Edit(
+        recovery,
+        "of_error",
+        "return of_status(error.status)",
+        "return _FATAL if error.status in (408, 429) else of_status(error.status)",
+    ),
 )
 mutant(
     "impatient start",
@@ -501,7 +521,7 @@ mutant(
 mutant(
     "expired token",
     "The authentication is not renewed before it expires.",
-    "X7",
+    "L2 X7",
     Edit(Authenticator, "_refresh_at", "half = ", "return math.inf\nhalf = "),
 )
 

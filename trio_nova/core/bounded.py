@@ -33,8 +33,10 @@ class BoundedQueue(Generic[T]):
     """Bytes held."""
     dropped: int = attrs.field(default=0, init=False)
     """Items dropped since the queue was made."""
-    items: deque[tuple[T, int]] = attrs.field(factory=deque, init=False, repr=False)
-    """What it holds, each with its size. For those who look; `pop` takes."""
+    items: deque[T] = attrs.field(factory=deque, init=False, repr=False)
+    """What it holds. For those who look; `pop` takes."""
+    sizes: deque[int] = attrs.field(factory=deque, init=False)
+    """The size of each."""
     _taken_in: int = attrs.field(default=0, init=False)
     """How many items were ever taken in: the serial number of the next one."""
     _lost: dict[int, int] = attrs.field(factory=dict, init=False)
@@ -64,18 +66,20 @@ class BoundedQueue(Generic[T]):
                 return True
             while self.full:  # one large item may stand where many small ones did
                 self._drop_oldest()
-        self.items.append((item, size))
+        self.items.append(item)
+        self.sizes.append(size)
         self.size += size
         self._taken_in += 1
         return True
 
-    def offer_all(self, pairs: Sequence[tuple[T, int]], size: int) -> bool:
+    def offer_all(self, items: Sequence[T], sizes: Sequence[int], size: int) -> bool:
         """Take items in, of `size` bytes together, if there is room for all of them; else none."""
-        if len(self.items) + len(pairs) > self.max_items or self.size + size > self.max_bytes:
+        if len(self.items) + len(items) > self.max_items or self.size + size > self.max_bytes:
             return False
-        self.items.extend(pairs)
+        self.items.extend(items)
+        self.sizes.extend(sizes)
         self.size += size
-        self._taken_in += len(pairs)
+        self._taken_in += len(items)
         return True
 
     @property
@@ -88,8 +92,9 @@ class BoundedQueue(Generic[T]):
         place = serial - self._first
         if not 0 <= place < len(self.items):
             return False
-        self.size += size - self.items[place][1]
-        self.items[place] = (item, size)
+        self.size += size - self.sizes[place]
+        self.items[place] = item
+        self.sizes[place] = size
         return True
 
     def take_lost(self) -> int:
@@ -98,16 +103,17 @@ class BoundedQueue(Generic[T]):
 
     def pop(self) -> T:
         """Remove and return the oldest item; raises IndexError where there is none."""
-        item, size = self.items.popleft()
-        self.size -= size
+        item = self.items.popleft()
+        self.size -= self.sizes.popleft()
         if self._lost:
             self._lost.pop(self._first - 1, None)
         return item
 
     def pop_all(self) -> list[T]:
         """Remove and return all items, oldest first."""
-        items = [item for item, _ in self.items]
+        items = list(self.items)
         self.items.clear()
+        self.sizes.clear()
         self.size = 0
         if self._lost:
             self._lost = {serial: lost for serial, lost in self._lost.items() if serial == self._taken_in}

@@ -123,12 +123,13 @@ class LoggingHandler:
         return self.logger.isEnabledFor(logging.DEBUG)
 
     def _log(self, event: Event) -> None:
-        level = level_of(event)
-        if not self.logger.isEnabledFor(level):
-            return
+        # First, as what is not logged itself may be the last event of all.
         if not self._second_began <= event.at < self._second_began + 1.0 or isinstance(event, SessionEnded):
             self._tell_what_was_left_out()
             self._second_began = event.at
+        level = level_of(event)
+        if not self.logger.isEnabledFor(level):
+            return
         if (kind := _kind_of(event)) is not None:
             self._in_this_second[kind] += 1
             if self._in_this_second[kind] > MAX_A_SECOND:

@@ -91,6 +91,11 @@ async def _call_factory(factory: StreamFactory, host: str, port: int) -> trio.ab
 
 async def _race(addresses: Sequence[str], host: str, port: int) -> trio.SocketStream:
     """Return the first connection of those to `addresses`, tried in order; the losers are closed."""
+    if len(addresses) == 1:
+        try:
+            return trio.SocketStream(await _connect(addresses[0], port))
+        except OSError as exc:
+            raise ConnectFailed(f"cannot connect to {host}:{port}: {_plain(exc)}", phase="tcp") from exc
     won: list[trio.socket.SocketType] = []
     failures: list[OSError] = []
     lanes = trio.Semaphore(AT_ONCE)

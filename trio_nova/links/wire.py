@@ -37,6 +37,8 @@ __all__ = ["WireTransport"]
 
 _MAX_ANSWERS = 16
 """Pongs that wait for a write to end; RFC 6455 section 5.5.3 allows to answer the latest ping only."""
+_MAX_READ = 4 * CHUNK
+"""Bytes that are read at a time, at most."""
 _MAX_BATCH = 512
 """Frames that `receive_some` returns at a time, however many one read completes: others get to run between."""
 _MAX_UNTAKEN = 256
@@ -78,6 +80,7 @@ class _WireLink:
         self._mute = False
         """Nothing more is written: we said goodbye, or a write failed, or was torn."""
         self._reading = False
+        self._read_size = CHUNK
         self._read = trio.lowlevel.ParkingLot()
         """Where those wait who want to read while somebody does."""
         self._untaken: list[Frame] = []
@@ -148,7 +151,7 @@ class _WireLink:
         self._reading = True
         began = trio.current_time()
         try:
-            data = await self._stream.receive_some(CHUNK)
+            data = await self._stream.receive_some(self._read_size)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             self._stream_ended("broke", exc)
             return []
@@ -159,6 +162,8 @@ class _WireLink:
         if not data:
             self._stream_ended("closed")
             return []
+        # Whoever sends much is read in larger pieces: the cost of a read is in the reading, not in its size.
+        self._read_size = min(2 * self._read_size, _MAX_READ) if len(data) == self._read_size else CHUNK
         return self._take_in(bytes(data), trio.current_time() - began)
 
     def _take_in(self, data: bytes, waited: float = 0.0) -> list[Frame]:

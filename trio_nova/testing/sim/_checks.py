@@ -605,7 +605,9 @@ def _confirmed(history: History) -> Found:
             continue
         up_since = max((at for at in opened[feed.owner] if at <= feed.confirmed), default=math.inf)
         if not any(
-            up_since <= record.at < feed.confirmed and record["verb"] == "subscribe" and feed.channel in record["channels"]
+            up_since <= record.at < feed.confirmed
+            and record["verb"] == "subscribe"
+            and feed.channel in record["channels"]
             for link, asked in history.asked_by_link.items()
             if history.links[link].owner == feed.owner
             for record, _ in asked
@@ -656,7 +658,9 @@ def _pacing(history: History) -> Found:
                 yield following, f"session {owner} dialled {following - at:.3f} s after {why} at {at:.3f}"
 
 
-@invariant("R4", "waits before a dial are spread, so that clients which were dropped together do not come back together")
+@invariant(
+    "R4", "waits before a dial are spread, so that clients which were dropped together do not come back together"
+)
 def _spread(history: History) -> Found:
     delays: Counter[float] = Counter()
     for record in history.events("RetryScheduled"):
@@ -681,9 +685,9 @@ def _forgiveness(history: History) -> Found:
                 longest[owner] = max(longest[owner], record.at - ready.pop(owner))
             case "RetryScheduled":
                 attempt, before = record["attempt"], attempts.get(owner, 0)
-                if attempt < before or (attempt == before and record["delay"] > 0.0):
-                    if longest[owner] < MIN_UPTIME - SLACK:
-                        yield record.at, f"session {owner} made attempt {attempt} after attempt {before}"
+                starts_over = attempt < before or (attempt == before and record["delay"] > 0.0)
+                if starts_over and longest[owner] < MIN_UPTIME - SLACK:
+                    yield record.at, f"session {owner} made attempt {attempt} after attempt {before}"
                 attempts[owner] = attempt
                 longest[owner] = 0.0
             case _:
@@ -751,8 +755,9 @@ def _cancellation(history: History) -> Found:
         }
         for record in history.all(what):
             asked = begun.get((record["client"], record.get("op"), record.get("feed")))
-            if asked is not None and record.at > asked["until"] + 1e-6:
-                yield record.at, f"{asked.get('call', 'subscribe')} returned {record.at - asked['until']:.3f} s late"
+            until = math.inf if asked is None or asked["until"] is None else asked["until"]
+            if asked is not None and record.at > until + 1e-6:
+                yield record.at, f"{asked.get('call', 'subscribe')} returned {record.at - until:.3f} s late"
     left = {_owner(record): record.at for record in history.all("client.left")}
     for record in history.all("client.leave"):
         if (took := left.get(_owner(record), history.end) - record.at) > CLOSE_TIMEOUT + SLACK:
