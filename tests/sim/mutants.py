@@ -39,7 +39,7 @@ from trio_nova.core.pulse import Pulse
 from trio_nova.core.subscriptions import Book
 from trio_nova.core.verdict import Attempts
 from trio_nova.handlers import logging as log
-from trio_nova.links import _block, wire
+from trio_nova.links import _block, _wire, wire
 from trio_nova.links._wire import WireProtocol
 from trio_nova.testing import sim
 
@@ -63,13 +63,12 @@ class Edit:
 
     @property
     def original(self) -> Any:
-        """What stands in that place of the class or module: a function, or a property."""
+        """The function that stands in that place of the class or module."""
         return vars(self.owner)[self.name]
 
     def edited(self) -> Any:
         """Return what is to stand there; raises ValueError where the text to be replaced is not there once."""
-        original = self.original
-        function: FunctionType = inspect.unwrap(original.fget if isinstance(original, property) else original)
+        function: FunctionType = inspect.unwrap(self.original)
         source = textwrap.dedent(inspect.getsource(function))
         if source.count(self.old) != 1:
             raise ValueError(f"{function.__qualname__} has {self.old!r} {source.count(self.old)} times, not once")
@@ -207,9 +206,9 @@ mutant(
 )
 mutant(
     "stale masks",
-    "All frames bear the same mask.",
+    "Frames bear the same mask again and again.",
     "X3",
-    Edit(WireProtocol, "encode", "mask = len(payload), os.urandom(4)", "mask = len(payload), b'nova'"),
+    Edit(_wire, "_mask", "return _masks.pop()", "return _masks[-1]"),
 )
 
 # --------------------------------------------------------------------------- receiving
@@ -237,12 +236,6 @@ mutant(
     "The messages of one read are delivered in reverse.",
     "D3",
     Edit(_WireLink, "_take_in", "return frames", "return frames[::-1]"),
-)
-mutant(
-    "always resumed",
-    "A service that counts anew is taken for one that repeats itself.",
-    "D5",
-    Edit(Subscriptions, "link_lost", "resumed=session.handlers.subscription.resumes", "resumed=True"),
 )
 mutant(
     "never resumed",

@@ -28,6 +28,7 @@ from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
+from websockets.protocol import Protocol, Side
 from websockets.typing import ExtensionParameter, Subprotocol
 from websockets.uri import WebSocketURI
 
@@ -87,14 +88,16 @@ class WireProtocol:
 
     def __init__(self, dial: Dial) -> None:
         url = dial.url
-        self._protocol = ClientProtocol(
+        self._handshake: ClientProtocol | None = ClientProtocol(
             WebSocketURI(url.secure, url.host, url.port, url.path, url.query),
             extensions=_offer(dial),
             subprotocols=[Subprotocol(name) for name in dial.subprotocols] or None,
-            max_size=dial.max_message_size,
             logger=_silent,
         )
+        """There until the upgrade is done: its headers would stay in memory as long as the link."""
+        self._protocol = Protocol(Side.CLIENT, max_size=dial.max_message_size, logger=_silent)
         self._dial = dial
+        self.subprotocol: str | None = None
         self._limit = dial.max_message_size
         self._extensions: Sequence[Extension] = ()
         self._deflated = 0
@@ -119,7 +122,8 @@ class WireProtocol:
 
     def request(self) -> bytes:
         """Return the upgrade request."""
-        request = self._protocol.connect()
+        assert self._handshake is not None
+        request = self._handshake.connect()
         own = [(name.encode(), value.encode()) for name, value in request.headers.raw_items()]
         added = upgrade_headers(self._dial)
         if any(name.lower() == b"host" for name, _ in added):
@@ -133,7 +137,8 @@ class WireProtocol:
         Raises:
             HandshakeInvalid: it is not what RFC 6455 section 4.1 asks for.
         """
-        protocol = self._protocol
+        assert self._handshake is not None
+        protocol, self._handshake = self._handshake, None
         offered = protocol.available_extensions is not None
         subprotocol = judge_upgrade(response, protocol.key, self._dial.subprotocols, offered)
         extensions = ", ".join(response.values("sec-websocket-extensions"))
@@ -144,13 +149,9 @@ class WireProtocol:
             raise HandshakeInvalid(
                 "the server uses an extension that was not offered, or not on these terms", rule="extension"
             ) from protocol.handshake_exc
-        protocol.events_received()
-        self._extensions = protocol.extensions
+        self.subprotocol = subprotocol
+        self._extensions = self._protocol.extensions = protocol.extensions
         self._deflated = _RSV1 if protocol.extensions else 0
-
-    @property
-    def subprotocol(self) -> str | None:
-        return self._protocol.subprotocol
 
     # ----------------------------------------------------------------- receiving
 
