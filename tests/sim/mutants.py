@@ -238,6 +238,12 @@ mutant(
     Edit(_WireLink, "_take_in", "return frames", "return frames[::-1]"),
 )
 mutant(
+    "always resumed",
+    "A service that counts anew is taken for one that repeats itself.",
+    "D5",
+    Edit(Subscriptions, "link_lost", "resumed=session.handlers.subscription.resumes", "resumed=True"),
+)
+mutant(
     "never resumed",
     "What a service repeats when it resumes is taken for the first messages of a new count.",
     "D1 D3",

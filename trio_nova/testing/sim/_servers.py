@@ -232,8 +232,8 @@ class JsonServer(SimServer):
             self.net.journal.add("server.repeat", channel=channel, number=self._json.repeat(channel)["seq"])
 
     def forget(self) -> None:
-        # Ahead and behind in turn: the numbers continue nothing, in neither direction.
-        behind = self.restarts % 2 == 0 and not self.scenario.resumes
+        # Behind and ahead in turn: the numbers continue nothing, in neither direction.
+        behind = self.restarts % 2 == 1 and not self.scenario.resumes
         self._json.first = 1 + ERA_STRIDE * (-self.restarts if behind else self.restarts)
         self._json.emitted.clear()
 
