@@ -39,7 +39,7 @@ from trio_nova.core.pulse import Pulse
 from trio_nova.core.subscriptions import Book
 from trio_nova.core.verdict import Attempts
 from trio_nova.handlers import logging as log
-from trio_nova.links import _block, _wire, wire
+from trio_nova.links import _block, wire
 from trio_nova.links._wire import WireProtocol
 from trio_nova.testing import sim
 
@@ -208,7 +208,7 @@ mutant(
     "stale masks",
     "Frames bear the same mask again and again.",
     "X3",
-    Edit(_wire, "_mask", "return _masks.pop()", "return _masks[-1]"),
+    Edit(WireProtocol, "_mask", "return self._masks.pop()", "return self._masks[-1]"),
 )
 
 # --------------------------------------------------------------------------- receiving

@@ -60,20 +60,6 @@ _silent.disabled = True  # it would log headers and messages, secrets and all
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
-_masks: list[bytes] = []
-os.register_at_fork(after_in_child=_masks.clear)  # else both processes would use the same
-
-
-def _mask() -> bytes:
-    """Return a mask of the system's entropy, afresh for each frame (RFC 6455 section 5.3); asked for 256 at a time."""
-    try:
-        return _masks.pop()
-    except IndexError:
-        block = os.urandom(1024)
-        _masks.extend(block[at : at + 4] for at in range(0, 1020, 4))
-        return block[1020:]
-
-
 class _Violation(Exception):
     """A frame breaks a `rule`; `code` is what the close frame that answers it carries (RFC 6455 section 7.4.1)."""
 
@@ -113,6 +99,7 @@ class WireProtocol:
         self._texts: list[str] = []
         self._decoder = _utf8()
         self._bytes = bytearray()
+        self._masks: list[bytes] = []
         self.ending: Ending | None = None
         """Why no message will come any more."""
         self.unanswered = 0
@@ -380,7 +367,7 @@ class WireProtocol:
             first, payload = _FIN | Opcode.PONG, frame.payload
         if self._extensions and first & 0x0F < _CLOSE:
             return WebSocketFrame(Opcode(first & 0x0F), payload).serialize(mask=True, extensions=self._extensions)
-        length, mask = len(payload), _mask()
+        length, mask = len(payload), self._mask()
         if length < 126:
             head = _SHORT.pack(first, 0x80 | length, mask)
         elif length < 65536:
@@ -388,6 +375,13 @@ class WireProtocol:
         else:
             head = _LONG.pack(first, 0xFF, length, mask)
         return head + apply_mask(payload, mask)
+
+    def _mask(self) -> bytes:
+        """Return a mask of the system's entropy, afresh for each frame (RFC 6455 section 5.3)."""
+        if not self._masks:
+            block = os.urandom(64)
+            self._masks.extend(block[at : at + 4] for at in range(0, 64, 4))
+        return self._masks.pop()
 
     def goodbye(self, code: int, reason: str) -> bytes:
         """Begin the closing handshake: return the close frame."""

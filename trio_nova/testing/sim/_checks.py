@@ -689,7 +689,8 @@ def _forgiveness(history: History) -> Found:
                 if starts_over and longest[owner] < MIN_UPTIME - SLACK:
                     yield record.at, f"session {owner} made attempt {attempt} after attempt {before}"
                 attempts[owner] = attempt
-                longest[owner] = 0.0
+                if record["delay"] > 0.0:  # else it is a wish of the program's, which leaves what was earned
+                    longest[owner] = 0.0
             case _:
                 pass
 

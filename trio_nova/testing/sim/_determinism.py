@@ -17,8 +17,6 @@ from typing import Any
 
 from trio._core import _run
 
-from trio_nova.links import _wire
-
 __all__ = ["deterministic"]
 
 
@@ -38,7 +36,6 @@ def deterministic(seed: int | str) -> Iterator[None]:
     urandom, system, state = os.urandom, random_module._urandom, random.getstate()
     collects = gc.isenabled()
     gc.disable()
-    _wire._masks.clear()  # what is kept of the system's entropy would make this run depend on those before
     try:
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
         trio_run._r.seed(f"{seed}:scheduler")
@@ -49,7 +46,6 @@ def deterministic(seed: int | str) -> Iterator[None]:
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = scheduling
         trio_run._r.setstate(order)
         os.urandom, random_module._urandom = urandom, system
-        _wire._masks.clear()  # and what is kept of ours could be foretold
         random.setstate(state)
         if collects:
             gc.enable()
