@@ -35,9 +35,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the tests on the package as it would be installed."""
+    """Run the tests on the package as it would be installed, in as many processes as there are cores."""
     session.install(".[dev]")
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "-n", "auto", *session.posargs)
 
 
 @nox.session
@@ -46,7 +46,7 @@ def transports(session: nox.Session) -> None:
     session.install(".[dev]")
     apart = {"test_cancellation.py", "test_docs.py"}  # they say themselves what they run on
     suites = [str(path) for path in sorted(Path("tests").glob("test_*.py")) if path.name not in apart]
-    session.run("pytest", "--transport", "trio-websocket", *(session.posargs or suites))
+    session.run("pytest", "-n", "auto", "--transport", "trio-websocket", *(session.posargs or suites))
 
 
 @nox.session
@@ -122,7 +122,7 @@ def survival(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Run the tests that take minutes; they bound themselves."""
     session.install(".[dev]")
-    session.run("pytest", "-m", "soak", "-o", "faulthandler_timeout=0", *session.posargs)
+    session.run("pytest", "-n", "auto", "-m", "soak", "-o", "faulthandler_timeout=0", *session.posargs)
 
 
 @nox.session

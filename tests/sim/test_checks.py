@@ -388,7 +388,12 @@ def test_every_rule_has_a_forgery() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "forge"), [(rule, forge) for rule, forges in FORGERIES.items() for forge in forges], ids=str
+    ("rule", "forge"),
+    [
+        pytest.param(rule, forge, id=f"{rule}-{forge.__name__}")
+        for rule, forges in FORGERIES.items()
+        for forge in forges
+    ],
 )
 def test_a_forged_journal_is_found_out(honest: sim.Run, rule: str, forge: Forgery) -> None:
     assert rule in judged(forge(list(honest.journal.records)))
