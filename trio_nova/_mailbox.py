@@ -19,6 +19,7 @@ _HIGH_WATER = 0.8
 _LOW_WATER = 0.5
 _FULL_CHECKPOINT_EVERY = 64
 _CROWD = 256
+"""Items with which the reader lets consumers run before it reads on."""
 
 
 @attrs.define(eq=False)

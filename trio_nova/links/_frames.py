@@ -11,13 +11,13 @@ import attrs
 
 from trio_nova.messages import Ping, Pong
 
-__all__ = ["CloseFrame", "FrameScanner", "FrameViolation", "mask_frame", "may_be_received"]
+__all__ = ["CloseFrame", "FrameScanner", "FrameViolation", "fit_reason", "mask_frame", "may_be_received"]
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 _CONTINUATION = 0x0
 _OPCODES = frozenset({_CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
 _NO_STATUS = 1005
-_FRAGMENT_OVERHEAD = 64
+FRAGMENT_OVERHEAD = 64
 """Bytes charged for each fragment besides its payload: roughly what keeping it costs, so empty ones are not free."""
 
 
@@ -36,6 +36,11 @@ class CloseFrame:
 
     code: int
     reason: str
+
+
+def fit_reason(reason: str) -> str:
+    """Return what a close frame has room for of `reason`, cut between two characters (RFC 6455 section 5.5)."""
+    return reason.encode("utf-8", "replace")[:123].decode("utf-8", "ignore")
 
 
 def may_be_received(code: int) -> bool:
@@ -166,7 +171,7 @@ class FrameScanner:
             self._message = self._opcode
             self._charged = 0
         alone = self._fin and self._opcode != _CONTINUATION
-        self._charged += length if alone else length + _FRAGMENT_OVERHEAD
+        self._charged += length if alone else length + FRAGMENT_OVERHEAD
         if self._charged > self.max_message_size:
             raise FrameViolation(1009, "too-big")
 

@@ -6,11 +6,11 @@ message, or a part of one. All else goes to the protocol object of the package w
 
     bytes ──► WireProtocol.feed ──┬─ data frames: legal, whole     ──► messages
                                   └─ control frames, and what is illegal
-                                      └─► ClientProtocol           ──► pongs, the closing handshake, verdicts
+                                      └─► Protocol                 ──► pongs, the closing handshake, verdicts
 
-Two rules of ours are stricter, or wiser, than the protocol object's: a length must be written in its
-shortest form (RFC 6455 section 5.2), and fragments are charged by bytes, 64 more each, not counted. A
-close frame between two fragments is a close frame like any other (section 5.4).
+Three rules of ours are stricter, or wiser, than the protocol object's: a length must be written in its
+shortest form (RFC 6455 section 5.2); fragments are charged by bytes, 64 more each, not counted; a close
+frame between two fragments is a close frame like any other (section 5.4).
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from websockets.uri import WebSocketURI
 
 from trio_nova.errors import BadMessage, HandshakeInvalid, MessageTooBig
 from trio_nova.links._ending import Ending
+from trio_nova.links._frames import BINARY, CLOSE, FRAGMENT_OVERHEAD, TEXT, FrameViolation, fit_reason
 from trio_nova.links._seam import Dial
 from trio_nova.links._upgrade import Response, canonical_head, judge_upgrade, upgrade_headers
 from trio_nova.messages import Frame, Ping, Pong
@@ -45,11 +46,9 @@ except ImportError:  # no wheel for this platform, and no compiler
 
 __all__ = ["WireProtocol"]
 
-_CONTINUATION, _TEXT, _BINARY, _CLOSE = 0x0, 0x1, 0x2, 0x8
+_CONTINUATION = 0x0
 _FIN, _RSV1, _RSV = 0x80, 0x40, 0x70
-_WHOLE_TEXT, _WHOLE_BINARY = _FIN | _TEXT, _FIN | _BINARY
-_FRAGMENT_OVERHEAD = 64
-"""Bytes charged for each fragment besides its payload, as keeping it costs that much: so empty ones are not free."""
+_WHOLE_TEXT, _WHOLE_BINARY = _FIN | TEXT, _FIN | BINARY
 _EXTENSIONS_LIMIT = 1024
 """Characters of Sec-WebSocket-Extensions; what an honest server says is far shorter."""
 
@@ -58,15 +57,6 @@ _SHORT, _MEDIUM, _LONG = Struct("!BB4s"), Struct("!BBH4s"), Struct("!BBQ4s")
 _silent = logging.Logger("trio_nova.links.wire")
 _silent.disabled = True  # it would log headers and messages, secrets and all
 _utf8 = codecs.getincrementaldecoder("utf-8")
-
-
-class _Violation(Exception):
-    """A frame breaks a `rule`; `code` is what the close frame that answers it carries (RFC 6455 section 7.4.1)."""
-
-    def __init__(self, code: int, rule: str) -> None:
-        super().__init__(code, rule)
-        self.code = code
-        self.rule = rule
 
 
 class WireProtocol:
@@ -102,8 +92,6 @@ class WireProtocol:
         self._masks: list[bytes] = []
         self.ending: Ending | None = None
         """Why no message will come any more."""
-        self.unanswered = 0
-        """Pings among what `feed` returned last, whose pongs `data_to_send` has."""
 
     # ----------------------------------------------------------------- the upgrade
 
@@ -152,7 +140,6 @@ class WireProtocol:
 
         Afterwards `ending` tells whether any more will come, and `data_to_send` what is to be answered.
         """
-        self.unanswered = 0
         if self.ending is not None:
             return []
         if self._partial:
@@ -196,7 +183,7 @@ class WireProtocol:
                 if length > limit:
                     self._judge_start(first)
                     self._judge_size(first, length)
-                    raise _Violation(1009, "")  # a ping, where messages must be shorter than pings may be
+                    raise FrameViolation(1009, "")  # a ping, where messages must be shorter than pings may be
                 if stop > end:
                     self._judge_start(first)
                     self._judge_size(first, length)
@@ -212,8 +199,8 @@ class WireProtocol:
                     text, binary = (_WHOLE_TEXT, _WHOLE_BINARY) if self._opcode == _CONTINUATION else (-1, -1)
                 at = stop
         except UnicodeDecodeError as exc:
-            self._fail(_Violation(1007, f"{exc.reason} at position {exc.start}"))
-        except _Violation as violation:
+            self._fail(FrameViolation(1007, f"{exc.reason} at position {exc.start}"))
+        except FrameViolation as violation:
             self._fail(violation)
         else:
             if at < end:
@@ -224,7 +211,7 @@ class WireProtocol:
         """Take in a whole frame that is no message of its own."""
         self._judge_start(first)
         self._judge_size(first, len(frame) - head)
-        if first & 0x0F < _CLOSE:
+        if first & 0x0F < CLOSE:
             self._assemble(first, frame[head:], frames)
             return
         protocol = self._protocol
@@ -232,7 +219,6 @@ class WireProtocol:
         for event in protocol.events_received():
             if isinstance(event, WebSocketFrame):
                 if event.opcode is Opcode.PING:
-                    self.unanswered += 1
                     frames.append(Ping(bytes(event.data)))
                 elif event.opcode is Opcode.PONG:
                     frames.append(Pong(bytes(event.data)))
@@ -249,15 +235,15 @@ class WireProtocol:
         alone = begins and fin
         if self._compressed:
             payload = self._inflate(first, payload)
-        self._charged += len(payload) if alone else len(payload) + _FRAGMENT_OVERHEAD
+        self._charged += len(payload) if alone else len(payload) + FRAGMENT_OVERHEAD
         if self._charged > self._limit:
-            raise _Violation(1009, "")
-        if self._opcode == _TEXT:
+            raise FrameViolation(1009, "")
+        if self._opcode == TEXT:
             self._texts.append(payload.decode() if alone else self._decoder.decode(payload, fin))
         elif not alone:
             self._bytes += payload
         if fin:
-            if self._opcode == _TEXT:
+            if self._opcode == TEXT:
                 frames.append("".join(self._texts))
             else:
                 frames.append(payload if alone else bytes(self._bytes))
@@ -273,51 +259,51 @@ class WireProtocol:
             for extension in reversed(self._extensions):
                 frame = extension.decode(frame, max_size=room)
         except PayloadTooBig:
-            raise _Violation(1009, "") from None
+            raise FrameViolation(1009, "") from None
         except ProtocolError as exc:
-            raise _Violation(1002, str(exc)) from exc
+            raise FrameViolation(1002, str(exc)) from exc
         return bytes(frame.data)
 
     def _refuse(self, first: int, rule: str) -> NoReturn:
         """Refuse a frame: for its first byte, if that is illegal too, as how much of it has come must not matter."""
         self._judge_start(first)
-        raise _Violation(1002, rule)
+        raise FrameViolation(1002, rule)
 
     def _judge_start(self, first: int) -> None:
         """Judge the first byte of a frame's header by what came before it."""
         opcode = first & 0x0F
-        if 0x2 < opcode < _CLOSE or opcode > 0xA:
-            raise _Violation(1002, "invalid opcode")
-        if opcode >= _CLOSE:
+        if 0x2 < opcode < CLOSE or opcode > 0xA:
+            raise FrameViolation(1002, "invalid opcode")
+        if opcode >= CLOSE:
             if first & _RSV:
-                raise _Violation(1002, "reserved bits must be 0")
+                raise FrameViolation(1002, "reserved bits must be 0")
             if first < _FIN:
-                raise _Violation(1002, "fragmented control frame")
+                raise FrameViolation(1002, "fragmented control frame")
         else:
             allowed = self._deflated if opcode != _CONTINUATION else 0
             if first & _RSV & ~allowed:
-                raise _Violation(1002, "reserved bits must be 0")
+                raise FrameViolation(1002, "reserved bits must be 0")
             if opcode == _CONTINUATION and self._opcode == _CONTINUATION:
-                raise _Violation(1002, "unexpected continuation frame")
+                raise FrameViolation(1002, "unexpected continuation frame")
             if opcode != _CONTINUATION and self._opcode != _CONTINUATION:
-                raise _Violation(1002, "expected a continuation frame")
+                raise FrameViolation(1002, "expected a continuation frame")
 
     def _judge_size(self, first: int, length: int) -> None:
         """Judge the announced length of a frame."""
-        if first & 0x0F >= _CLOSE:
+        if first & 0x0F >= CLOSE:
             if length > 125:
-                raise _Violation(1002, "control frame too long")
+                raise FrameViolation(1002, "control frame too long")
             return
-        charged = self._charged + _FRAGMENT_OVERHEAD if first & 0x0F == _CONTINUATION else 0
+        charged = self._charged + FRAGMENT_OVERHEAD if first & 0x0F == _CONTINUATION else 0
         if charged + length > self._limit:
-            raise _Violation(1009, "")
+            raise FrameViolation(1009, "")
 
     def give_up(self, rule: str) -> None:
         """End with code 1008, for a `rule` about time, which this object knows nothing of."""
         if self.ending is None:
-            self._fail(_Violation(1008, rule))
+            self._fail(FrameViolation(1008, rule))
 
-    def _fail(self, violation: _Violation) -> None:
+    def _fail(self, violation: FrameViolation) -> None:
         """Answer an illegal frame with a close frame."""
         protocol = self._protocol
         rule = violation.rule or f"a message of more than {self._limit} bytes"
@@ -365,7 +351,7 @@ class WireProtocol:
             first, payload = _FIN | Opcode.PING, frame.payload
         else:
             first, payload = _FIN | Opcode.PONG, frame.payload
-        if self._extensions and first & 0x0F < _CLOSE:
+        if self._extensions and first & 0x0F < CLOSE:
             return WebSocketFrame(Opcode(first & 0x0F), payload).serialize(mask=True, extensions=self._extensions)
         length, mask = len(payload), self._mask()
         if length < 126:
@@ -385,8 +371,7 @@ class WireProtocol:
 
     def goodbye(self, code: int, reason: str) -> bytes:
         """Begin the closing handshake: return the close frame."""
-        said = reason.encode("utf-8", "replace")[:123].decode("utf-8", "ignore")
-        self._protocol.send_close(code, said)
+        self._protocol.send_close(code, fit_reason(reason))
         return b"".join(self.data_to_send())
 
 

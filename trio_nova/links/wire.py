@@ -149,7 +149,7 @@ class _WireLink:
 
     async def _receive(self) -> list[Frame]:
         self._reading = True
-        began = trio.current_time()
+        began = 0.0 if self._patience is None else trio.current_time()
         try:
             data = await self._stream.receive_some(self._read_size)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
@@ -164,7 +164,8 @@ class _WireLink:
             return []
         # Whoever sends much is read in larger pieces: the cost of a read is in the reading, not in its size.
         self._read_size = min(2 * self._read_size, _MAX_READ) if len(data) == self._read_size else CHUNK
-        return self._take_in(bytes(data), trio.current_time() - began)
+        waited = 0.0 if self._patience is None else trio.current_time() - began
+        return self._take_in(bytes(data), waited)
 
     def _take_in(self, data: bytes, waited: float = 0.0) -> list[Frame]:
         protocol, patience = self._protocol, self._patience
