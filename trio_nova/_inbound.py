@@ -109,11 +109,14 @@ class Inbound:
 
     def take_in(self, frames: Sequence[Frame], on_probe_answer: Any) -> None:
         """Take in what a link returned. If `clogged` then, `wait_for_room` before you read on."""
-        messages = self._decode_together(frames)
+        try:
+            sizes: list[int] = list(map(len, frames))  # type: ignore[arg-type]
+            messages = self._decode_together(frames)
+        except TypeError:  # a ping or a pong, which has no length
+            messages = None
         if messages is None:
             self._take_in_each(frames, on_probe_answer)
             return
-        sizes: list[int] = list(map(len, frames))  # type: ignore[arg-type]  # there are only texts and bytes here
         size = sum(sizes)
         self._count(len(frames), size)
         if self._requests.expecting or self._subscriptions.active:
@@ -125,9 +128,6 @@ class Inbound:
     def _decode_together(self, frames: Sequence[Any]) -> Sequence[Any] | None:
         """Decode the messages of a batch; None where they must be looked at one by one."""
         if self._decode_all is None or self._session.hub.wants_messages:
-            return None
-        kinds = set(map(type, frames))
-        if Ping in kinds or Pong in kinds:
             return None
         try:
             return self._decode_all(frames)

@@ -18,7 +18,7 @@ T = TypeVar("T")
 _HIGH_WATER = 0.8
 _LOW_WATER = 0.5
 _FULL_CHECKPOINT_EVERY = 64
-_CROWD = 256
+_CROWD = 64
 """Items with which the reader lets consumers run before it reads on."""
 
 

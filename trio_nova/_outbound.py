@@ -38,8 +38,11 @@ from trio_nova.messages import (
 
 __all__ = ["Outbound"]
 
+_CONTROL_FRAMES = (Ping, Pong)
 _FULL_CHECKPOINT_EVERY = 64
 """Messages that are sent without waiting, one after another."""
+_AT_ONCE = 0.0001
+"""Seconds between the messages of two tasks within which they count as sent together."""
 MAX_REPLIES = 1024
 """Replies of hooks that may wait to be written; what exceeds them is refused, and reported."""
 REPLIES_IN_HAND = 64
@@ -78,6 +81,10 @@ class Outbound:
     """The link that is up."""
     _turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
     """How many messages may be sent before other tasks get to run."""
+    _sent_at: float = attrs.field(default=-math.inf, init=False)
+    """When a message was last sent, or written."""
+    _sender: int = attrs.field(default=0, init=False)
+    """The id of the task that sent it: the task itself would be kept alive."""
     _expiry_changed: Signal = attrs.field(factory=Signal, init=False)
     _expires: bool = attrs.field(default=False, init=False)
     """Whether a task settles what waits too long: there is one from the first message that may."""
@@ -138,44 +145,51 @@ class Outbound:
             NotSent, Expired, OutcomeUnknown: as their names say.
             SessionOver: the session has ended.
         """
-        self._turns -= 1
-        if self._turns:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        else:
+        if not self._turns:
             self._turns = _FULL_CHECKPOINT_EVERY
             await trio.lowlevel.checkpoint()
         begun = None
-        if lane is Lane.APPLICATION and self._nothing_waits and not isinstance(frame, Ping | Pong):
+        task, now = trio.lowlevel.current_task(), trio.current_time()
+        if lane is Lane.APPLICATION and self._is_alone(task, now) and not isinstance(frame, _CONTROL_FRAMES):
+            self._turns -= 1
+            await trio.lowlevel.checkpoint_if_cancelled()
             begun = self._send_nowait(frame, kind)
             if begun is None:
                 return
-        task = trio.lowlevel.current_task()
 
         def settled(outgoing: Outgoing, error: NovaError | None) -> None:
-            trio.lowlevel.reschedule(task, outcome.Value(None) if error is None else outcome.Error(error))
+            if error is None:
+                trio.lowlevel.reschedule(task)
+            else:
+                trio.lowlevel.reschedule(task, outcome.Error(error))
 
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
             self.withdraw(outgoing)
             return trio.lowlevel.Abort.SUCCEEDED
 
+        outgoing = self._outgoing(frame, lane, kind, priority, purpose, now)
+        outgoing.when_settled = settled
         try:
             if begun:
-                outgoing = self._outgoing(frame, lane, kind, priority, purpose)
                 self.outbox.begin(outgoing)
                 self.changed.set()
-                outgoing.when_settled = settled
             else:
-                outgoing = self.post(frame, settled, kind, priority, lane, purpose)
+                self._put(outgoing)
         except NovaError:
-            await trio.lowlevel.cancel_shielded_checkpoint()
+            await trio.lowlevel.checkpoint()
             raise
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    @property
-    def _nothing_waits(self) -> bool:
-        """Whether the writer would write a message at once, and that alone: then it need not be woken for it."""
+    def _is_alone(self, task: trio.lowlevel.Task, now: float) -> bool:
+        """Whether the writer would write a message at once, and that alone: then it need not be woken for it.
+
+        What several tasks send at once is left to the writer: to write it together costs less than to wake it.
+        """
+        joins = now - self._sent_at < _AT_ONCE and id(task) != self._sender
+        self._sent_at, self._sender = now, id(task)
         return (
-            self.changed.is_awaited
+            not joins
+            and self.changed.is_awaited
             and self.link is not None
             and self._session.ready
             and self._session.goodbye is None
@@ -205,9 +219,9 @@ class Outbound:
         purpose: Purpose = "message",
     ) -> Outgoing:
         """Accept `frame`, and tell `when_settled` once what became of it; raises like `send` where it is refused."""
-        outgoing = self._outgoing(frame, lane, kind, priority, purpose)
-        self._put(outgoing)
+        outgoing = self._outgoing(frame, lane, kind, priority, purpose, trio.current_time())
         outgoing.when_settled = when_settled
+        self._put(outgoing)
         return outgoing
 
     def withdraw(self, outgoing: Outgoing) -> bool:
@@ -225,7 +239,8 @@ class Outbound:
                     raise NotSent(f"{MAX_REPLIES} replies of hooks are waiting already")
                 frame = message if isinstance(message, Ping | Pong) else self.encode(message)
                 purpose: Purpose = "setup" if lane is Lane.SETUP else "message"
-                outgoing = self._outgoing(frame, lane, self.kind_of(message), 0, purpose)
+                now = trio.current_time()
+                outgoing = self._outgoing(frame, lane, self.kind_of(message), 0, purpose, now)
                 self._put(outgoing)
             except NovaError as error:
                 self._reply_failed(error, self._excuses)
@@ -235,29 +250,31 @@ class Outbound:
 
     def control(self, frame: Frame, kind: str = "", when_settled: WhenSettled | None = None) -> None:
         """Send ahead of any queue: heartbeats and what answers them."""
-        outgoing = self._outgoing(frame, Lane.CONTROL, kind, 0, "control")
+        outgoing = self._outgoing(frame, Lane.CONTROL, kind, 0, "control", trio.current_time())
         outgoing.when_settled = when_settled
         self.outbox.put(outgoing)
         self.changed.set()
 
-    def _outgoing(self, frame: Frame, lane: Lane, kind: str, priority: int, purpose: Purpose) -> Outgoing:
+    def _outgoing(self, frame: Frame, lane: Lane, kind: str, priority: int, purpose: Purpose, now: float) -> Outgoing:
         return Outgoing(
             frame=frame,
             lane=lane,
             size=frame_size(frame),
-            queued_at=trio.current_time(),
+            queued_at=now,
             kind=kind,
             priority=priority,
-            purpose="control" if isinstance(frame, Ping | Pong) else purpose,
+            purpose="control" if isinstance(frame, _CONTROL_FRAMES) else purpose,
         )
 
     def _put(self, outgoing: Outgoing) -> None:
         session = self._session
-        session.check_open()
+        ready = session.ready
+        if not ready or session.goodbye is not None:
+            session.check_open()
         if outgoing.lane is Lane.APPLICATION:
             if self.draining:
                 raise NotSent("the connection is being drained")
-            if not session.ready:
+            if not ready:
                 outgoing.patient = True
                 match session.config.when_down:
                     case "fail":
@@ -396,7 +413,10 @@ class Outbound:
                 if wants_events and outgoing.lane is not Lane.CONTROL:
                     self._tell_sent(outgoing.frame, outgoing.kind, outgoing.size, now - outgoing.queued_at)
         self.outbox.written()
-        self._settled.unpark_all()
+        if len(batch) > 1:  # those who sent them will go on to send together
+            self._sent_at, self._sender = trio.current_time(), 0
+        if self._settled:
+            self._settled.unpark_all()
         if messages:
             self._count(messages, size)
 

@@ -35,6 +35,8 @@ class Lane(enum.IntEnum):
     APPLICATION = 2
 
 
+_LANES = tuple(Lane)
+
 Purpose: TypeAlias = Literal["control", "auth", "subscription", "setup", "query", "message"]
 """What a message is sent for: a rate limiter may price it by that."""
 
@@ -131,7 +133,17 @@ class _Queue:
         self.impatient += not outgoing.patient
 
     def first(self) -> Outgoing | None:
-        return next((next(iter(queue)) for queue in self.by_priority.values()), None)
+        for queue in self.by_priority.values():
+            for outgoing in queue:
+                return outgoing
+        return None
+
+    def take_all(self) -> list[Outgoing]:
+        """Remove and return all, in order."""
+        taken = list(self)
+        self.by_priority.clear()
+        self.length = self.size = self.impatient = 0
+        return taken
 
     def remove(self, outgoing: Outgoing) -> None:
         queue = self.by_priority[outgoing.priority]
@@ -154,7 +166,7 @@ class _Queue:
 class Outbox:
     """All that a session has accepted and not yet written."""
 
-    _lanes: dict[Lane, _Queue] = attrs.field(factory=lambda: {lane: _Queue() for lane in Lane}, init=False)
+    _lanes: tuple[_Queue, ...] = attrs.field(factory=lambda: tuple(_Queue() for _ in _LANES), init=False)
     _writing: list[Outgoing] = attrs.field(factory=list, init=False)
     _expiries: list[tuple[float, int, Outgoing]] = attrs.field(factory=list, init=False)
     _serial: Iterator[int] = attrs.field(factory=count, init=False)
@@ -174,7 +186,7 @@ class Outbox:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing is being written."""
-        return not self._writing and not any(lane.length for lane in self._lanes.values())
+        return not self._writing and not any(lane.length for lane in self._lanes)
 
     def put(self, outgoing: Outgoing, within: Buffer | None = None) -> None:
         """Take a message in.
@@ -210,6 +222,8 @@ class Outbox:
         that is less urgent: small messages would else take the tokens that a dear one waits for, for ever.
         """
         self.expire(now)
+        if admit is None and ready and not self._writing:
+            self._take_all()
         size, until = 0, math.inf
         while (outgoing := self._first(ready)) is not None:
             if self._writing and (len(self._writing) >= MAX_BATCH_FRAMES or size + outgoing.size > MAX_BATCH_BYTES):
@@ -234,6 +248,18 @@ class Outbox:
             return Write(self._writing)
         wake = min(until, self.next_expiry())
         return WaitUntil(wake) if wake < math.inf else Idle()
+
+    def _take_all(self) -> None:
+        """Begin to write all that waits, if one batch has room for it: then nothing needs to be looked at twice."""
+        lanes = self._lanes
+        if sum([lane.length for lane in lanes]) <= MAX_BATCH_FRAMES and (
+            sum([lane.size for lane in lanes]) <= MAX_BATCH_BYTES
+        ):
+            for lane in lanes:
+                if lane.length:
+                    self._writing += lane.take_all()
+            for outgoing in self._writing:
+                outgoing.status = Status.WRITING
 
     def held_for(self, outgoing: Outgoing, now: float) -> float:
         """Return how long the rate limiter has made a message wait, itself or by what goes before it; in seconds."""
@@ -291,13 +317,13 @@ class Outbox:
             self._refuse(outgoing, Expired(f"waited {now - outgoing.queued_at:g} s for a ready link"))
 
     def _first(self, ready: bool) -> Outgoing | None:
-        for lane in Lane if ready else (Lane.CONTROL, Lane.SETUP):
+        for lane in _LANES if ready else (Lane.CONTROL, Lane.SETUP):
             if (outgoing := self._lanes[lane].first()) is not None:
                 return outgoing
         return None
 
     def _hold(self, lane: Lane, now: float, ready: bool) -> None:
-        for each in Lane:
+        for each in _LANES:
             if each < lane:
                 self._held_since.pop(each, None)
             elif ready or each is not Lane.APPLICATION:
@@ -306,7 +332,7 @@ class Outbox:
     def _watch_expiry(self, outgoing: Outgoing) -> None:
         if outgoing.expires_at == math.inf:
             return
-        if len(self._expiries) > 2 * sum(lane.length for lane in self._lanes.values()) + 64:
+        if len(self._expiries) > 2 * sum(lane.length for lane in self._lanes) + 64:
             # Most were settled meanwhile: let go of them, they hold their frames.
             self._expiries = [entry for entry in self._expiries if entry[2].status is Status.QUEUED]
             heapq.heapify(self._expiries)

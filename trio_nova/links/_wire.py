@@ -52,6 +52,8 @@ _WHOLE_TEXT, _WHOLE_BINARY = _FIN | TEXT, _FIN | BINARY
 _EXTENSIONS_LIMIT = 1024
 """Characters of Sec-WebSocket-Extensions; what an honest server says is far shorter."""
 
+_START = Struct("!BBH")
+"""How a frame begins: its bits and opcode, a length, and, if that is 126, the length (RFC 6455 section 5.2)."""
 _SHORT, _MEDIUM, _LONG = Struct("!BB4s"), Struct("!BBH4s"), Struct("!BBQ4s")
 
 _silent = logging.Logger("trio_nova.links.wire")
@@ -142,78 +144,108 @@ class WireProtocol:
         """
         if self.ending is not None:
             return []
-        if self._partial:
-            if len(self._partial) + len(data) < self._wanted:
-                self._partial += data
-                return []
-            data = b"".join((self._partial, data))
-            self._partial = bytearray()
         frames: list[Frame] = []
-        self._split(data, frames)
-        return frames
-
-    def _split(self, data: bytes, frames: list[Frame]) -> None:
-        at, end = 0, len(data)
-        limit, append = self._limit, frames.append
-        # What a frame may begin with to be a message of its own: nothing, while fragments of another come in.
-        text, binary = (_WHOLE_TEXT, _WHOLE_BINARY) if self._opcode == _CONTINUATION else (-1, -1)
         try:
-            while end - at > 1:
-                first, length = data[at], data[at + 1]
-                if length < 126:
-                    start = at + 2
-                elif length == 126 and end - at > 3:
-                    start = at + 4
-                    length = data[at + 2] << 8 | data[at + 3]
-                    if length < 126:
-                        self._refuse(first, "length not in its shortest form")
-                elif length == 127 and end - at > 9:
-                    start = at + 10
-                    length = int.from_bytes(data[at + 2 : start], "big")
-                    if length < 65536:
-                        self._refuse(first, "length not in its shortest form")
-                    if length >> 63:
-                        self._refuse(first, "length with its top bit set")
-                else:
-                    if length > 127:
-                        self._refuse(first, "incorrect masking")
-                    self._judge_start(first)
-                    break
-                stop = start + length
-                if length > limit:
-                    self._judge_start(first)
-                    self._judge_size(first, length)
-                    raise FrameViolation(1009, "")  # a ping, where messages must be shorter than pings may be
-                if stop > end:
-                    self._judge_start(first)
-                    self._judge_size(first, length)
-                    break
-                if first == text:
-                    append(data[start:stop].decode())
-                elif first == binary:
-                    append(data[start:stop])
-                else:
-                    self._rare(first, data[at:stop], start - at, frames)
-                    if self.ending is not None:
-                        return
-                    text, binary = (_WHOLE_TEXT, _WHOLE_BINARY) if self._opcode == _CONTINUATION else (-1, -1)
-                at = stop
+            self._split(data, frames)
         except UnicodeDecodeError as exc:
             self._fail(FrameViolation(1007, f"{exc.reason} at position {exc.start}"))
         except FrameViolation as violation:
             self._fail(violation)
-        else:
-            if at < end:
-                self._partial += memoryview(data)[at:]
-                self._wanted = _length_of(data, at, end)
+        return frames
 
-    def _rare(self, first: int, frame: bytes, head: int, frames: list[Frame]) -> None:
-        """Take in a whole frame that is no message of its own."""
+    def _split(self, data: bytes, frames: list[Frame]) -> None:
+        at = self._complete(data, frames) if self._partial else 0
+        while self.ending is None:
+            if self._opcode == _CONTINUATION:
+                at = self._take_messages(data, at, frames)
+            stop = self._take_frame(data, at, frames)
+            if stop == at:
+                break
+            at = stop
+        if at < len(data) and self.ending is None:
+            self._partial += memoryview(data)[at:]
+            self._wanted = _length_of(data, at)
+
+    def _complete(self, data: bytes, frames: list[Frame]) -> int:
+        """Go on with the frame that has begun; return how many bytes of `data` belong to it."""
+        partial, at = self._partial, 0
+        while at < len(data):
+            more = data[at : at + self._wanted - len(partial)]
+            partial += more
+            at += len(more)
+            if len(partial) == self._wanted:
+                if self._take_frame(partial, 0, frames):
+                    self._partial = bytearray()
+                    break
+                self._wanted = _length_of(partial, 0)
+        return at
+
+    def _take_messages(self, data: bytes, at: int, frames: list[Frame]) -> int:
+        """Take in messages of one frame, for as long as nothing else comes; return where something else begins."""
+        limit, append, unpack = self._limit, frames.append, _START.unpack_from
+        text, binary, too_long = _WHOLE_TEXT, _WHOLE_BINARY, min(126, limit + 1)
+        end = len(data)
+        last = end - _START.size
+        while at <= last:
+            first, length, longer = unpack(data, at)
+            if length < too_long:
+                start = at + 2
+            elif length == 126 and 125 < longer <= limit:
+                start = at + 4
+                length = longer
+            else:
+                break
+            stop = start + length
+            if stop > end:
+                break
+            if first == text:
+                append(data[start:stop].decode())
+            elif first == binary:
+                append(data[start:stop])
+            else:
+                break
+            at = stop
+        return at
+
+    def _take_frame(self, data: bytes | bytearray, at: int, frames: list[Frame]) -> int:
+        """Take in one frame of any kind; return where it ends, or `at` if not all of it has come."""
+        here = len(data) - at
+        if here < 2:
+            return at
+        first, length = data[at], data[at + 1]
+        head = 2
+        if length >= 126:
+            if length > 127:
+                self._refuse(first, "incorrect masking")
+            head = 4 if length == 126 else 10
+            if here < head:
+                self._judge_start(first)
+                return at
+            length = int.from_bytes(data[at + 2 : at + head], "big")
+            if length < (126 if head == 4 else 65536):
+                self._refuse(first, "length not in its shortest form")
+            if length >> 63:
+                self._refuse(first, "length with its top bit set")
         self._judge_start(first)
-        self._judge_size(first, len(frame) - head)
-        if first & 0x0F < CLOSE:
-            self._assemble(first, frame[head:], frames)
-            return
+        self._judge_size(first, length)
+        start, stop = at + head, at + head + length
+        if length > self._limit:
+            raise FrameViolation(1009, "")  # a ping, where messages must be shorter than pings may be
+        if length > here - head:
+            return at
+        view = memoryview(data)  # it may be large: the less often it is copied, the better
+        if first & 0x0F >= CLOSE:
+            self._control(bytes(view[at:stop]), frames)
+        elif first == _WHOLE_TEXT:
+            frames.append(str(view[start:stop], "utf-8"))
+        elif first == _WHOLE_BINARY:
+            frames.append(bytes(view[start:stop]))
+        else:
+            self._assemble(first, bytes(view[start:stop]), frames)
+        return stop
+
+    def _control(self, frame: bytes, frames: list[Frame]) -> None:
+        """Let the protocol object judge, and answer, a whole control frame."""
         protocol = self._protocol
         protocol.receive_data(frame)
         for event in protocol.events_received():
@@ -326,7 +358,7 @@ class WireProtocol:
         self._forget()
 
     def _forget(self) -> None:
-        self._partial.clear()
+        self._partial = bytearray()
         self._texts.clear()
         self._bytes = bytearray()
 
@@ -408,14 +440,15 @@ def _offer(dial: Dial) -> list[ClientPerMessageDeflateFactory] | None:
     ]
 
 
-def _length_of(data: bytes, at: int, end: int) -> int:
+def _length_of(data: bytes | bytearray, at: int) -> int:
     """Return how many bytes the frame that begins at `at` has, as far as can be told."""
-    if end - at < 2:
+    here = len(data) - at
+    if here < 2:
         return 2
     length, head = data[at + 1], 2
     if length >= 126:
         head = 4 if length == 126 else 10
-        if end - at < head:
+        if here < head:
             return head
         length = int.from_bytes(data[at + 2 : at + head], "big")
     return head + length

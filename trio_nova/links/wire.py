@@ -39,7 +39,7 @@ _MAX_ANSWERS = 16
 """Pongs that wait for a write to end; RFC 6455 section 5.5.3 allows to answer the latest ping only."""
 _MAX_READ = 4 * CHUNK
 """Bytes that are read at a time, at most."""
-_MAX_BATCH = 512
+_MAX_BATCH = 704
 """Frames that `receive_some` returns at a time, however many one read completes: others get to run between."""
 _MAX_UNTAKEN = 256
 """Frames kept for `receive_some` that arrive while the link is being closed."""
