@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NoReturn
 
 import attrs
@@ -109,11 +110,11 @@ class Inbound:
 
     def take_in(self, frames: Sequence[Frame], on_probe_answer: Any) -> None:
         """Take in what a link returned. If `clogged` then, `wait_for_room` before you read on."""
-        try:
-            sizes: list[int] = list(map(len, frames))  # type: ignore[arg-type]
+        sizes: list[int] = []
+        messages = None
+        with suppress(TypeError):  # a ping or a pong, which has no length
+            sizes += map(len, frames)  # type: ignore[arg-type]
             messages = self._decode_together(frames)
-        except TypeError:  # a ping or a pong, which has no length
-            messages = None
         if messages is None:
             self._take_in_each(frames, on_probe_answer)
             return

@@ -115,7 +115,7 @@ class Supervisor:
         session.counts.dials += 1
         governor = config.governor or shared_governor()
         with self._interruptible() as scope:
-            async with governor.turn(session.url.authority) as turn:
+            async with governor.turn(session.url.authority, retry=session.attempts.made > 1) as turn:
                 started = trio.current_time()
                 scope.deadline = started + config.connect_timeout
                 try:

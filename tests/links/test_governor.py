@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import attrs
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -71,3 +72,35 @@ async def test_who_is_sent_elsewhere_does_not_keep_others_from_where_it_came(aut
         async with governor.turn("back.test") as turn:
             turn.release()
             turn.release()
+
+
+async def test_a_retry_that_waits_for_its_pace_keeps_no_first_dial_from_the_reserve(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    governor = ConnectGovernor([RollingWindow(10, 3600.0)], reserve=0.6)
+    started = trio.current_time()
+
+    async def dial(*, retry: bool) -> float:
+        async with governor.turn("server.test", retry=retry):
+            return trio.current_time() - started
+
+    assert [await dial(retry=True) for _ in range(2)] == [0.0, 0.0]
+    async with trio.open_nursery() as nursery:
+
+        async def dial_again() -> None:
+            # Half of its four at once, the rest evenly over the hour.
+            assert await dial(retry=True) == pytest.approx(1200.0)
+
+        nursery.start_soon(dial_again)
+        await wait_all_tasks_blocked()
+        assert [await dial(retry=False) for _ in range(7)] == [0.0] * 7
+    assert await dial(retry=False) == pytest.approx(3600.0)
+
+
+@pytest.mark.parametrize("reserve", [0.0, 1.0])
+async def test_retries_never_stop_however_much_is_reserved(autojump_clock: trio.abc.Clock, reserve: float) -> None:
+    governor = ConnectGovernor([RollingWindow(4, 60.0)], reserve=reserve)
+    for _ in range(20):
+        with trio.fail_after(61.0):
+            async with governor.turn("server.test", retry=True):
+                pass

@@ -253,7 +253,7 @@ mutant(
     "tolerant parser",
     "An illegal frame is passed over, and its link kept.",
     "D4",
-    Edit(WireProtocol, "_split", "self._fail(violation)", "self._partial.clear()"),
+    Edit(WireProtocol, "feed", "self._fail(violation)", "self._partial.clear()"),
 )
 
 # --------------------------------------------------------------------------- subscriptions

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+import math
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
 import trio
 
-from trio_nova.core.limits import Limit, Limits
+from trio_nova.core import number
+from trio_nova.core.limits import Gcra, Limit, Limits, RollingWindow
 
 __all__ = ["ConnectGovernor", "Turn"]
 
@@ -49,6 +51,18 @@ def _as_tuple(limits: Iterable[Limit]) -> tuple[Limit, ...]:
     return tuple(limits)
 
 
+def _retry_paces(limits: Iterable[Limit], reserve: float) -> Iterator[Limit]:
+    """Yield what retries keep to besides `limits`, so that they leave a `reserve` of each window to others.
+
+    A window is open until it is used up, and then shut for long: an outage of a day would spend it in its
+    first half, and pass the second without a look at whether the service is back. The other limits refill.
+    """
+    for limit in limits:
+        if isinstance(limit, RollingWindow):
+            share = max(1, math.floor(limit.limit * (1.0 - reserve)))
+            yield Gcra(share, limit.period, burst=math.ceil(share / 2), margin=limit.margin)
+
+
 @attrs.define(eq=False)
 class ConnectGovernor:
     """Paces the dials of all sessions that share it: RFC 6455 section 4.1 allows one CONNECTING per address.
@@ -58,32 +72,44 @@ class ConnectGovernor:
 
     limits: Sequence[Limit] = attrs.field(default=(), converter=_as_tuple)
     """How many dials, to whatever address, may begin in what time."""
+    reserve: float = attrs.field(default=0.6, kw_only=True, validator=number(at_most=1.0))
+    """The share of each `RollingWindow`, from 0 to 1, that retries leave to other dials.
+
+    A retry follows a failed dial; the first dial is none, nor the one after a link that had lasted. Half of
+    their share retries may use at once, the other half evenly over the period: in a long outage they
+    become slower than the back-off, and never stop.
+    """
     _all: Limits = attrs.field(init=False, repr=False)
+    _for_retries: Limits = attrs.field(init=False, repr=False)
     _locks: dict[str, trio.Lock] = attrs.field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._all = Limits(self.limits)
+        self._for_retries = Limits((*self.limits, *_retry_paces(self.limits, self.reserve)))
 
     @asynccontextmanager
-    async def turn(self, address: str) -> AsyncIterator[Turn]:
-        """Wait for the right to dial `address`; leaving the block releases it. Cancelling gives the place up."""
+    async def turn(self, address: str, *, retry: bool = False) -> AsyncIterator[Turn]:
+        """Wait for the right to dial `address`; leaving the block releases it. Cancelling gives the place up.
+
+        Args:
+            address: host and port.
+            retry: whether the dial before this one failed, so that it must leave the reserve alone.
+        """
+        limits = self._for_retries if retry else self._all
         turn = Turn(self._locks)
         try:
-            await turn.move(address)
-            await self._wait_for_room()
+            # Who waits for room does not hold the address: others may have to leave less of it alone.
+            while True:
+                await trio.sleep_until(limits.admits_at(trio.current_time()))
+                await turn.move(address)
+                now = trio.current_time()
+                if limits.admits_at(now) <= now:
+                    limits.spend(now)
+                    break
+                turn.release()
             yield turn
         finally:
             turn.release()
-
-    async def _wait_for_room(self) -> None:
-        # Others who share the limits, for other addresses, may take the room while we wait for it.
-        while True:
-            now = trio.current_time()
-            when = self._all.admits_at(now)
-            if when <= now:
-                self._all.spend(now)
-                return
-            await trio.sleep_until(when)
 
 
 _shared: trio.lowlevel.RunVar[ConnectGovernor] = trio.lowlevel.RunVar("trio_nova governor")
