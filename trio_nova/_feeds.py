@@ -66,7 +66,7 @@ class Feed(Receiver[Any]):
 
     @property
     def clogged(self) -> bool:
-        return self._mailbox.clogged
+        return bool(self._mailbox.backlog)
 
     @property
     def crowded(self) -> bool:

@@ -65,7 +65,8 @@ class Inbound:
     """Interrupts the reader."""
     resumed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the reader after a pause."""
-    _staged: Mailbox[_Staged] = attrs.field(init=False)
+    _staged: Mailbox[_Staged] | None = attrs.field(default=None, init=False)
+    """What waits for hooks; None where there are none."""
     _hears_messages: bool = attrs.field(init=False)
     _hears_frames: bool = attrs.field(init=False)
     _validates: bool = attrs.field(init=False)
@@ -81,7 +82,6 @@ class Inbound:
         queue: BoundedQueue[Any] = BoundedQueue(config.inbox_size, config.inbox_bytes, config.overflow)
         self.inbox = Mailbox(queue, self._high_water, self._low_water)
         self.receiver = Receiver(self.inbox)
-        self._staged = Mailbox(BoundedQueue(max_items=MAX_STAGED))
         # A hook that is not overridden costs nothing: it is not called.
         self._hears_messages = type(handlers.message).handle_message is not MessageHandler.handle_message
         self._hears_frames = type(handlers.connection).handle_frame is not ConnectionHandler.handle_frame
@@ -95,6 +95,8 @@ class Inbound:
         self._splits = type(config.correlation).parts is not Correlation.parts
         hooked = self._hears_messages or self._hears_frames or self._validates or self._probed or self._splits
         self._decode_all = None if hooked else getattr(config.codec, "decode_all", None)
+        if self.has_hooks:
+            self._staged = Mailbox(BoundedQueue(max_items=MAX_STAGED))
 
     # ----------------------------------------------------------------- the reader's side
 
@@ -106,25 +108,27 @@ class Inbound:
     @property
     def clogged(self) -> bool:
         """Whether reading must stop: something received has found no room yet."""
-        return self.inbox.clogged or self._staged.clogged or self._subscriptions.clogged
+        if self.inbox.backlog or (self._staged is not None and self._staged.backlog):
+            return True
+        return self._subscriptions.clogged
 
     def take_in(self, frames: Sequence[Frame], on_probe_answer: Any) -> None:
         """Take in what a link returned. If `clogged` then, `wait_for_room` before you read on."""
-        sizes: list[int] = []
-        messages = None
+        messages, size = None, 0
         with suppress(TypeError):  # a ping or a pong, which has no length
-            sizes += map(len, frames)  # type: ignore[arg-type]
+            size = sum(map(len, frames))  # type: ignore[arg-type]
             messages = self._decode_together(frames)
         if messages is None:
             self._take_in_each(frames, on_probe_answer)
             return
-        size = sum(sizes)
         self._count(len(frames), size)
         if self._requests.expecting or self._subscriptions.active:
             now, owner = trio.current_time(), self._owner
-            self._keep([pair for pair in zip(messages, sizes, strict=True) if owner(pair[0], now) is None])
-        else:
-            self._keep_all(messages, sizes, size)
+            rest = [each for each in zip(messages, frames, strict=True) if owner(each[0], now) is None]
+            self._keep([(message, len(frame)) for message, frame in rest])  # type: ignore[arg-type]
+        elif (given := self.inbox.hand(messages)) < len(messages):
+            sizes = list(map(len, frames[given:]))  # type: ignore[arg-type]
+            self._keep_all(messages[given:] if given else messages, sizes, sum(sizes) if given else size)
 
     def _decode_together(self, frames: Sequence[Any]) -> Sequence[Any] | None:
         """Decode the messages of a batch; None where they must be looked at one by one."""
@@ -200,6 +204,7 @@ class Inbound:
         if messages:
             self._count(messages, size)
         if staged:
+            assert self._staged is not None
             for each, length in staged:
                 self._staged.put_nowait(each, length)
         self._keep(taken)
@@ -234,7 +239,8 @@ class Inbound:
 
     async def wait_for_room(self) -> None:
         """Wait until all that was taken in has found its place. Cancelling loses nothing."""
-        await self._staged.wait_for_room()
+        if self._staged is not None:
+            await self._staged.wait_for_room()
         await self.inbox.wait_for_room()
         await self._subscriptions.wait_for_room()
 
@@ -298,6 +304,7 @@ class Inbound:
 
     async def dispatch(self) -> NoReturn:
         """Show frames and messages to the hooks, in order, and pass the messages on."""
+        assert self._staged is not None
         receiver = Receiver(self._staged)
         while True:
             self._show(await receiver.receive())
@@ -321,7 +328,7 @@ class Inbound:
 
     def end(self) -> None:
         """Let what is there be received; after that receiving raises SessionOver."""
-        left = self._staged.drain()
+        left = [] if self._staged is None else self._staged.drain()
         if self._session.goodbye is None:
             for staged in left:
                 self._show(staged)

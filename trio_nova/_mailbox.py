@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import attrs
+import outcome
 import trio
 
 from trio_nova.core.bounded import BoundedQueue
@@ -20,11 +21,16 @@ _LOW_WATER = 0.5
 _FULL_CHECKPOINT_EVERY = 64
 _CROWD = 64
 """Items with which the reader lets consumers run before it reads on."""
+_LOOK_AGAIN = object()
+"""What wakes a taker for whom there is no item."""
 
 
 @attrs.define(eq=False)
 class Mailbox(Generic[T]):
-    """What the session puts and a consumer takes, in order."""
+    """What the session puts and a consumer takes, in order.
+
+    Whoever waits for an item is given it without it ever lying in the queue.
+    """
 
     queue: BoundedQueue[T]
     on_high_water: Callable[[], None] | None = None
@@ -33,10 +39,12 @@ class Mailbox(Generic[T]):
     """Makes the item that stands where so many were dropped; None: nothing stands there."""
     claimed: bool = attrs.field(default=False, init=False)
     """Whether anybody has ever received from it."""
-    _backlog: list[tuple[T, int]] = attrs.field(factory=list, init=False, repr=False)
-    """The rest of a batch that did not fit: it has been received, so it must not be lost."""
-    _takers: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
-    _putters: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
+    backlog: list[tuple[T, int]] = attrs.field(factory=list, init=False, repr=False)
+    """The rest of a batch that did not fit: it has been received, so it must not be lost. For those who look."""
+    _takers: dict[trio.lowlevel.Task, bool] = attrs.field(factory=dict, init=False)
+    """Those who wait, the longest first, and whether each wants all there is. Then nothing is in the queue."""
+    _has_room: trio.Event | None = attrs.field(default=None, init=False)
+    """What those wait for who have put more than there was room for."""
     _is_high: bool = attrs.field(default=False, init=False)
     _is_closed: bool = attrs.field(default=False, init=False)
     _error: NovaError | None = attrs.field(default=None, init=False)
@@ -46,23 +54,35 @@ class Mailbox(Generic[T]):
     """How many items may be taken before other tasks get to run."""
 
     @property
-    def clogged(self) -> bool:
-        """Whether something already received waits for room."""
-        return bool(self._backlog)
-
-    @property
     def crowded(self) -> bool:
         """Whether so much waits that its consumers had better be given a turn first."""
-        return len(self.queue.items) >= _CROWD
+        items = self.queue.items
+        return items is not None and len(items) >= _CROWD
 
     async def give_turns(self) -> None:
         """Let consumers run for as long as they take and it is still crowded; not for longer."""
-        items = self.queue.items
         in_vain = 0
-        while len(items) >= _CROWD and in_vain < 2:  # twice, as Trio may have run us first
-            waiting = len(items)
+        while self.crowded and in_vain < 2:  # twice, as Trio may have run us first
+            waiting = len(self.queue)
             await trio.lowlevel.checkpoint()
-            in_vain = 0 if len(items) < waiting else in_vain + 1
+            in_vain = 0 if len(self.queue) < waiting else in_vain + 1
+
+    # ----------------------------------------------------------------- putting
+
+    def hand(self, items: Sequence[T]) -> int:
+        """Give items, oldest first, to those who wait; return how many were given. The others are to be put."""
+        takers, given = self._takers, 0
+        while takers and given < len(items):
+            task, every = next(iter(takers.items()))
+            del takers[task]
+            if every:
+                item: Any = list(items[given:])
+                given = len(items)
+            else:
+                item = items[given]
+                given += 1
+            trio.lowlevel.reschedule(task, outcome.Value(item))
+        return given
 
     def put_nowait(self, item: T, size: int) -> bool:
         """Take an item in; False where something waits for room now: then `wait_for_room`."""
@@ -72,29 +92,36 @@ class Mailbox(Generic[T]):
         """Take items in, oldest first, of `size` bytes together; returns like `put_nowait`."""
         if self._is_closed:
             return True
+        if self._takers and (given := self.hand(items)):
+            items, sizes = items[given:], sizes[given:]
+            if not items:
+                return True
+            size = sum(sizes)
         queue = self.queue
-        if self._backlog or not queue.offer_all(items, sizes, size):
-            self._backlog.extend(zip(items, sizes, strict=True))
+        if self.backlog or not queue.offer_all(items, sizes, size):
+            self.backlog.extend(zip(items, sizes, strict=True))
             self._admit()
             self._look()
-        if self._takers and self.ready:
-            self._takers.unpark(count=max(1, len(queue)))
         if self.on_high_water is not None and not self._is_high and queue.fill >= _HIGH_WATER:
             self._is_high = True
             self._look()
             self.on_high_water()
-        return not self._backlog
+        return not self.backlog
 
     async def wait_for_room(self) -> None:
         """Wait until all that was put has been taken in. Cancelling loses nothing: it stays put."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while self._backlog and not self._is_closed:
-            await self._putters.park()
+        while self.backlog and not self._is_closed:
+            if self._has_room is None:
+                self._has_room = trio.Event()
+            await self._has_room.wait()
+
+    # ----------------------------------------------------------------- taking
 
     @property
     def ready(self) -> bool:
         """Whether there is something to take."""
-        return len(self.queue) > 0 or (self.notice is not None and self.queue.has_losses)
+        return bool(self.queue.items) or (self.notice is not None and self.queue.has_losses)
 
     def take_nowait(self) -> T:
         """Return the next item.
@@ -122,34 +149,50 @@ class Mailbox(Generic[T]):
             items.append(self.take_nowait())
         return items
 
-    async def wait_for_item(self, receiver: Receiver[T]) -> None:
-        """Wait until there is something to take. Cancelling takes nothing."""
-        if self.ready:
-            # A full checkpoint costs more than the rest of a receive: one now and then is enough to let others run.
-            self.turns -= 1
-            if self.turns > 0:
-                await trio.lowlevel.checkpoint_if_cancelled()
-            else:
-                self.turns = _FULL_CHECKPOINT_EVERY
-                await trio.lowlevel.checkpoint()
-        else:
+    async def take(self, receiver: Receiver[T], *, every: bool) -> Any:
+        """Wait until there is something to take; return the next item, or a list of every one there is.
+
+        Cancelling takes nothing.
+        """
+        # A full checkpoint costs more than the rest of a receive: where there is something, one now and then is
+        # enough to let others run. Where there is nothing it may bring what comes meanwhile, and save a sleep.
+        self.turns -= 1
+        if self.turns > 0 and self.ready:
             await trio.lowlevel.checkpoint_if_cancelled()
-        while not self.ready:
-            receiver.check()
-            self._check_open()
+        else:
             self.turns = _FULL_CHECKPOINT_EVERY
-            await self._takers.park()
-        receiver.check()
+            await trio.lowlevel.checkpoint()
+        while True:
+            receiver.check()
+            if self.ready:
+                return self.take_all_nowait() if every else self.take_nowait()
+            self._check_open()
+            item = await self._wait_to_be_given(every)
+            if item is not _LOOK_AGAIN:
+                return item
+
+    async def _wait_to_be_given(self, every: bool) -> Any:
+        task = trio.lowlevel.current_task()
+        self._takers[task] = every
+
+        def abort(raise_cancel: object) -> trio.lowlevel.Abort:
+            del self._takers[task]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self.turns = _FULL_CHECKPOINT_EVERY
+        return await trio.lowlevel.wait_task_rescheduled(abort)
 
     def drain(self) -> list[T]:
         """Remove and return all that was put, whether or not there was room for it."""
-        items = [*self.queue.pop_all(), *(item for item, _ in self._backlog)]
-        self._backlog.clear()
+        items = [*self.queue.pop_all(), *(item for item, _ in self.backlog)]
+        self.backlog.clear()
         return items
 
     def wake_takers(self) -> None:
         """Make all who wait look again."""
-        self._takers.unpark_all()
+        takers, self._takers = self._takers, {}
+        for task in takers:
+            trio.lowlevel.reschedule(task, outcome.Value(_LOOK_AGAIN))
 
     def close(self, error: NovaError | None = None) -> None:
         """Let what is there be taken; after that raise `error`, or SessionOver."""
@@ -157,15 +200,15 @@ class Mailbox(Generic[T]):
             self._is_closed = True
             self._error = error
             self._look()
-            self._takers.unpark_all()
-            self._putters.unpark_all()
+            self.wake_takers()
+            self._tell_of_room()
 
     def _check_open(self) -> None:
         if self._is_closed:
             raise self._error or SessionOver("the session is over: nothing will be received any more")
 
     def _admit(self) -> None:
-        backlog, admitted = self._backlog, 0
+        backlog, admitted = self.backlog, 0
         while admitted < len(backlog) and self.queue.offer(*backlog[admitted]):
             admitted += 1
         del backlog[:admitted]
@@ -173,18 +216,23 @@ class Mailbox(Generic[T]):
     def _taken(self) -> None:
         if self.plain:
             return
-        if self._backlog:
+        if self.backlog:
             self._admit()
-            if not self._backlog:
-                self._putters.unpark_all()
+            if not self.backlog:
+                self._tell_of_room()
         if self._is_high and self.queue.fill <= _LOW_WATER:
             self._is_high = False
             if self.on_low_water is not None:
                 self.on_low_water()
         self._look()
 
+    def _tell_of_room(self) -> None:
+        if self._has_room is not None:
+            self._has_room.set()
+            self._has_room = None
+
     def _look(self) -> None:
-        self.plain = not (self._backlog or self._is_high or self._is_closed or self.queue.has_losses)
+        self.plain = not (self.backlog or self._is_high or self._is_closed or self.queue.has_losses)
 
 
 @attrs.define(eq=False)
@@ -210,12 +258,8 @@ class Receiver(Generic[T]):
             mailbox.turns -= 1
             queue.size -= queue.sizes.popleft()
             return queue.items.popleft()
-        while True:
-            await mailbox.wait_for_item(self)
-            try:
-                return mailbox.take_nowait()
-            except trio.WouldBlock:  # another task was faster
-                continue
+        item: T = await mailbox.take(self, every=False)
+        return item
 
     def receive_nowait(self) -> T:
         """Return the next item; raises trio.WouldBlock where there is none, else like `receive`."""
@@ -226,12 +270,8 @@ class Receiver(Generic[T]):
     async def receive_batch(self) -> list[T]:
         """Return all items there are, at least one, waiting for it if need be; raises like `receive`."""
         self._mailbox.claimed = True
-        while True:
-            await self._mailbox.wait_for_item(self)
-            try:
-                return self._mailbox.take_all_nowait()
-            except trio.WouldBlock:
-                continue
+        items: list[T] = await self._mailbox.take(self, every=True)
+        return items
 
     def __aiter__(self) -> Receiver[T]:
         return self

@@ -33,27 +33,27 @@ class BoundedQueue(Generic[T]):
     """Bytes held."""
     dropped: int = attrs.field(default=0, init=False)
     """Items dropped since the queue was made."""
-    items: deque[T] = attrs.field(factory=deque, init=False, repr=False)
-    """What it holds. For those who look; `pop` takes."""
-    sizes: deque[int] = attrs.field(factory=deque, init=False)
-    """The size of each."""
+    items: deque[T] | None = attrs.field(default=None, init=False, repr=False)
+    """What it holds; None before the first item, as an empty deque is large. For those who look; `pop` takes."""
+    sizes: deque[int] = attrs.field(init=False)
+    """The size of each item: there with `items`."""
     _taken_in: int = attrs.field(default=0, init=False)
     """How many items were ever taken in: the serial number of the next one."""
     _lost: dict[int, int] = attrs.field(factory=dict, init=False)
     """How many were dropped just before the item of each serial number, where any were."""
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.items) if self.items else 0
 
     @property
     def full(self) -> bool:
         """Whether there is no room for one more."""
-        return len(self.items) >= self.max_items or self.size >= self.max_bytes
+        return len(self) >= self.max_items or self.size >= self.max_bytes
 
     @property
     def fill(self) -> float:
         """How full it is: 0.0 is empty, 1.0 is at a bound."""
-        return max(len(self.items) / self.max_items, self.size / self.max_bytes)
+        return max(len(self) / self.max_items, self.size / self.max_bytes)
 
     def offer(self, item: T, size: int) -> bool:
         """Take `item` in, as the overflow policy says; False where it is full and the policy is to block."""
@@ -66,6 +66,8 @@ class BoundedQueue(Generic[T]):
                 return True
             while self.full:  # one large item may stand where many small ones did
                 self._drop_oldest()
+        if self.items is None:
+            self.items, self.sizes = deque(), deque()
         self.items.append(item)
         self.sizes.append(size)
         self.size += size
@@ -74,8 +76,10 @@ class BoundedQueue(Generic[T]):
 
     def offer_all(self, items: Sequence[T], sizes: Sequence[int], size: int) -> bool:
         """Take items in, of `size` bytes together, if there is room for all of them; else none."""
-        if len(self.items) + len(items) > self.max_items or self.size + size > self.max_bytes:
+        if len(self) + len(items) > self.max_items or self.size + size > self.max_bytes:
             return False
+        if self.items is None:
+            self.items, self.sizes = deque(), deque()
         self.items.extend(items)
         self.sizes.extend(sizes)
         self.size += size
@@ -90,7 +94,7 @@ class BoundedQueue(Generic[T]):
     def replace(self, serial: int, item: T, size: int) -> bool:
         """Put `item` in the place of the one with this serial number; False where that has been taken."""
         place = serial - self._first
-        if not 0 <= place < len(self.items):
+        if not self.items or not 0 <= place < len(self.items):
             return False
         self.size += size - self.sizes[place]
         self.items[place] = item
@@ -103,6 +107,8 @@ class BoundedQueue(Generic[T]):
 
     def pop(self) -> T:
         """Remove and return the oldest item; raises IndexError where there is none."""
+        if not self.items:
+            raise IndexError("nothing is in the queue")
         item = self.items.popleft()
         self.size -= self.sizes.popleft()
         if self._lost:
@@ -111,10 +117,12 @@ class BoundedQueue(Generic[T]):
 
     def pop_all(self) -> list[T]:
         """Remove and return all items, oldest first."""
-        items = list(self.items)
-        self.items.clear()
-        self.sizes.clear()
-        self.size = 0
+        items: list[T] = []
+        if self.items:
+            items += self.items
+            self.items.clear()
+            self.sizes.clear()
+            self.size = 0
         if self._lost:
             self._lost = {serial: lost for serial, lost in self._lost.items() if serial == self._taken_in}
         return items
@@ -127,7 +135,7 @@ class BoundedQueue(Generic[T]):
     @property
     def _first(self) -> int:
         """The serial number of the oldest item."""
-        return self._taken_in - len(self.items)
+        return self._taken_in - len(self)
 
     def _lose(self, serial: int, count: int) -> None:
         self._lost[serial] = self._lost.get(serial, 0) + count
