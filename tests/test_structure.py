@@ -27,6 +27,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"core"}),
     frozenset({"codecs"}),
     frozenset({"handlers"}),
+    frozenset({"_signal"}),
     frozenset({"links"}),
     frozenset({"config", "profiles"}),
     frozenset({"adapter"}),
@@ -145,8 +146,8 @@ def all_imports(modules: dict[str, Module]) -> list[Import]:
 
 def layer_of(part: str) -> int:
     """Return the index of the layer that a top-level part stands in; -1 where it has none."""
-    name = SHELL if part.startswith("_") and not part.startswith("__") else part
-    return next((index for index, layer in enumerate(LAYERS) if name in layer), -1)
+    names = {part, SHELL} if part.startswith("_") and not part.startswith("__") else {part}
+    return next((index for index, layer in enumerate(LAYERS) if names & layer), -1)
 
 
 # --------------------------------------------------------------------------- the rules

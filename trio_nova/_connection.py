@@ -567,7 +567,8 @@ class ConnectionBlock:
             session, self.inbound, self.outbound, self.requests, self.authenticator, self.subscriptions
         )
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
-        self._tasks = trio.CancelScope(shield=True)
+        self._tasks: trio.CancelScope | None = None
+        """Around all tasks of the session, and shielded; None: they have not begun."""
 
     # Left in the middle by a KeyboardInterrupt, either of these would leave Trio's scopes misnested.
     @trio.lowlevel.enable_ki_protection
@@ -622,7 +623,8 @@ class ConnectionBlock:
         try:
             await self.session.over.wait()
         except BaseException:  # KeyboardInterrupt: nothing else passes the shield
-            self._tasks.cancel(reason="interrupted while closing")
+            if self._tasks is not None:
+                self._tasks.cancel(reason="interrupted while closing")
             raise
         finally:
             await manager.__aexit__(None, None, None)
@@ -633,20 +635,20 @@ class ConnectionBlock:
         session = self.session
         session.redactor.guard_task()
         try:
-            with self._tasks:
-                try:
-                    async with trio.open_nursery() as nursery:
-                        session.start_soon = nursery.start_soon
-                        if self.inbound.has_hooks:
-                            nursery.start_soon(self.inbound.dispatch, name="nova:dispatcher")
-                        await self.supervisor.supervise()
-                        nursery.cancel_scope.cancel(reason="the session is over")
-                except BaseException as exc:
-                    cancelled, defect = _split_cancelled(exc)
-                    if defect is not None:
-                        session.give_up(defect)
-                    if cancelled is not None:
-                        raise cancelled from None
+            async with trio.open_nursery() as nursery:
+                self._tasks = nursery.cancel_scope
+                self._tasks.shield = True
+                session.start_soon = nursery.start_soon
+                if self.inbound.has_hooks:
+                    nursery.start_soon(self.inbound.dispatch, name="nova:dispatcher")
+                await self.supervisor.supervise()
+                nursery.cancel_scope.cancel(reason="the session is over")
+        except BaseException as exc:
+            cancelled, defect = _split_cancelled(exc)
+            if defect is not None:
+                session.give_up(defect)
+            if cancelled is not None:
+                raise cancelled from None
         finally:
             if not session.is_over:
                 session.close()

@@ -9,6 +9,7 @@ import attrs
 import outcome
 import trio
 
+from trio_nova._signal import Bell
 from trio_nova.core.bounded import BoundedQueue
 from trio_nova.errors import NovaError, ReceiverMoved, SessionOver
 
@@ -43,7 +44,7 @@ class Mailbox(Generic[T]):
     """The rest of a batch that did not fit: it has been received, so it must not be lost. For those who look."""
     _takers: dict[trio.lowlevel.Task, bool] = attrs.field(factory=dict, init=False)
     """Those who wait, the longest first, and whether each wants all there is. Then nothing is in the queue."""
-    _has_room: trio.Event | None = attrs.field(default=None, init=False)
+    _has_room: Bell = attrs.field(factory=Bell, init=False)
     """What those wait for who have put more than there was room for."""
     _is_high: bool = attrs.field(default=False, init=False)
     _is_closed: bool = attrs.field(default=False, init=False)
@@ -112,8 +113,6 @@ class Mailbox(Generic[T]):
         """Wait until all that was put has been taken in. Cancelling loses nothing: it stays put."""
         await trio.lowlevel.checkpoint_if_cancelled()
         while self.backlog and not self._is_closed:
-            if self._has_room is None:
-                self._has_room = trio.Event()
             await self._has_room.wait()
 
     # ----------------------------------------------------------------- taking
@@ -201,7 +200,7 @@ class Mailbox(Generic[T]):
             self._error = error
             self._look()
             self.wake_takers()
-            self._tell_of_room()
+            self._has_room.ring()
 
     def _check_open(self) -> None:
         if self._is_closed:
@@ -219,17 +218,12 @@ class Mailbox(Generic[T]):
         if self.backlog:
             self._admit()
             if not self.backlog:
-                self._tell_of_room()
+                self._has_room.ring()
         if self._is_high and self.queue.fill <= _LOW_WATER:
             self._is_high = False
             if self.on_low_water is not None:
                 self.on_low_water()
         self._look()
-
-    def _tell_of_room(self) -> None:
-        if self._has_room is not None:
-            self._has_room.set()
-            self._has_room = None
 
     def _look(self) -> None:
         self.plain = not (self.backlog or self._is_high or self._is_closed or self.queue.has_losses)

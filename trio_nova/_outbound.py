@@ -12,7 +12,7 @@ import outcome
 import trio
 
 from trio_nova._session import Session
-from trio_nova._signal import Signal
+from trio_nova._signal import Bell, Signal
 from trio_nova.core.outbox import Buffer, Idle, Lane, Outbox, Outgoing, Purpose, WaitUntil, Write
 from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, NovaError
@@ -94,8 +94,8 @@ class Outbound:
     """Those that were still waiting when the session ended."""
     _excuses: bool = attrs.field(default=False, init=False)
     """Whether what is replied just now answers the failure of a reply."""
-    _settled: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
-    """Where those wait who want fewer messages to be on their way."""
+    _settled: Bell = attrs.field(factory=Bell, init=False)
+    """Rung when a message is settled, for those who want fewer to be on their way."""
     _encode_hook: bool = attrs.field(init=False)
     _type_matters: bool = attrs.field(init=False)
     _own_check: bool = attrs.field(init=False)
@@ -228,7 +228,7 @@ class Outbound:
         """Take a frame back, and tell nobody of it any more; False where it has left, or is leaving."""
         outgoing.when_settled = None
         withdrawn = self.outbox.withdraw(outgoing)
-        self._settled.unpark_all()
+        self._settled.ring()
         return withdrawn
 
     def reply(self, messages: Sequence[Any], lane: Lane) -> None:
@@ -292,7 +292,7 @@ class Outbound:
 
     def _reply_settled(self, outgoing: Outgoing, error: NovaError | None, *, is_excuse: bool) -> None:
         self._replies -= 1
-        self._settled.unpark_all()
+        self._settled.ring()
         if error is not None and self._session.is_over:
             self._unsent_replies += 1
         elif error is not None:
@@ -415,8 +415,7 @@ class Outbound:
         self.outbox.written()
         if len(batch) > 1:  # those who sent them will go on to send together
             self._sent_at, self._sender = trio.current_time(), 0
-        if self._settled:
-            self._settled.unpark_all()
+        self._settled.ring()
         if messages:
             self._count(messages, size)
 
@@ -444,7 +443,7 @@ class Outbound:
         elif isinstance(bounds := self._session.config.when_down, Buffer):
             self.outbox.expire_waiting(trio.current_time() + bounds.ttl)
             self._watch_expiry()
-        self._settled.unpark_all()
+        self._settled.ring()
 
     def end(self) -> None:
         """Settle all that is left: nothing of it was sent."""
@@ -452,7 +451,7 @@ class Outbound:
         self.outbox.refuse_waiting("the session ended before it was written", self._session.last_error)
         if self._unsent_replies:
             self._session.emit(Dropped, count=self._unsent_replies, where="replies")
-        self._settled.unpark_all()
+        self._settled.ring()
 
     def _watch_expiry(self) -> None:
         if not self._expires:
@@ -465,15 +464,15 @@ class Outbound:
         while True:
             await self._expiry_changed.wait(self.outbox.next_expiry())
             self.outbox.expire(trio.current_time())
-            self._settled.unpark_all()
+            self._settled.ring()
 
     async def wait_replies_written(self) -> None:
         """Wait until hooks have few unwritten replies: the dispatcher's backpressure."""
         while self._replies >= REPLIES_IN_HAND and not self._session.is_over:
-            await self._settled.park()
+            await self._settled.wait()
 
     async def wait_idle(self) -> None:
         """Wait until nothing waits to be written."""
         await trio.lowlevel.checkpoint()
         while not self.outbox.idle and not self._session.is_over:
-            await self._settled.park()
+            await self._settled.wait()

@@ -13,6 +13,7 @@ import attrs
 import trio
 
 from trio_nova._events import Hub
+from trio_nova._signal import Latch
 from trio_nova.config import Config, check_plaintext, made
 from trio_nova.core.outbox import Lane
 from trio_nova.core.recovery import wait_wished_for
@@ -153,9 +154,9 @@ class Session:
     """Interrupts what the supervisor waits for: told when `goodbye` is set."""
     ready_since: float | None = attrs.field(default=None, init=False)
     down_since: float | None = attrs.field(default=None, init=False)
-    opened: trio.Event = attrs.field(factory=trio.Event, init=False)
+    opened: Latch = attrs.field(factory=Latch, init=False)
     """Set at the first READY, or at the end where that never comes."""
-    over: trio.Event = attrs.field(factory=trio.Event, init=False)
+    over: Latch = attrs.field(factory=Latch, init=False)
     """Set when the session has come to its end."""
     block: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     """Around the user's block."""

@@ -1,4 +1,4 @@
-"""A flag that wakes one task."""
+"""What wakes tasks that wait: much smaller than the locks, events and parking lots of Trio, while nobody waits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import attrs
 import trio
 
-__all__ = ["Signal"]
+__all__ = ["Bell", "Latch", "Signal"]
 
 
 @attrs.define(eq=False)
@@ -46,3 +46,42 @@ class Signal:
     def _abort(self, raise_cancel: object) -> trio.lowlevel.Abort:
         self._task = None
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+@attrs.define(eq=False)
+class Bell:
+    """Wakes all who wait for it, each time it is rung."""
+
+    _rung: trio.Event | None = attrs.field(default=None, init=False)
+
+    def ring(self) -> None:
+        """Wake all who wait now."""
+        if self._rung is not None:
+            self._rung.set()
+            self._rung = None
+
+    async def wait(self) -> None:
+        """Wait until it is rung next."""
+        if self._rung is None:
+            self._rung = trio.Event()
+        await self._rung.wait()
+
+
+@attrs.define(eq=False)
+class Latch:
+    """Something that happens once: whoever waits for it is woken, and nobody waits any more."""
+
+    is_set: bool = attrs.field(default=False, init=False)
+    _bell: Bell = attrs.field(factory=Bell, init=False)
+
+    def set(self) -> None:
+        """Let it have happened."""
+        self.is_set = True
+        self._bell.ring()
+
+    async def wait(self) -> None:
+        """Wait until it has happened. Always a checkpoint."""
+        if self.is_set:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._bell.wait()

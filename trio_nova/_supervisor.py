@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 
 import attrs
@@ -114,7 +113,8 @@ class Supervisor:
         session, config = self._session, self._session.config
         session.counts.dials += 1
         governor = config.governor or shared_governor()
-        with self._interruptible() as scope:
+        with trio.CancelScope() as scope:
+            self._interrupt(scope)
             async with governor.turn(session.url.authority, retry=session.attempts.made > 1) as turn:
                 started = trio.current_time()
                 scope.deadline = started + config.connect_timeout
@@ -230,7 +230,7 @@ class Supervisor:
         if isinstance(ended, HandshakeRejected) and ended.status == 429:
             self._outbound.heed(ended)
         spread = config.spread()
-        may_retry = session.opened.is_set() or config.retry_first_connect
+        may_retry = session.opened.is_set or config.retry_first_connect
         advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry)
         second = session.report(ended, _CONTEXTS.get(type(ended), "connect"))
         if isinstance(second, Reply | ReplyMany):
@@ -257,19 +257,13 @@ class Supervisor:
         return decision
 
     async def _wait(self, delay: float) -> None:
-        with self._interruptible():
-            await trio.sleep(delay)
         session = self._session
+        with trio.move_on_after(delay) as scope:
+            self._interrupt(scope)
+            await trio.sleep_forever()
         if session.goodbye is not None and session.goodbye.then is not None:
             session.goodbye = None  # the wish was to dial again: we are about to
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[trio.CancelScope]:
-        """Let a wish to leave end the wait at once."""
-        session = self._session
-        with trio.CancelScope() as scope:
-            session.on_leave = partial(scope.cancel, reason="the session is to go elsewhere")
-            try:
-                yield scope
-            finally:
-                session.on_leave = None
+    def _interrupt(self, scope: trio.CancelScope) -> None:
+        """Let a wish to leave end what is done in `scope`; one that has been left takes no notice."""
+        self._session.on_leave = partial(scope.cancel, reason="the session is to go elsewhere")

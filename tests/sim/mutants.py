@@ -476,7 +476,7 @@ mutant(
     "impatient start",
     "The first connect is not retried where that was asked for.",
     "E2",
-    Edit(Supervisor, "_follow", "session.opened.is_set() or config.retry_first_connect", "session.opened.is_set()"),
+    Edit(Supervisor, "_follow", "session.opened.is_set or config.retry_first_connect", "session.opened.is_set"),
 )
 mutant(
     "silent change",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 import trio
@@ -17,11 +16,27 @@ __all__ = ["ConnectGovernor", "Turn"]
 
 @attrs.define(eq=False)
 class Turn:
-    """The right to dial one address; released when the link is up, or the attempt has failed."""
+    """The right to dial one address, while in its block; released when the link is up, or the attempt has failed."""
 
     _locks: dict[str, trio.Lock]
+    _limits: Limits
+    _wanted: str
     _address: str | None = attrs.field(default=None, init=False)
     """The one that may be dialled; None: none."""
+
+    async def __aenter__(self) -> Turn:
+        # Who waits for room does not hold the address: others may have to leave less of it alone.
+        while True:
+            await trio.sleep_until(self._limits.admits_at(trio.current_time()))
+            await self.move(self._wanted)
+            now = trio.current_time()
+            if self._limits.admits_at(now) <= now:
+                self._limits.spend(now)
+                return self
+            self.release()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
 
     async def move(self, address: str) -> None:
         """Let the next one dial, and wait for the right to dial `address`. Cancelled, this has none."""
@@ -87,29 +102,14 @@ class ConnectGovernor:
         self._all = Limits(self.limits)
         self._for_retries = Limits((*self.limits, *_retry_paces(self.limits, self.reserve)))
 
-    @asynccontextmanager
-    async def turn(self, address: str, *, retry: bool = False) -> AsyncIterator[Turn]:
-        """Wait for the right to dial `address`; leaving the block releases it. Cancelling gives the place up.
+    def turn(self, address: str, *, retry: bool = False) -> Turn:
+        """Return a block that waits for the right to dial `address`, and gives it back. Cancelling gives the place up.
 
         Args:
             address: host and port.
             retry: whether the dial before this one failed, so that it must leave the reserve alone.
         """
-        limits = self._for_retries if retry else self._all
-        turn = Turn(self._locks)
-        try:
-            # Who waits for room does not hold the address: others may have to leave less of it alone.
-            while True:
-                await trio.sleep_until(limits.admits_at(trio.current_time()))
-                await turn.move(address)
-                now = trio.current_time()
-                if limits.admits_at(now) <= now:
-                    limits.spend(now)
-                    break
-                turn.release()
-            yield turn
-        finally:
-            turn.release()
+        return Turn(self._locks, self._for_retries if retry else self._all, address)
 
 
 _shared: trio.lowlevel.RunVar[ConnectGovernor] = trio.lowlevel.RunVar("trio_nova governor")

@@ -75,7 +75,8 @@ class WireProtocol:
             logger=_silent,
         )
         """There until the upgrade is done: its headers would stay in memory as long as the link."""
-        self._protocol = Protocol(Side.CLIENT, max_size=dial.max_message_size, logger=_silent)
+        self._judge: Protocol | None = None
+        """Judges control frames, and takes part in the closing handshake: there from the first of them on."""
         self._dial = dial
         self.subprotocol: str | None = None
         self._limit = dial.max_message_size
@@ -129,8 +130,14 @@ class WireProtocol:
                 "the server uses an extension that was not offered, or not on these terms", rule="extension"
             ) from protocol.handshake_exc
         self.subprotocol = subprotocol
-        self._extensions = self._protocol.extensions = protocol.extensions
+        self._extensions = protocol.extensions
         self._deflated = _RSV1 if protocol.extensions else 0
+
+    @property
+    def _protocol(self) -> Protocol:
+        if self._judge is None:
+            self._judge = Protocol(Side.CLIENT, max_size=self._limit, logger=_silent)
+        return self._judge
 
     # ----------------------------------------------------------------- receiving
 
@@ -408,7 +415,7 @@ class WireProtocol:
 
     def data_to_send(self) -> list[bytes]:
         """Return, once, the pongs and close frames that answer what was fed."""
-        return [data for data in self._protocol.data_to_send() if data]
+        return [] if self._judge is None else [data for data in self._judge.data_to_send() if data]
 
     def encode(self, frame: Frame) -> bytes:
         """Return the frame as bytes; raises UnicodeEncodeError for half a surrogate pair."""

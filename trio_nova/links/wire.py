@@ -23,6 +23,7 @@ from contextlib import AbstractAsyncContextManager
 import attrs
 import trio
 
+from trio_nova._signal import Bell
 from trio_nova.errors import BadMessage, LinkLost
 from trio_nova.links._block import LinkBlock
 from trio_nova.links._dial import open_stream
@@ -83,12 +84,12 @@ class _WireLink:
         self._read_size = CHUNK
         self._more = False
         """Whether there is likely to be more to read, as the last read was as large as it could be."""
-        self._read = trio.lowlevel.ParkingLot()
-        """Where those wait who want to read while somebody does."""
+        self._read = Bell()
+        """For those who want to read while somebody does."""
         self._untaken: list[Frame] = []
         self._writing = False
-        self._written = trio.lowlevel.ParkingLot()
-        """Where those wait who want to write while somebody does."""
+        self._written = Bell()
+        """For those who want to write while somebody does."""
         self._patience = Patience(dial.message_timeout) if dial.message_timeout < math.inf else None
         self._stalled_since: float | None = None
         self._writes = 0
@@ -126,9 +127,9 @@ class _WireLink:
     # ----------------------------------------------------------------- receiving
 
     async def receive_some(self) -> Sequence[Frame]:
-        """Wait for what comes next and return it, at most 512 frames of one read; see `Link.receive_some`."""
+        """Wait for what comes next and return it, at most `_MAX_BATCH` frames of one read; see `Link.receive_some`."""
         while self._reading:
-            await self._read.park()
+            await self._read.wait()
         if self._untaken:
             await trio.lowlevel.checkpoint()
             return self._batch(self._untaken)
@@ -153,14 +154,23 @@ class _WireLink:
         self._reading = True
         began = 0.0 if self._patience is None else trio.current_time()
         try:
-            data = await (self._read_socket() if self._at_once else self._stream.receive_some(self._read_size))
+            data: bytes | bytearray | None = None
+            if self._at_once and not self._more:
+                # What `receive_some` of the stream does, but it tries to read before it waits: in vain, most times.
+                assert self._socket is not None
+                await trio.lowlevel.wait_readable(self._socket)
+                try:
+                    data = os.read(self._socket.fileno(), self._read_size)
+                except BlockingIOError:
+                    pass
+            if data is None:
+                data = await self._stream.receive_some(self._read_size)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             self._stream_ended("broke", exc)
             return []
         finally:
             self._reading = False
-            if self._read:
-                self._read.unpark_all()
+            self._read.ring()
         if not data:
             self._stream_ended("closed")
             return []
@@ -169,19 +179,6 @@ class _WireLink:
         self._read_size = min(2 * self._read_size, _MAX_READ) if self._more else max(self._read_size // 2, CHUNK)
         waited = 0.0 if self._patience is None else trio.current_time() - began
         return self._take_in(bytes(data), waited)
-
-    async def _read_socket(self) -> bytes:
-        """Do what `receive_some` of the stream does, in fewer steps: it tries to read before it waits."""
-        assert self._socket is not None
-        if self._more:
-            await trio.lowlevel.checkpoint()
-        else:
-            await trio.lowlevel.wait_readable(self._socket)
-        while True:
-            try:
-                return os.read(self._socket.fileno(), self._read_size)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self._socket)
 
     def _take_in(self, data: bytes, waited: float = 0.0) -> list[Frame]:
         protocol, patience = self._protocol, self._patience
@@ -208,7 +205,7 @@ class _WireLink:
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(min(self._dial.close_timeout, _FAREWELL_WAIT)):
             while (self._writing or self._answers) and not self._aborted and not self._mute:
-                await self._written.park()
+                await self._written.wait()
 
     # ----------------------------------------------------------------- sending
 
@@ -240,7 +237,7 @@ class _WireLink:
             BadMessage: a text holds half a surrogate pair, which UTF-8 cannot say; it and what follows did not leave.
         """
         while self._writing and not self._aborted:
-            await self._written.park()
+            await self._written.wait()
         if self._ending is not None or self._mute:
             await trio.lowlevel.checkpoint()
             raise (self._ending or Ending(1006, detail="a write failed")).as_error(self._dial.epoch)
@@ -284,8 +281,7 @@ class _WireLink:
         finally:
             self._writing = False
             self._stalled_since = None
-            if self._written:
-                self._written.unpark_all()
+            self._written.ring()
 
     async def _write_slices(self, data: bytes) -> None:
         """Write in slices, so that a slow peer and a silent one can be told apart."""
@@ -346,7 +342,7 @@ class _WireLink:
                     await self._say_goodbye(code, reason)
                 while not self._finished:
                     if self._reading:
-                        await self._read.park()
+                        await self._read.wait()
                     else:
                         frames = await self._receive()
                         self._untaken += frames[: max(_MAX_UNTAKEN - len(self._untaken), 0)]
@@ -356,7 +352,7 @@ class _WireLink:
     async def _say_goodbye(self, code: int, reason: str) -> None:
         self._end(Ending(code, reason, remote=False))
         while self._writing and not self._aborted:
-            await self._written.park()
+            await self._written.wait()
         if not self._mute and not self._finished:
             rest = b"" if self._begun is None else self._begun[1]
             self._begun = None
@@ -377,8 +373,8 @@ class _WireLink:
             self._socket.close()
         else:
             self._nursery.start_soon(trio.aclose_forcefully, self._stream, name=f"nova:close#{self._dial.epoch}")
-        self._read.unpark_all()
-        self._written.unpark_all()
+        self._read.ring()
+        self._written.ring()
 
     def _end(self, ending: Ending) -> None:
         """Note why the link ended, unless that is known already."""
