@@ -78,7 +78,7 @@ class Authenticator:
     _expires_at: float = attrs.field(default=math.inf, init=False)
     _granted_at: float = attrs.field(default=0.0, init=False)
     _renewed: Signal = attrs.field(factory=Signal, init=False)
-    _turn: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    _turn: trio.Lock | None = attrs.field(default=None, init=False)
     """One authentication at a time: two at once could end with the older credentials."""
     grants: int = attrs.field(default=0, init=False)
     """How often the service has accepted us."""
@@ -155,6 +155,8 @@ class Authenticator:
             ConnectFailed: the provider of credentials failed.
         """
         session = self._session
+        if self._turn is None:
+            self._turn = trio.Lock()
         async with self._turn:
             if seen not in (None, self.grants):
                 return

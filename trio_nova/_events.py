@@ -69,7 +69,7 @@ class Hub:
     families: Collection[str]
     """The families of events that logging and metrics are told."""
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
-    _failed: set[str] = attrs.field(factory=set, init=False)
+    _failed: dict[str, None] = attrs.field(factory=dict, init=False)
     _metrics_look_at_messages: bool = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -141,5 +141,5 @@ class Hub:
 
     def _report(self, hook: str, exc: Exception) -> None:
         if hook not in self._failed:
-            self._failed.add(hook)
+            self._failed[hook] = None
             _logger.warning("%s() failed, and is not reported again: %s", hook, type(exc).__name__, exc_info=exc)

@@ -61,8 +61,6 @@ class Inbound:
     """The receive side, as the connection holds it."""
     pauses: int = attrs.field(default=0, init=False)
     """How many `Connection.paused` blocks are open."""
-    on_pause: Callable[[], object] | None = attrs.field(default=None, init=False)
-    """Interrupts the reader."""
     resumed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the reader after a pause."""
     _staged: Mailbox[_Staged] | None = attrs.field(default=None, init=False)
@@ -245,11 +243,9 @@ class Inbound:
         await self._subscriptions.wait_for_room()
 
     def pause(self) -> None:
-        """Stop reading, now, until `resume` has been called as often."""
+        """Stop reading, until `resume` has been called as often: what one read may still bring is kept back."""
         self.pauses += 1
         self._session.emit(ReadingPaused)
-        if self.on_pause is not None:
-            self.on_pause()
 
     def resume(self) -> None:
         """Take back one `pause`."""

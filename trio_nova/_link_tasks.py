@@ -74,10 +74,13 @@ class LinkTasks:
     pulse: Pulse = attrs.field(init=False)
     pulse_changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the heartbeat."""
+    _nursery: trio.Nursery = attrs.field(init=False)
     _lost: LinkLost | None = attrs.field(default=None, init=False)
     setup_error: NovaError | None = attrs.field(default=None, init=False)
     """Why this link could not be set up, or not be kept authenticated."""
     _ending: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _held: Sequence[Frame] = attrs.field(default=(), init=False)
+    """What arrived when reading had just been paused."""
     _pongs: dict[bytes, _AwaitedPong] = attrs.field(factory=dict, init=False)
     _probe_sent_at: float = attrs.field(default=math.inf, init=False)
 
@@ -91,9 +94,11 @@ class LinkTasks:
         session.on_leave = self._ending.set
         self._outbound.link = self._link
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._outbound.start_writer = self._start_writer
             more = self._begin_setup(nursery)
+            self._outbound.work()
             nursery.start_soon(self._read, name=f"nova:reader#{number}")
-            nursery.start_soon(self._write_paced, name=f"nova:writer#{number}")
             nursery.start_soon(self._watch, name=f"nova:heartbeat#{number}")
             limiter = session.handlers.rate_limit
             if type(limiter).handle_tick is not RateLimitHandler.handle_tick:
@@ -109,7 +114,7 @@ class LinkTasks:
                 await self._say_goodbye(session.goodbye.code, session.goodbye.reason)
             elif self._lost is None and self.setup_error is not None:
                 await self._say_goodbye(1000, "")
-            self._outbound.link = None
+            self._outbound.link = self._outbound.start_writer = None
             self._link.abort()
             if not session.is_closing:
                 await self._take_the_rest()
@@ -181,7 +186,7 @@ class LinkTasks:
             return
         if not self._ending.is_set():
             session.apply(SessionEvent.COMPLETE)
-            self._outbound.changed.set()
+            self._outbound.work()
 
     @property
     def _negotiates(self) -> bool:
@@ -228,28 +233,29 @@ class LinkTasks:
 
     async def _read(self) -> None:
         session, link, pulse, inbound = self._session, self._link, self.pulse, self._inbound
-        while not self._ending.is_set():
-            if inbound.pauses or inbound.clogged:
-                await self._stand_still()
-                continue
-            with trio.CancelScope() as receiving:
-                inbound.on_pause = receiving.cancel
-                try:
-                    while not (self._ending.is_set() or inbound.pauses or inbound.clogged):
-                        frames = await link.receive_some()
-                        pulse.heard(trio.current_time())
-                        if frames and not session.is_closing:
-                            self._take_in(frames)
-                            await inbound.give_turns()
-                except LinkLost as lost:
-                    self.lose(lost)
-                    return
+        try:
+            while not self._ending.is_set():
+                if inbound.pauses or inbound.clogged:
+                    await self._stand_still()
+                frames = await link.receive_some()
+                pulse.heard(trio.current_time())
+                if inbound.pauses:
+                    self._held = frames
+                    while inbound.pauses:
+                        await self._stand_still()
+                    frames, self._held = self._held, ()
+                if frames and not session.is_closing:
+                    self._take_in(frames)
+                    await inbound.give_turns()
+        except LinkLost as lost:
+            self.lose(lost)
 
     async def _take_the_rest(self) -> None:
         """Take in what came while the goodbye was said: the session goes on, so nothing of it may be lost.
 
         Nothing is taken that would wait for room: each reconnect would leave more of it behind.
         """
+        self._take_in(self._held)
         try:
             while not self._inbound.clogged:
                 self._take_in(await self._link.receive_some())
@@ -281,6 +287,9 @@ class LinkTasks:
             session.emit(ConsumerCaughtUp, stalled=trio.current_time() - since)
 
     # ----------------------------------------------------------------- writer
+
+    def _start_writer(self) -> None:
+        self._nursery.start_soon(self._write_paced, name=f"nova:writer#{self._session.epoch}")
 
     async def _write_paced(self) -> None:
         session, outbound = self._session, self._outbound

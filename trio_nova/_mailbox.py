@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -42,7 +43,7 @@ class Mailbox(Generic[T]):
     """Whether anybody has ever received from it."""
     backlog: list[tuple[T, int]] = attrs.field(factory=list, init=False, repr=False)
     """The rest of a batch that did not fit: it has been received, so it must not be lost. For those who look."""
-    _takers: dict[trio.lowlevel.Task, bool] = attrs.field(factory=dict, init=False)
+    _takers: OrderedDict[trio.lowlevel.Task, bool] = attrs.field(factory=OrderedDict, init=False)
     """Those who wait, the longest first, and whether each wants all there is. Then nothing is in the queue."""
     _has_room: Bell = attrs.field(factory=Bell, init=False)
     """What those wait for who have put more than there was room for."""
@@ -74,8 +75,7 @@ class Mailbox(Generic[T]):
         """Give items, oldest first, to those who wait; return how many were given. The others are to be put."""
         takers, given = self._takers, 0
         while takers and given < len(items):
-            task, every = next(iter(takers.items()))
-            del takers[task]
+            task, every = takers.popitem(last=False)
             if every:
                 item: Any = list(items[given:])
                 given = len(items)
@@ -189,7 +189,7 @@ class Mailbox(Generic[T]):
 
     def wake_takers(self) -> None:
         """Make all who wait look again."""
-        takers, self._takers = self._takers, {}
+        takers, self._takers = self._takers, OrderedDict()
         for task in takers:
             trio.lowlevel.reschedule(task, outcome.Value(_LOOK_AGAIN))
 

@@ -79,6 +79,8 @@ class Outbound:
     """Wakes the writer."""
     link: Link | None = attrs.field(default=None, init=False)
     """The link that is up."""
+    start_writer: Callable[[], None] | None = attrs.field(default=None, init=False)
+    """Starts the writer of the link that is up; None where there is no link, or its writer has begun."""
     _turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
     """How many messages may be sent before other tasks get to run."""
     _sent_at: float = attrs.field(default=-math.inf, init=False)
@@ -172,7 +174,7 @@ class Outbound:
         try:
             if begun:
                 self.outbox.begin(outgoing)
-                self.changed.set()
+                self.work()
             else:
                 self._put(outgoing)
         except NovaError:
@@ -189,13 +191,17 @@ class Outbound:
         self._sent_at, self._sender = now, id(task)
         return (
             not joins
-            and self.changed.is_awaited
-            and self.link is not None
             and self._session.ready
             and self._session.goodbye is None
             and not self.draining
+            and self._nothing_waits
             and not self.limited
         )
+
+    @property
+    def _nothing_waits(self) -> bool:
+        """Whether a link is up, and its writer, if it has begun, would write at once what it is given."""
+        return self.link is not None and (self.changed.is_awaited or self.start_writer is not None)
 
     def _send_nowait(self, frame: Frame, kind: str) -> bool | None:
         """Write a message here and now: None where it has left, else whether a part of it has."""
@@ -252,8 +258,27 @@ class Outbound:
         """Send ahead of any queue: heartbeats and what answers them."""
         outgoing = self._outgoing(frame, Lane.CONTROL, kind, 0, "control", trio.current_time())
         outgoing.when_settled = when_settled
+        if self._nothing_waits and not self.limited:
+            assert self.link is not None
+            sent = self.link.send_nowait(frame)
+            if sent == "whole":
+                self._count_written((outgoing,))
+                outgoing.settle()
+                return
+            if sent == "begun":
+                self.outbox.begin(outgoing)
+                self.work()
+                return
         self.outbox.put(outgoing)
-        self.changed.set()
+        self.work()
+
+    def work(self) -> None:
+        """Let the writer look at what there is to write; it begins with the first that must wait."""
+        if self.start_writer is None:
+            self.changed.set()
+        elif not self.outbox.idle:
+            start, self.start_writer = self.start_writer, None
+            start()
 
     def _outgoing(self, frame: Frame, lane: Lane, kind: str, priority: int, purpose: Purpose, now: float) -> Outgoing:
         return Outgoing(
@@ -282,13 +307,13 @@ class Outbound:
                     case Buffer() as bounds:
                         outgoing.expires_at = outgoing.queued_at + bounds.ttl
                         self.outbox.put(outgoing, bounds)
-                        self.changed.set()
+                        self.work()
                         self._watch_expiry()
                         return
                     case _:
                         pass
         self.outbox.put(outgoing)
-        self.changed.set()
+        self.work()
 
     def _reply_settled(self, outgoing: Outgoing, error: NovaError | None, *, is_excuse: bool) -> None:
         self._replies -= 1
@@ -396,10 +421,17 @@ class Outbound:
             session.handler_failed(exc)
         else:
             session.emit(RateLimitSlowed, until=until, factor=pace)
-            self.changed.set()
+            self.work()
 
     def written(self, batch: Sequence[Outgoing]) -> None:
         """Settle a batch that the operating system has taken, and count it."""
+        self._count_written(batch)
+        self.outbox.written()
+        if len(batch) > 1:  # those who sent them will go on to send together
+            self._sent_at, self._sender = trio.current_time(), 0
+        self._settled.ring()
+
+    def _count_written(self, batch: Sequence[Outgoing]) -> None:
         session = self._session
         messages = size = 0
         now = trio.current_time()
@@ -412,10 +444,6 @@ class Outbound:
                 size += outgoing.size
                 if wants_events and outgoing.lane is not Lane.CONTROL:
                     self._tell_sent(outgoing.frame, outgoing.kind, outgoing.size, now - outgoing.queued_at)
-        self.outbox.written()
-        if len(batch) > 1:  # those who sent them will go on to send together
-            self._sent_at, self._sender = trio.current_time(), 0
-        self._settled.ring()
         if messages:
             self._count(messages, size)
 

@@ -14,7 +14,7 @@ from trio_nova._feeds import Feed, FeedOptions
 from trio_nova._outbound import Outbound
 from trio_nova._requests import Requests
 from trio_nova._session import Session
-from trio_nova._signal import Signal
+from trio_nova._signal import Latch, Signal
 from trio_nova.core.outbox import Lane
 from trio_nova.core.sequence import BackInStep, Deliver, Duplicate, GapFound, Held, NeedSnapshot, Tracker
 from trio_nova.core.subscriptions import Book, Subscription, SubscriptionState
@@ -97,17 +97,19 @@ class Subscriptions:
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     """Where the subscriber runs: that of a link that may be asked."""
     _running: bool = attrs.field(default=False, init=False)
-    _restored: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _restored: Latch = attrs.field(factory=Latch, init=False)
     _restore_began: float = attrs.field(default=0.0, init=False)
-    _slots: trio.Semaphore = attrs.field(factory=lambda: trio.Semaphore(MAX_OUTSTANDING), init=False)
+    _slots: trio.Semaphore | None = attrs.field(default=None, init=False)
+    """Places for questions whose answers are awaited, on this link; None before the first."""
     _unclaimed_told: bool = attrs.field(default=False, init=False)
-    _imported: set[Hashable] = attrs.field(factory=set, init=False)
+    # These are seldom used: an empty dict is much smaller than an empty set.
+    _imported: dict[Hashable, None] = attrs.field(factory=dict, init=False)
     """What is wanted without a feed."""
-    _clogged: set[Feed] = attrs.field(factory=set, init=False)
+    _clogged: dict[Feed, None] = attrs.field(factory=dict, init=False)
     """Feeds in which something already received has found no room."""
-    _crowded: set[Feed] = attrs.field(factory=set, init=False)
+    _crowded: dict[Feed, None] = attrs.field(factory=dict, init=False)
     """Feeds in which much waits."""
-    _aging: set[_Desk] = attrs.field(factory=set, init=False)
+    _aging: dict[_Desk, None] = attrs.field(factory=dict, init=False)
     """Those of which some reader wants to know when they fall silent."""
     _resyncs: list[_Desk] = attrs.field(factory=list, init=False)
     """Those that are to be asked for anew, to get a snapshot."""
@@ -144,7 +146,7 @@ class Subscriptions:
         feed = Feed.of(channel, options, lambda count: self._dropped(count, channel))
         desk.feeds.append(feed)
         if options.max_age < math.inf:
-            self._aging.add(desk)
+            self._aging[desk] = None
         try:
             self._ask_soon()
             await self._wait_confirmed(desk)
@@ -152,7 +154,7 @@ class Subscriptions:
         finally:
             desk.feeds.remove(feed)
             feed.end()
-            self._clogged.discard(feed)
+            self._clogged.pop(feed, None)
             self._release(key)
 
     def load(self, rows: Sequence[object]) -> None:
@@ -162,7 +164,7 @@ class Subscriptions:
             if subscription.key in self._imported:
                 self.book.release(subscription.key, trio.current_time())
                 continue
-            self._imported.add(subscription.key)
+            self._imported[subscription.key] = None
             if subscription.key not in self._desks:
                 self._desks[subscription.key] = _Desk(subscription)
         self._ask_soon()
@@ -172,7 +174,7 @@ class Subscriptions:
         key = self._session.handlers.subscription.key(channel, params)
         if key not in self._imported:
             raise ConfigError("channel", f"{channel!r} was not imported")
-        self._imported.remove(key)
+        del self._imported[key]
         self._release(key)
 
     def _release(self, key: Hashable) -> None:
@@ -180,7 +182,7 @@ class Subscriptions:
         self.book.release(key, trio.current_time())
         if not desk.feeds and not desk.subscription.users:
             del self._desks[key]
-            self._aging.discard(desk)
+            self._aging.pop(desk, None)
             id = desk.subscription.server_id
             if id is not None and self._by_server_id.get(id) is desk:  # the service may have given it to another
                 del self._by_server_id[id]
@@ -213,8 +215,8 @@ class Subscriptions:
         """The link may be asked from now on: it is authenticated, where it must be."""
         self.book.link_up(self._session.epoch)
         self._nursery = nursery
-        self._slots = trio.Semaphore(MAX_OUTSTANDING)
-        self._restored = trio.Event()
+        self._slots = None
+        self._restored = Latch()
         self._restore_began = trio.current_time()
         self._unclaimed_told = False
         if self._desks:
@@ -275,7 +277,7 @@ class Subscriptions:
                 elif batch := book.next_request(handler.max_batch, now):
                     await self._ask(batch, nursery)
                 else:
-                    if not self._restored.is_set() and book.settled(now):
+                    if not self._restored.is_set and book.settled(now):
                         self._finish_restore()
                     await self.changed.wait(min(book.next_event_at(timeout), self._tell_stale(now)))
             except (NotSent, OutcomeUnknown, SessionOver) as error:
@@ -334,6 +336,8 @@ class Subscriptions:
             self._could_not_ask(exc, channels)
             return
         if handler.correlated:
+            if self._slots is None:
+                self._slots = trio.Semaphore(MAX_OUTSTANDING)
             await self._slots.acquire()
             asks = {subscription.key: subscription.ask for subscription in batch}
             written = trio.Event()
@@ -398,6 +402,7 @@ class Subscriptions:
                     self._apply(Refused(channel.key, str(error)), asks[channel.key])
         finally:
             when_written()
+            assert self._slots is not None
             self._slots.release()
 
     def _could_not_ask(self, error: Exception, channels: Sequence[Channel]) -> None:
@@ -491,13 +496,13 @@ class Subscriptions:
     def clogged(self) -> bool:
         """Whether a feed that may not drop has no room."""
         if self._clogged:
-            self._clogged = {feed for feed in self._clogged if feed.clogged}
+            self._clogged = dict.fromkeys(feed for feed in self._clogged if feed.clogged)
         return bool(self._clogged)
 
     async def give_turns(self) -> None:
         """Let the consumers of crowded feeds run; see `Inbound.give_turns`."""
         while self._crowded:
-            await self._crowded.pop().give_turns()
+            await self._crowded.popitem()[0].give_turns()
 
     async def wait_for_room(self) -> None:
         """Wait until every feed has room. Cancelling loses nothing."""
@@ -606,9 +611,9 @@ class Subscriptions:
         data = self._data_of(message) if self._data_of is not None else message
         for feed in desk.feeds:
             if not feed.put(data):
-                self._clogged.add(feed)
+                self._clogged[feed] = None
             elif feed.crowded:
-                self._crowded.add(feed)
+                self._crowded[feed] = None
 
     def _resync(self, desk: _Desk) -> None:
         self._resyncs.append(desk)

@@ -129,18 +129,6 @@ def test_only_the_answer_to_a_request_of_this_link_confirms() -> None:
     assert not book.confirm("a", 2, 2.0)  # a second answer
 
 
-@pytest.mark.fault("F61", where="memory")
-def test_data_never_adds_or_confirms_a_subscription() -> None:
-    book = book_of("a")
-    assert not book.touch("b", 0.0)
-    asked(book)
-    assert book.touch("a", 5.0)
-    entry = book.find("a")
-    assert entry is not None
-    assert (entry.state, entry.last_data_at) == (REQUESTED, 5.0)
-    assert [each.key for each in book] == ["a"]
-
-
 def test_an_answer_that_names_another_request_than_the_last_changes_nothing() -> None:
     book = book_of("a")
     [first] = book.next_request(ALL, 0.0)
@@ -227,7 +215,6 @@ def test_a_confirmed_subscription_that_the_server_takes_back_is_rejected() -> No
     book.confirm("a", 1, 0.0, "x")
     assert book.reject("a", 1, 1.0, "rights revoked")
     assert (entry.state, entry.server_id, book.by_server_id("x")) == (REJECTED, None, None)
-    assert book.stale(1e9, 0.0) == []
     book.release("a", 2.0)
     assert (state_of(book, "a"), retired(book)) == (None, "")  # the server does not have it: nothing to tell
 
@@ -296,7 +283,6 @@ def test_a_retired_subscription_that_is_wanted_before_the_server_is_told_stays_a
     assert book.want("a", "a", {}, 2.0) is entry
     assert (state_of(book, "a"), retired(book), asked(book, 2.0)) == (CONFIRMED, "", "")
     assert [each.key for each in book] == ["a", "b"]
-    assert book.stale(2.0, 1.0) == [book.find("b")]  # its silence counts anew
 
 
 @pytest.mark.parametrize("by_id", [False, True])
@@ -474,30 +460,6 @@ def test_a_retired_request_whose_id_came_meanwhile_is_confirmed_when_it_is_taken
     assert book.by_server_id("x") is book.find("a")
 
 
-# --------------------------------------------------------------------------- freshness
-
-
-def test_freshness_counts_data_and_before_the_first_the_confirmation() -> None:
-    book = confirmed_book("abc")
-    book.touch("b", 2.0)
-    book.touch("a", 4.0)
-    assert names(book.stale(5.0, 5.0)) == ""
-    assert names(book.stale(5.5, 5.0)) == "c"
-    assert names(book.stale(100.0, 5.0)) == "cba"
-    book.release("c", 6.0)
-    book.link_lost(7.0)
-    assert book.stale(100.0, 5.0) == []
-
-
-def test_the_time_of_the_last_data_outlives_the_link() -> None:
-    book = confirmed_book("a")
-    book.touch("a", 4.0)
-    book.link_lost(5.0)
-    entry = book.find("a")
-    assert entry is not None
-    assert entry.last_data_at == 4.0
-
-
 # --------------------------------------------------------------------------- links, totals, rows
 
 
@@ -612,9 +574,7 @@ def day_of(size: int, max_batch: int) -> None:
             book.expire(now, TIMEOUT, 2)
             book.next_event_at(TIMEOUT)
         for key in range(size):
-            book.touch(key, now)
             book.by_server_id(key)
-            assert book.stale(now, 500.0) == []  # what it finds would be paid for
             book.settled(now)
             book.counts()
         if epoch == 1:
@@ -773,10 +733,6 @@ class AnyInterleaving(RuleBasedStateMachine):
             assert not self.book.confirm(key, epoch, self.now)
             assert not self.book.reject(key, epoch, self.now, "no")
 
-    @rule(key=st.sampled_from(KEYS))
-    def hear_data(self, key: str) -> None:
-        assert self.book.touch(key, self.now) is (key in self.slots)
-
     # time
 
     @rule(seconds=st.sampled_from([0.0, 1.0, 5.0, 20.0]))
@@ -808,7 +764,6 @@ class AnyInterleaving(RuleBasedStateMachine):
         retries = [entry.retry_at for entry in entries if entry.state is WANTED and entry.retry_at > self.now]
         assert not self.up or self.book.next_event_at(TIMEOUT) <= min(retries, default=math.inf)
         confirmed = [entry for entry in entries if entry.state is CONFIRMED]
-        assert set(self.book.stale(math.inf, 0.0)) == set(confirmed)
         assert all(self.book.by_server_id(entry.server_id) is entry for entry in confirmed)
 
     def teardown(self) -> None:

@@ -380,7 +380,7 @@ mutant(
     "hot loop",
     "The back-off is told and not waited for.",
     "R2",
-    Edit(Supervisor, "_wait", "await trio.sleep(delay)", "await trio.sleep(delay / 1000)"),
+    Edit(Supervisor, "_wait", "trio.move_on_after(delay)", "trio.move_on_after(delay / 1000)"),
 )
 mutant(
     "easy forgiveness",

@@ -79,8 +79,6 @@ class Subscription:
     """Requests in a row, on this link, that were refused or not answered."""
     retry_at: float = -math.inf
     """Not asked for before then."""
-    last_data_at: float | None = None
-    """When data last arrived, on whatever link."""
     history: deque[tuple[float, SubscriptionState]] = attrs.field(factory=lambda: deque(maxlen=HISTORY), repr=False)
     """When it came into its last states, the oldest first."""
 
@@ -103,11 +101,9 @@ class Book:
     # The wanted ones, as heaps of places. An entry that is no longer true is skipped when it comes up.
     _due: list[int] = attrs.field(factory=list, init=False)
     _later: list[tuple[float, int]] = attrs.field(factory=list, init=False)
-    # Since when: in the order of these times, for the clock never goes back.
+    # In the order of these times, for the clock never goes back.
     _awaiting: OrderedDict[Subscription, float] = attrs.field(factory=OrderedDict, init=False)
     """Whose answer is awaited."""
-    _silent: OrderedDict[Subscription, float] = attrs.field(factory=OrderedDict, init=False)
-    """The confirmed ones: without data, or, before the first, since the confirmation."""
     _retiring: OrderedDict[Subscription, None] = attrs.field(factory=OrderedDict, init=False)
     """Those whose unsubscription can be written."""
     _orders: Iterator[int] = attrs.field(factory=count, init=False)
@@ -148,7 +144,6 @@ class Book:
             return
         entry.before = entry.state
         self._move(entry, _S.RETIRED, now)
-        self._silent.pop(entry, None)
         if entry.asked_at is None:
             self._forget(entry)
         elif entry.before is _S.CONFIRMED or not self.unsubscribes_by_id:
@@ -212,7 +207,6 @@ class Book:
             entry.before = _S.CONFIRMED
             self._retiring[entry] = None
         else:
-            self._silent[entry] = now
             self._move(entry, _S.CONFIRMED, now)
         return True
 
@@ -238,7 +232,6 @@ class Book:
             self._forget(entry)
             return True
         self._awaiting.pop(entry, None)
-        self._silent.pop(entry, None)
         self._drop_server_id(entry)
         entry.asked_at, entry.server_id, entry.reason = None, None, reason
         entry.failures += 1
@@ -246,17 +239,6 @@ class Book:
             self._move(entry, _S.REJECTED, now)
         else:
             self._ask_at(entry, now + max(0.0, retry_in), now)
-        return True
-
-    def touch(self, key: Hashable, now: float) -> bool:
-        """Note that data arrived; False where the book does not know of it: data never adds a subscription."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return False
-        entry.last_data_at = now
-        if entry in self._silent:
-            self._silent[entry] = now
-            self._silent.move_to_end(entry)
         return True
 
     # ----------------------------------------------------------------- time
@@ -295,15 +277,6 @@ class Book:
         retry = self._later[0][0] if self._later else math.inf
         return min(retry, next(iter(self._awaiting.values()), math.inf) + timeout)
 
-    def stale(self, now: float, max_age: float) -> list[Subscription]:
-        """Return the confirmed ones without data for more than `max_age` seconds, the longest silent first."""
-        found: list[Subscription] = []
-        for entry, since in self._silent.items():
-            if since + max_age >= now:
-                break
-            found.append(entry)
-        return found
-
     # ----------------------------------------------------------------- links
 
     def link_up(self, epoch: int) -> None:
@@ -319,7 +292,7 @@ class Book:
     def link_lost(self, now: float) -> None:
         """Forget what the server had, and what it was to be told: all that is not rejected is wanted again."""
         self.epoch = 0
-        for each in (self._awaiting, self._silent, self._by_server_id):
+        for each in (self._awaiting, self._by_server_id):
             each.clear()
         for entry in list(self._entries.values()):
             if entry.state is _S.RETIRED:
@@ -403,7 +376,6 @@ class Book:
     def _take_back(self, entry: Subscription, now: float) -> None:
         self._retiring.pop(entry, None)
         if entry.before is _S.CONFIRMED:
-            self._silent[entry] = now
             self._move(entry, _S.CONFIRMED, now)
         elif entry.before is _S.REQUESTED:
             self._awaiting.pop(entry, None)  # to its end: the wait for an answer begins anew

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import sys
 from collections.abc import Sequence
 from urllib.parse import unquote_to_bytes
 
@@ -119,7 +120,8 @@ def parse_head(head: bytes) -> Response:
         if field is None:
             raise HandshakeInvalid(f"bad header line {printable(line, 40)!r}", rule="header")
         name, value = field.groups()
-        headers.append((name.decode("ascii").lower(), value.decode("latin-1").strip(" \t")))
+        # Interned, as thousands of links would each keep a copy of the same few names.
+        headers.append((sys.intern(name.decode("ascii").lower()), value.decode("latin-1").strip(" \t")))
     version, status = status_line.groups()
     response = Response(version.decode("ascii"), int(status), tuple(headers))
     _check_framing(response)
