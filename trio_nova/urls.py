@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import attrs
@@ -11,12 +12,16 @@ import attrs
 from trio_nova.errors import ConfigError
 from trio_nova.secrets import Secret, as_secret_text
 
-__all__ = ["Url"]
+__all__ = ["Url", "ip_address"]
 
 _ILLEGAL = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
 _NAME = re.compile(r"(?!.{254})[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
 """A name that a resolver can be asked for (RFC 1035 section 2.3.4), without the final dot."""
 _DEFAULT_PORTS = {"ws": 80, "wss": 443}
+
+
+ip_address = lru_cache(maxsize=256)(ipaddress.ip_address)
+"""Parses an address, of which a program has few, and each dial asks several times."""
 
 
 @attrs.frozen
@@ -102,7 +107,7 @@ class Url:
         if self.host == "localhost" or self.host.endswith(".localhost"):
             return True
         try:
-            return ipaddress.ip_address(self.host).is_loopback
+            return ip_address(self.host).is_loopback
         except ValueError:
             return False
 
@@ -125,7 +130,7 @@ def _canonical_host(host: str, field: str) -> str:
         if not host.isascii():
             host = host.encode("idna").decode("ascii")
         host = host.removesuffix(".").lower()
-        return ipaddress.ip_address(host).compressed
+        return ip_address(host).compressed
     except UnicodeError:
         raise ConfigError(field, "the host is not a valid name") from None
     except ValueError:  # not an address

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import itertools
 import os
 import socket
@@ -28,6 +27,7 @@ from trio_nova.errors import ConnectFailed, NovaError, RetryAdvice
 from trio_nova.links._proxy import connect_through
 from trio_nova.links._seam import Dial, StreamFactory
 from trio_nova.links._tls import default_context, lay_tls
+from trio_nova.urls import ip_address
 
 __all__ = ["SystemResolver", "open_stream", "unix_stream"]
 
@@ -130,7 +130,7 @@ async def _race(addresses: Sequence[str], host: str, port: int) -> trio.SocketSt
 
 async def _connect(address: str, port: int) -> trio.socket.SocketType:
     try:
-        family = socket.AF_INET6 if ipaddress.ip_address(address).version == 6 else socket.AF_INET
+        family = socket.AF_INET6 if ip_address(address).version == 6 else socket.AF_INET
     except ValueError:
         raise OSError("the resolver returned no IP address") from None
     sock = trio.socket.socket(family, socket.SOCK_STREAM)
@@ -279,7 +279,7 @@ def _known_addresses(host: str) -> Sequence[str]:
     if host == "localhost" or host.endswith(".localhost"):
         return ("127.0.0.1", "::1")
     try:
-        ipaddress.ip_address(host)
+        ip_address(host)
     except ValueError:
         return ()
     return (host,)

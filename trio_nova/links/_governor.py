@@ -27,7 +27,8 @@ class Turn:
     async def __aenter__(self) -> Turn:
         # Who waits for room does not hold the address: others may have to leave less of it alone.
         while True:
-            await trio.sleep_until(self._limits.admits_at(trio.current_time()))
+            if (when := self._limits.admits_at(trio.current_time())) > trio.current_time():
+                await trio.sleep_until(when)
             await self.move(self._wanted)
             now = trio.current_time()
             if self._limits.admits_at(now) <= now:
@@ -43,7 +44,10 @@ class Turn:
         self.release()
         lock = self._locks.setdefault(address, trio.Lock())
         try:
-            await lock.acquire()
+            if lock.locked():
+                await lock.acquire()
+            else:
+                lock.acquire_nowait()
         except BaseException:
             self._forget(address)
             raise

@@ -23,6 +23,7 @@ __all__ = [
     "dechunk",
     "judge_upgrade",
     "upgrade_headers",
+    "upgrade_request",
 ]
 
 HEAD_LIMIT = 65536
@@ -176,6 +177,28 @@ def upgrade_headers(dial: Dial) -> list[tuple[bytes, bytes]]:
         login = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
         headers.append((b"Authorization", b"Basic " + base64.b64encode(login)))  # RFC 7617
     return headers
+
+
+def upgrade_request(dial: Dial, key: str, extensions: str = "") -> bytes:
+    """Return the request for an upgrade (RFC 6455 section 4.1), with what the caller adds to it.
+
+    Args:
+        dial: where to, and with what.
+        key: the Sec-WebSocket-Key.
+        extensions: what is offered, as Sec-WebSocket-Extensions says it; "": nothing.
+    """
+    added = upgrade_headers(dial)
+    lines = [f"GET {dial.url.resource} HTTP/1.1".encode("ascii")]
+    if not any(name.lower() == b"host" for name, _ in added):
+        lines.append(f"Host: {dial.url.authority}".encode("ascii"))
+    own = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13"
+    lines.append(own.encode("ascii"))
+    if extensions:
+        lines.append(f"Sec-WebSocket-Extensions: {extensions}".encode("ascii"))
+    if dial.subprotocols:
+        lines.append(f"Sec-WebSocket-Protocol: {', '.join(dial.subprotocols)}".encode("ascii"))
+    lines += [b"%b: %b" % header for header in added]
+    return b"\r\n".join([*lines, b"", b""])
 
 
 def accept_token(key: str) -> str:

@@ -15,6 +15,7 @@ frame between two fragments is a close frame like any other (section 5.4).
 
 from __future__ import annotations
 
+import base64
 import codecs
 import logging
 import os
@@ -29,14 +30,14 @@ from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFact
 from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
 from websockets.protocol import Protocol, Side
-from websockets.typing import ExtensionParameter, Subprotocol
+from websockets.typing import ExtensionParameter
 from websockets.uri import WebSocketURI
 
 from trio_nova.errors import BadMessage, HandshakeInvalid, MessageTooBig
 from trio_nova.links._ending import Ending
 from trio_nova.links._frames import BINARY, CLOSE, FRAGMENT_OVERHEAD, TEXT, FrameViolation, fit_reason
 from trio_nova.links._seam import Dial
-from trio_nova.links._upgrade import Response, canonical_head, judge_upgrade, upgrade_headers
+from trio_nova.links._upgrade import Response, canonical_head, judge_upgrade, upgrade_request
 from trio_nova.messages import Frame, Ping, Pong
 
 try:
@@ -67,14 +68,9 @@ class WireProtocol:
     """One connection: first the upgrade, then `feed` what is received, and send what `encode` returns."""
 
     def __init__(self, dial: Dial) -> None:
-        url = dial.url
-        self._handshake: ClientProtocol | None = ClientProtocol(
-            WebSocketURI(url.secure, url.host, url.port, url.path, url.query),
-            extensions=_offer(dial),
-            subprotocols=[Subprotocol(name) for name in dial.subprotocols] or None,
-            logger=_silent,
-        )
-        """There until the upgrade is done: its headers would stay in memory as long as the link."""
+        self._negotiation = _negotiation(dial)
+        self._key = base64.b64encode(os.urandom(16)).decode()
+        """The Sec-WebSocket-Key of the upgrade (RFC 6455 section 4.1)."""
         self._judge: Protocol | None = None
         """Judges control frames, and takes part in the closing handshake: there from the first of them on."""
         self._dial = dial
@@ -102,14 +98,10 @@ class WireProtocol:
 
     def request(self) -> bytes:
         """Return the upgrade request."""
-        assert self._handshake is not None
-        request = self._handshake.connect()
-        own = [(name.encode(), value.encode()) for name, value in request.headers.raw_items()]
-        added = upgrade_headers(self._dial)
-        if any(name.lower() == b"host" for name, _ in added):
-            own = [(name, value) for name, value in own if name != b"Host"]
-        lines = [b"GET %b HTTP/1.1" % request.path.encode(), *(b"%b: %b" % header for header in own + added)]
-        return b"\r\n".join([*lines, b"", b""])
+        extensions = ""
+        if self._negotiation is not None:
+            extensions = self._negotiation.connect().headers["Sec-WebSocket-Extensions"]
+        return upgrade_request(self._dial, self._key, extensions)
 
     def upgraded(self, response: Response) -> None:
         """Take in the server's 101 response; `feed` what follows it.
@@ -117,21 +109,21 @@ class WireProtocol:
         Raises:
             HandshakeInvalid: it is not what RFC 6455 section 4.1 asks for.
         """
-        assert self._handshake is not None
-        protocol, self._handshake = self._handshake, None
-        offered = protocol.available_extensions is not None
-        subprotocol = judge_upgrade(response, protocol.key, self._dial.subprotocols, offered)
+        negotiation, self._negotiation = self._negotiation, None
+        offered = negotiation is not None
+        self.subprotocol = judge_upgrade(response, self._key, self._dial.subprotocols, extensions=offered)
+        if negotiation is None:
+            return
         extensions = ", ".join(response.values("sec-websocket-extensions"))
         if len(extensions) > _EXTENSIONS_LIMIT or not extensions.isascii():
             raise HandshakeInvalid("Sec-WebSocket-Extensions is too long, or not ASCII", rule="extension")
-        protocol.receive_data(canonical_head(protocol.key, subprotocol, extensions))
-        if protocol.handshake_exc is not None:
+        negotiation.receive_data(canonical_head(negotiation.key, None, extensions))
+        if negotiation.handshake_exc is not None:
             raise HandshakeInvalid(
                 "the server uses an extension that was not offered, or not on these terms", rule="extension"
-            ) from protocol.handshake_exc
-        self.subprotocol = subprotocol
-        self._extensions = protocol.extensions
-        self._deflated = _RSV1 if protocol.extensions else 0
+            ) from negotiation.handshake_exc
+        self._extensions = negotiation.extensions
+        self._deflated = _RSV1 if negotiation.extensions else 0
 
     @property
     def _protocol(self) -> Protocol:
@@ -469,19 +461,20 @@ class _Offer(ClientPerMessageDeflateFactory):
         return super().process_response_params(heeded, accepted_extensions)
 
 
-def _offer(dial: Dial) -> list[ClientPerMessageDeflateFactory] | None:
+def _negotiation(dial: Dial) -> ClientProtocol | None:
+    """Return what offers extensions, and judges what the server makes of the offer; None where none is offered."""
     terms = dial.compression
     if terms is None:
         return None
-    return [
-        _Offer(
-            server_no_context_takeover=terms.server_no_context_takeover,
-            client_no_context_takeover=terms.client_no_context_takeover,
-            server_max_window_bits=terms.server_max_window_bits if terms.server_max_window_bits < 15 else None,
-            client_max_window_bits=terms.client_max_window_bits,
-            compress_settings={"level": terms.level, "memLevel": terms.memory_level},
-        )
-    ]
+    offer = _Offer(
+        server_no_context_takeover=terms.server_no_context_takeover,
+        client_no_context_takeover=terms.client_no_context_takeover,
+        server_max_window_bits=terms.server_max_window_bits if terms.server_max_window_bits < 15 else None,
+        client_max_window_bits=terms.client_max_window_bits,
+        compress_settings={"level": terms.level, "memLevel": terms.memory_level},
+    )
+    url = dial.url
+    return ClientProtocol(WebSocketURI(url.secure, url.host, url.port, "/", ""), extensions=[offer], logger=_silent)
 
 
 def _length_of(data: bytes | bytearray, at: int) -> int:

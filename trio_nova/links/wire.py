@@ -107,8 +107,8 @@ class _WireLink:
         self._nursery = nursery
         dial, stream = self._dial, self._stream
         dial.on_phase("http")
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError, OSError):
-            await stream.send_all(self._protocol.request())  # where that fails, reading tells why
+        with contextlib.suppress(LinkLost):  # where that fails, reading tells why
+            await self._write(self._protocol.request())
         response, rest = await receive_response(stream, dial.url)
         if response.status != 101:
             raise await receive_rejection(stream, response, rest)
@@ -335,7 +335,7 @@ class _WireLink:
         """Say goodbye and wait for the answer, at most `Dial.close_timeout` seconds; see `Link.aclose`."""
         try:
             with trio.move_on_after(self._dial.close_timeout):
-                await trio.lowlevel.checkpoint()
+                await trio.lowlevel.checkpoint_if_cancelled()
                 if self._ending is None:
                     await self._say_goodbye(code, reason)
                 while not self._finished:
