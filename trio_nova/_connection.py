@@ -33,7 +33,7 @@ from trio_nova.messages import (
     Pong,
     check_close,
 )
-from trio_nova.secrets import discreet
+from trio_nova.secrets import discreet, forget_locals
 
 __all__ = ["Connection", "ConnectionBlock", "Health", "Statistics", "open_connection", "run_connection"]
 
@@ -212,19 +212,27 @@ class Connection:
         kind = outbound.kind_of(message)
         await outbound.send(outbound.encode(message), kind, priority)
 
-    @discreet
+    # These two are `discreet` without the decorator, whose coroutine would be the dearest of all that a send takes.
+
     async def send_text(self, text: str) -> None:
         """Send a text frame with exactly this text; otherwise like `send`."""
-        if not isinstance(text, str):
-            raise BadMessage(f"send_text takes a str, not a {type(text).__name__}")
-        await self._outbound.send(check_payload(text))
+        try:
+            if not isinstance(text, str):
+                raise BadMessage(f"send_text takes a str, not a {type(text).__name__}")
+            await self._outbound.send(check_payload(text))
+        except BaseException as error:
+            del text
+            raise forget_locals(error)  # noqa: B904 - it is the same one
 
-    @discreet
     async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Send a binary frame with exactly these bytes; otherwise like `send`."""
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise BadMessage(f"send_bytes takes bytes, not a {type(data).__name__}")
-        await self._outbound.send(bytes(data))
+        try:
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise BadMessage(f"send_bytes takes bytes, not a {type(data).__name__}")
+            await self._outbound.send(bytes(data))
+        except BaseException as error:
+            del data
+            raise forget_locals(error)  # noqa: B904 - it is the same one
 
     @discreet
     async def send_json(self, message: Any) -> None:

@@ -39,6 +39,7 @@ from trio_nova.messages import (
 __all__ = ["Outbound"]
 
 _CONTROL_FRAMES = (Ping, Pong)
+_APPLICATION = Lane.APPLICATION  # looking a member up in its enumeration takes a while
 _FULL_CHECKPOINT_EVERY = 64
 """Messages that are sent without waiting, one after another."""
 _AT_ONCE = 0.0001
@@ -51,13 +52,14 @@ REPLIES_IN_HAND = 64
 
 def check_payload(payload: str | bytes) -> str | bytes:
     """Return what a frame can carry; BadMessage where it is neither bytes nor a text that UTF-8 has a form for."""
-    if not isinstance(payload, str | bytes):
+    if isinstance(payload, str):
+        if not payload.isascii():
+            try:
+                payload.encode()
+            except UnicodeEncodeError as exc:
+                raise BadMessage("a text with half a surrogate pair cannot be sent") from exc
+    elif not isinstance(payload, bytes):
         raise BadMessage(f"the codec made a {type(payload).__name__}, neither str nor bytes")
-    if isinstance(payload, str) and not payload.isascii():
-        try:
-            payload.encode()
-        except UnicodeEncodeError as exc:
-            raise BadMessage("a text with half a surrogate pair cannot be sent") from exc
     return payload
 
 
@@ -152,7 +154,7 @@ class Outbound:
             await trio.lowlevel.checkpoint()
         begun = None
         task, now = trio.lowlevel.current_task(), trio.current_time()
-        if lane is Lane.APPLICATION and self._is_alone(task, now) and not isinstance(frame, _CONTROL_FRAMES):
+        if lane is _APPLICATION and self._is_alone(task, now) and not isinstance(frame, _CONTROL_FRAMES):
             self._turns -= 1
             await trio.lowlevel.checkpoint_if_cancelled()
             begun = self._send_nowait(frame, kind)
@@ -187,8 +189,9 @@ class Outbound:
 
         What several tasks send at once is left to the writer: to write it together costs less than to wake it.
         """
-        joins = now - self._sent_at < _AT_ONCE and id(task) != self._sender
-        self._sent_at, self._sender = now, id(task)
+        sender = id(task)
+        joins = sender != self._sender and now - self._sent_at < _AT_ONCE
+        self._sent_at, self._sender = now, sender
         return (
             not joins
             and self._session.ready
@@ -296,7 +299,7 @@ class Outbound:
         ready = session.ready
         if not ready or session.goodbye is not None:
             session.check_open()
-        if outgoing.lane is Lane.APPLICATION:
+        if outgoing.lane is _APPLICATION:
             if self.draining:
                 raise NotSent("the connection is being drained")
             if not ready:
@@ -437,9 +440,9 @@ class Outbound:
         now = trio.current_time()
         wants_events = session.hub.wants_messages
         for outgoing in batch:
-            if isinstance(outgoing.frame, Ping):
-                session.counts.pings_sent += 1
-            elif not isinstance(outgoing.frame, Pong):
+            if isinstance(outgoing.frame, _CONTROL_FRAMES):
+                session.counts.pings_sent += isinstance(outgoing.frame, Ping)
+            else:
                 messages += 1
                 size += outgoing.size
                 if wants_events and outgoing.lane is not Lane.CONTROL:

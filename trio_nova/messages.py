@@ -58,9 +58,12 @@ def frame_kind(frame: Frame) -> str:
             return "pong"
 
 
+_CONTROL = (Ping, Pong)  # asked about every message: isinstance is faster with a tuple than with a union
+
+
 def frame_size(frame: Frame) -> int:
     """Return the payload's size in bytes; for text the number of characters, a lower bound that costs nothing."""
-    return len(frame) if isinstance(frame, str | bytes) else len(frame.payload)
+    return len(frame.payload) if isinstance(frame, _CONTROL) else len(frame)
 
 
 # --------------------------------------------------------------------------- what hooks answer

@@ -124,10 +124,11 @@ class _Queue:
     """How many of them may be shed."""
 
     def add(self, outgoing: Outgoing) -> None:
-        if outgoing.priority not in self.by_priority:
-            self.by_priority[outgoing.priority] = OrderedDict()
+        queue = self.by_priority.get(outgoing.priority)
+        if queue is None:
+            queue = self.by_priority[outgoing.priority] = OrderedDict()
             self.by_priority = dict(sorted(self.by_priority.items()))
-        self.by_priority[outgoing.priority][outgoing] = None
+        queue[outgoing] = None
         self.length += 1
         self.size += outgoing.size
         self.impatient += not outgoing.patient
@@ -200,7 +201,8 @@ class Outbox:
         ):
             raise NotSent(f"{lane.length} messages of {lane.size} bytes are waiting for a link already")
         lane.add(outgoing)
-        self._watch_expiry(outgoing)
+        if outgoing.expires_at < math.inf:
+            self._watch_expiry(outgoing)
 
     def begin(self, outgoing: Outgoing) -> None:
         """Take a message in of which a part has left already: it is in the next `Write`, before all others."""
@@ -330,8 +332,6 @@ class Outbox:
                 self._held_since.setdefault(each, now)
 
     def _watch_expiry(self, outgoing: Outgoing) -> None:
-        if outgoing.expires_at == math.inf:
-            return
         if len(self._expiries) > 2 * sum(lane.length for lane in self._lanes) + 64:
             # Most were settled meanwhile: let go of them, they hold their frames.
             self._expiries = [entry for entry in self._expiries if entry[2].status is Status.QUEUED]
