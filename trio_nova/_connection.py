@@ -38,6 +38,9 @@ from trio_nova.secrets import discreet, forget_locals
 __all__ = ["Connection", "ConnectionBlock", "Health", "Statistics", "open_connection", "run_connection"]
 
 
+_PLAIN_FEED = FeedOptions()
+
+
 @attrs.frozen(kw_only=True)
 class Statistics:
     """What a session has done so far: a snapshot."""
@@ -147,7 +150,7 @@ class Connection:
         """Return what the session has done so far."""
         session, counts = self._session, self._session.counts
         ready = 0.0 if session.ready_since is None else trio.current_time() - session.ready_since
-        inbox, outbox = self._inbound.inbox.queue, self._outbound.outbox
+        inbox, outbox = self._inbound.inbox, self._outbound.outbox
         return Statistics(
             dials=counts.dials,
             links=counts.links,
@@ -291,7 +294,7 @@ class Connection:
             SubscriptionRejected: the service refuses, or does not answer.
             SessionOver: the session has ended.
         """
-        async with self._subscriptions.subscribe(channel, feed or FeedOptions(), params) as made:
+        async with self._subscriptions.subscribe(channel, feed or _PLAIN_FEED, params) as made:
             yield made
 
     def export_subscriptions(self) -> str:

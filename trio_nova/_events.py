@@ -10,7 +10,7 @@ import attrs
 import trio
 
 from trio_nova._mailbox import Mailbox, Receiver
-from trio_nova.core.bounded import BoundedQueue
+from trio_nova.core.bounded import Overflow
 from trio_nova.errors import ConfigError, Lagged
 from trio_nova.handlers import LoggingHandler, MetricsCollector
 from trio_nova.messages import ConnectionEvent, Dropped, ErrorEvent, Event, MessageEvent, RateConsumed
@@ -42,12 +42,13 @@ class Listener(Receiver[Event]):
             raise ConfigError("overflow", f"must be 'drop_oldest', 'drop_newest' or 'fail', not {overflow!r}")
         if size < 1:
             raise ConfigError("size", f"must be at least 1, not {size!r}")
-        queue: BoundedQueue[Event] = BoundedQueue(max_items=size, overflow="block" if overflow == "fail" else overflow)
-        return cls(Mailbox(queue, notice=_dropped), overflow, messages)
+        policy: Overflow = "block" if overflow == "fail" else overflow
+        mailbox: Mailbox[Event] = Mailbox(max_items=size, overflow=policy, sized=False, notice=_dropped)
+        return cls(mailbox, overflow, messages)
 
     def hear(self, event: Event) -> None:
         """Take an event in, or drop one."""
-        if self._overflow == "fail" and self._mailbox.queue.full:
+        if self._overflow == "fail" and self._mailbox.full:
             self._mailbox.close(Lagged("a listener did not keep up with the events"))
         self._mailbox.put_nowait(event, 0)
 

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 import attrs
 
 from trio_nova._mailbox import Mailbox, Receiver
-from trio_nova.core.bounded import BoundedQueue
 from trio_nova.errors import Lagged, NovaError
 
 __all__ = ["Feed", "FeedOptions"]
@@ -51,18 +50,21 @@ class Feed(Receiver[Any]):
     @classmethod
     def of(cls, channel: str, options: FeedOptions, notice: Callable[[int], Any]) -> Feed:
         overflow = "block" if options.overflow == "fail" else options.overflow
-        queue: BoundedQueue[Any] = BoundedQueue(max_items=options.size, overflow=overflow)
-        return cls(Mailbox(queue, notice=notice if options.notices else None), channel, options)
+        mailbox: Mailbox[Any] = Mailbox(
+            max_items=options.size, overflow=overflow, sized=False, notice=notice if options.notices else None
+        )
+        mailbox.prepare()
+        return cls(mailbox, channel, options)
 
     @property
     def dropped(self) -> int:
         """Messages that the overflow policy has dropped."""
-        return self._mailbox.queue.dropped
+        return self._mailbox.dropped
 
     @property
     def waiting(self) -> int:
         """Messages that wait to be received."""
-        return len(self._mailbox.queue)
+        return len(self._mailbox)
 
     @property
     def clogged(self) -> bool:
@@ -77,19 +79,19 @@ class Feed(Receiver[Any]):
 
     def put(self, message: Any) -> bool:
         """Take a message in; where this returns False, reading must stop until there is room."""
-        queue = self._mailbox.queue
+        mailbox = self._mailbox
         if self.options.conflate is not None:
             key = self.options.conflate(message)
             serial = self._latest.get(key)
-            if serial is not None and queue.replace(serial, message, 0):
+            if serial is not None and mailbox.replace(serial, message, 0):
                 return True
-            self._latest[key] = queue.next_serial
+            self._latest[key] = mailbox.next_serial
             if len(self._latest) > 2 * self.options.size:
-                taken = queue.next_serial - len(queue)
+                taken = mailbox.next_serial - len(mailbox)
                 self._latest = {key: serial for key, serial in self._latest.items() if serial >= taken}
-        if self.options.overflow == "fail" and queue.full:
+        if self.options.overflow == "fail" and mailbox.full:
             self.end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
-        return self._mailbox.put_nowait(message, 0)
+        return mailbox.put_nowait(message, 0)
 
     def tell(self, notice: Any) -> None:
         """Put a notice between the messages, where the consumer asked for notices."""

@@ -15,7 +15,6 @@ from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova._subscriptions import Subscriptions
-from trio_nova.core.bounded import BoundedQueue
 from trio_nova.errors import BadMessage
 from trio_nova.handlers import ConnectionHandler, Correlation, Heartbeat, MessageHandler
 from trio_nova.messages import (
@@ -77,8 +76,13 @@ class Inbound:
 
     def __attrs_post_init__(self) -> None:
         config, handlers = self._session.config, self._session.handlers
-        queue: BoundedQueue[Any] = BoundedQueue(config.inbox_size, config.inbox_bytes, config.overflow)
-        self.inbox = Mailbox(queue, self._high_water, self._low_water)
+        self.inbox = Mailbox(
+            max_items=config.inbox_size,
+            max_bytes=config.inbox_bytes,
+            overflow=config.overflow,
+            on_high_water=self._high_water,
+            on_low_water=self._low_water,
+        )
         self.receiver = Receiver(self.inbox)
         # A hook that is not overridden costs nothing: it is not called.
         self._hears_messages = type(handlers.message).handle_message is not MessageHandler.handle_message
@@ -94,7 +98,7 @@ class Inbound:
         hooked = self._hears_messages or self._hears_frames or self._validates or self._probed or self._splits
         self._decode_all = None if hooked else getattr(config.codec, "decode_all", None)
         if self.has_hooks:
-            self._staged = Mailbox(BoundedQueue(max_items=MAX_STAGED))
+            self._staged = Mailbox(max_items=MAX_STAGED)
 
     # ----------------------------------------------------------------- the reader's side
 
@@ -285,15 +289,15 @@ class Inbound:
 
     def _keep_all(self, messages: Sequence[Any], sizes: Sequence[int], size: int) -> None:
         """Put messages into the inbox; until somebody receives, what others have seen may make room for the new."""
-        queue = self.inbox.queue
+        inbox = self.inbox
         seen_elsewhere = self._hears_messages or self._session.hub.messages_are_heard
-        forgetful = seen_elsewhere and not self.inbox.claimed
-        queue.overflow = "drop_oldest" if forgetful else self._session.config.overflow
-        self.inbox.put_all_nowait(messages, sizes, size)
+        forgetful = seen_elsewhere and not inbox.claimed
+        inbox.overflow = "drop_oldest" if forgetful else self._session.config.overflow
+        inbox.put_all_nowait(messages, sizes, size)
         if forgetful:
-            self.announced = queue.dropped
-        elif queue.dropped > self.announced:
-            count, self.announced = queue.dropped - self.announced, queue.dropped
+            self.announced = inbox.dropped
+        elif inbox.dropped > self.announced:
+            count, self.announced = inbox.dropped - self.announced, inbox.dropped
             self._session.emit(Dropped, count=count, where="inbox")
 
     # ----------------------------------------------------------------- the dispatcher's side
@@ -337,9 +341,7 @@ class Inbound:
         self.inbox.close(self._session.session_over() if self._session.failure is not None else None)
 
     def _high_water(self) -> None:
-        queue = self.inbox.queue
-        self._session.emit(HighWater, messages=len(queue), size=queue.size)
+        self._session.emit(HighWater, messages=len(self.inbox), size=self.inbox.size)
 
     def _low_water(self) -> None:
-        queue = self.inbox.queue
-        self._session.emit(LowWater, messages=len(queue), size=queue.size)
+        self._session.emit(LowWater, messages=len(self.inbox), size=self.inbox.size)

@@ -27,14 +27,13 @@ _LOOK_AGAIN = object()
 """What wakes a taker for whom there is no item."""
 
 
-@attrs.define(eq=False)
-class Mailbox(Generic[T]):
-    """What the session puts and a consumer takes, in order.
+@attrs.define(eq=False, kw_only=True)
+class Mailbox(BoundedQueue[T]):
+    """What the session puts and a consumer takes, in order: a queue at both ends of which somebody may wait.
 
     Whoever waits for an item is given it without it ever lying in the queue.
     """
 
-    queue: BoundedQueue[T]
     on_high_water: Callable[[], None] | None = None
     on_low_water: Callable[[], None] | None = None
     notice: Callable[[int], T] | None = None
@@ -43,7 +42,7 @@ class Mailbox(Generic[T]):
     """Whether anybody has ever received from it."""
     backlog: list[tuple[T, int]] = attrs.field(factory=list, init=False, repr=False)
     """The rest of a batch that did not fit: it has been received, so it must not be lost. For those who look."""
-    _takers: OrderedDict[trio.lowlevel.Task, bool] = attrs.field(factory=OrderedDict, init=False)
+    _takers: OrderedDict[trio.lowlevel.Task, bool] | None = attrs.field(default=None, init=False)
     """Those who wait, the longest first, and whether each wants all there is. Then nothing is in the queue."""
     _has_room: Bell = attrs.field(factory=Bell, init=False)
     """What those wait for who have put more than there was room for."""
@@ -58,22 +57,24 @@ class Mailbox(Generic[T]):
     @property
     def crowded(self) -> bool:
         """Whether so much waits that its consumers had better be given a turn first."""
-        items = self.queue.items
+        items = self.items
         return items is not None and len(items) >= _CROWD
 
     async def give_turns(self) -> None:
         """Let consumers run for as long as they take and it is still crowded; not for longer."""
         in_vain = 0
         while self.crowded and in_vain < 2:  # twice, as Trio may have run us first
-            waiting = len(self.queue)
+            waiting = len(self)
             await trio.lowlevel.checkpoint()
-            in_vain = 0 if len(self.queue) < waiting else in_vain + 1
+            in_vain = 0 if len(self) < waiting else in_vain + 1
 
     # ----------------------------------------------------------------- putting
 
     def hand(self, items: Sequence[T]) -> int:
         """Give items, oldest first, to those who wait; return how many were given. The others are to be put."""
         takers, given = self._takers, 0
+        if takers is None:
+            return 0
         while takers and given < len(items):
             task, every = takers.popitem(last=False)
             if every:
@@ -83,10 +84,16 @@ class Mailbox(Generic[T]):
                 item = items[given]
                 given += 1
             trio.lowlevel.reschedule(task, outcome.Value(item))
+        if not takers:
+            self._takers = None
         return given
 
     def put_nowait(self, item: T, size: int) -> bool:
         """Take an item in; False where something waits for room now: then `wait_for_room`."""
+        if self.plain and self._takers is None and self.on_high_water is None and self.offer(item, size):
+            if self.dropped:
+                self._look()
+            return True
         return self.put_all_nowait((item,), (size,), size)
 
     def put_all_nowait(self, items: Sequence[T], sizes: Sequence[int], size: int) -> bool:
@@ -98,12 +105,11 @@ class Mailbox(Generic[T]):
             if not items:
                 return True
             size = sum(sizes)
-        queue = self.queue
-        if self.backlog or not queue.offer_all(items, sizes, size):
+        if self.backlog or not self.offer_all(items, sizes, size):
             self.backlog.extend(zip(items, sizes, strict=True))
             self._admit()
             self._look()
-        if self.on_high_water is not None and not self._is_high and queue.fill >= _HIGH_WATER:
+        if self.on_high_water is not None and not self._is_high and self.fill >= _HIGH_WATER:
             self._is_high = True
             self._look()
             self.on_high_water()
@@ -120,7 +126,7 @@ class Mailbox(Generic[T]):
     @property
     def ready(self) -> bool:
         """Whether there is something to take."""
-        return bool(self.queue.items) or (self.notice is not None and self.queue.has_losses)
+        return bool(self.items) or (self.notice is not None and self.has_losses)
 
     def take_nowait(self) -> T:
         """Return the next item.
@@ -132,17 +138,17 @@ class Mailbox(Generic[T]):
         if not self.ready:
             self._check_open()
             raise trio.WouldBlock
-        if self.notice is not None and (lost := self.queue.take_lost()):
+        if self.notice is not None and (lost := self.take_lost()):
             return self.notice(lost)
-        item = self.queue.pop()
+        item = self.pop()
         self._taken()
         return item
 
     def take_all_nowait(self) -> list[T]:
         """Return all items there are, oldest first; raises like `take_nowait`."""
         items = [self.take_nowait()]
-        if self.notice is None or not self.queue.has_losses:
-            items += self.queue.pop_all()
+        if self.notice is None or not self.has_losses:
+            items += self.pop_all()
             self._taken()
         while self.ready:
             items.append(self.take_nowait())
@@ -172,10 +178,15 @@ class Mailbox(Generic[T]):
 
     async def _wait_to_be_given(self, every: bool) -> Any:
         task = trio.lowlevel.current_task()
-        self._takers[task] = every
+        takers = self._takers
+        if takers is None:
+            takers = self._takers = OrderedDict()
+        takers[task] = every
 
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
-            del self._takers[task]
+            del takers[task]
+            if not takers:
+                self._takers = None
             return trio.lowlevel.Abort.SUCCEEDED
 
         self.turns = _FULL_CHECKPOINT_EVERY
@@ -183,14 +194,14 @@ class Mailbox(Generic[T]):
 
     def drain(self) -> list[T]:
         """Remove and return all that was put, whether or not there was room for it."""
-        items = [*self.queue.pop_all(), *(item for item, _ in self.backlog)]
+        items = [*self.pop_all(), *(item for item, _ in self.backlog)]
         self.backlog.clear()
         return items
 
     def wake_takers(self) -> None:
         """Make all who wait look again."""
-        takers, self._takers = self._takers, OrderedDict()
-        for task in takers:
+        takers, self._takers = self._takers, None
+        for task in takers or ():
             trio.lowlevel.reschedule(task, outcome.Value(_LOOK_AGAIN))
 
     def close(self, error: NovaError | None = None) -> None:
@@ -208,7 +219,7 @@ class Mailbox(Generic[T]):
 
     def _admit(self) -> None:
         backlog, admitted = self.backlog, 0
-        while admitted < len(backlog) and self.queue.offer(*backlog[admitted]):
+        while admitted < len(backlog) and self.offer(*backlog[admitted]):
             admitted += 1
         del backlog[:admitted]
 
@@ -219,14 +230,14 @@ class Mailbox(Generic[T]):
             self._admit()
             if not self.backlog:
                 self._has_room.ring()
-        if self._is_high and self.queue.fill <= _LOW_WATER:
+        if self._is_high and self.fill <= _LOW_WATER:
             self._is_high = False
             if self.on_low_water is not None:
                 self.on_low_water()
         self._look()
 
     def _look(self) -> None:
-        self.plain = not (self.backlog or self._is_high or self._is_closed or self.queue.has_losses)
+        self.plain = not (self.backlog or self._is_high or self._is_closed or self.has_losses)
 
 
 @attrs.define(eq=False)
@@ -245,13 +256,13 @@ class Receiver(Generic[T]):
         """
         mailbox = self._mailbox
         mailbox.claimed = True
-        queue = mailbox.queue
         # What is most frequent first: there is something, and nothing else to see to.
-        if queue.items and mailbox.plain and mailbox.turns > 1 and not self._moved:
+        if mailbox.items and mailbox.plain and mailbox.turns > 1 and not self._moved:
             await trio.lowlevel.checkpoint_if_cancelled()
             mailbox.turns -= 1
-            queue.size -= queue.sizes.popleft()
-            return queue.items.popleft()
+            if mailbox.sized:
+                mailbox.size -= mailbox.sizes.popleft()
+            return mailbox.items.popleft()
         item: T = await mailbox.take(self, every=False)
         return item
 

@@ -61,7 +61,7 @@ class _Desk:
     """One subscription and those who read it."""
 
     subscription: Subscription
-    feeds: list[Feed] = attrs.field(factory=list)
+    feeds: tuple[Feed, ...] = ()
     changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     was_confirmed: bool = False
     """Whether it was confirmed on any link."""
@@ -144,7 +144,7 @@ class Subscriptions:
         if desk is None:
             desk = self._desks[key] = _Desk(subscription, tracker=tracker)
         feed = Feed.of(channel, options, lambda count: self._dropped(count, channel))
-        desk.feeds.append(feed)
+        desk.feeds += (feed,)
         if options.max_age < math.inf:
             self._aging[desk] = None
         try:
@@ -152,7 +152,7 @@ class Subscriptions:
             await self._wait_confirmed(desk)
             yield feed
         finally:
-            desk.feeds.remove(feed)
+            desk.feeds = tuple(each for each in desk.feeds if each is not feed)
             feed.end()
             self._clogged.pop(feed, None)
             self._release(key)

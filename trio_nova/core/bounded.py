@@ -29,6 +29,8 @@ class BoundedQueue(Generic[T]):
     max_items: float = math.inf
     max_bytes: float = math.inf
     overflow: Overflow = "block"
+    sized: bool = attrs.field(default=True, kw_only=True)
+    """Whether items have sizes; else each counts as 0 bytes, whatever is said."""
     size: int = attrs.field(default=0, init=False)
     """Bytes held."""
     dropped: int = attrs.field(default=0, init=False)
@@ -36,7 +38,7 @@ class BoundedQueue(Generic[T]):
     items: deque[T] | None = attrs.field(default=None, init=False, repr=False)
     """What it holds; None before the first item, as an empty deque is large. For those who look; `pop` takes."""
     sizes: deque[int] = attrs.field(init=False)
-    """The size of each item: there with `items`."""
+    """The size of each item: there with `items`, where items have sizes."""
     _taken_in: int = attrs.field(default=0, init=False)
     """How many items were ever taken in: the serial number of the next one."""
     _lost: dict[int, int] = attrs.field(factory=dict, init=False)
@@ -66,23 +68,28 @@ class BoundedQueue(Generic[T]):
                 return True
             while self.full:  # one large item may stand where many small ones did
                 self._drop_oldest()
-        if self.items is None:
-            self.items, self.sizes = deque(), deque()
-        self.items.append(item)
-        self.sizes.append(size)
-        self.size += size
+        (self.items if self.items is not None else self.prepare()).append(item)
+        if self.sized:
+            self.sizes.append(size)
+            self.size += size
         self._taken_in += 1
         return True
+
+    def prepare(self) -> deque[T]:
+        """Make now what else the first item makes, and return the empty `items`."""
+        self.items = deque()
+        if self.sized:
+            self.sizes = deque()
+        return self.items
 
     def offer_all(self, items: Sequence[T], sizes: Sequence[int], size: int) -> bool:
         """Take items in, of `size` bytes together, if there is room for all of them; else none."""
         if len(self) + len(items) > self.max_items or self.size + size > self.max_bytes:
             return False
-        if self.items is None:
-            self.items, self.sizes = deque(), deque()
-        self.items.extend(items)
-        self.sizes.extend(sizes)
-        self.size += size
+        (self.items if self.items is not None else self.prepare()).extend(items)
+        if self.sized:
+            self.sizes.extend(sizes)
+            self.size += size
         self._taken_in += len(items)
         return True
 
@@ -96,9 +103,10 @@ class BoundedQueue(Generic[T]):
         place = serial - self._first
         if not self.items or not 0 <= place < len(self.items):
             return False
-        self.size += size - self.sizes[place]
         self.items[place] = item
-        self.sizes[place] = size
+        if self.sized:
+            self.size += size - self.sizes[place]
+            self.sizes[place] = size
         return True
 
     def take_lost(self) -> int:
@@ -110,7 +118,8 @@ class BoundedQueue(Generic[T]):
         if not self.items:
             raise IndexError("nothing is in the queue")
         item = self.items.popleft()
-        self.size -= self.sizes.popleft()
+        if self.sized:
+            self.size -= self.sizes.popleft()
         if self._lost:
             self._lost.pop(self._first - 1, None)
         return item
@@ -121,8 +130,9 @@ class BoundedQueue(Generic[T]):
         if self.items:
             items += self.items
             self.items.clear()
-            self.sizes.clear()
-            self.size = 0
+            if self.sized:
+                self.sizes.clear()
+                self.size = 0
         if self._lost:
             self._lost = {serial: lost for serial, lost in self._lost.items() if serial == self._taken_in}
         return items
