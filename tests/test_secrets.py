@@ -27,7 +27,7 @@ from trio_nova import ConfigError, ConnectFailed, ConnectionInfo, open_connectio
 from trio_nova.config import Config
 from trio_nova.errors import HandshakeRejected, LinkLost, NovaError
 from trio_nova.handlers.logging import describe
-from trio_nova.links import Dial, Link, TrioWebsocketTransport
+from trio_nova.links import Dial, Link, Transport
 from trio_nova.messages import Action, ConnectionEvent, ErrorEvent, Event, MessageEvent
 from trio_nova.secrets import (
     MAX_KNOWN,
@@ -578,13 +578,14 @@ class NotesDials(trio_nova.ConnectionHandler):
 
 @attrs.frozen
 class PrintsDials:
-    """The default transport, which also prints what it is given."""
+    """A transport, which also prints what it is given."""
 
+    transport: Transport
     prints: list[str] = attrs.field(repr=False)
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
         self.prints.extend(prints_of_value(dial))
-        return TrioWebsocketTransport().open(dial)
+        return self.transport.open(dial)
 
 
 # --------------------------------------------------------------------------- the canary run
@@ -780,6 +781,7 @@ SOURCES: Mapping[str, Mapping[str, Any]] = {
 async def test_no_secret_shows_anywhere_whatever_fails(
     fault: Fault,
     source: str,
+    transport: Transport,
     autojump_clock: MockClock,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -810,7 +812,7 @@ async def test_no_secret_shows_anywhere_whatever_fails(
         warnings.simplefilter("always")
         async with ScriptedServer(fault.step, then=fault.step, tls=fault.tls, max_buffer=4096) as server:
             options["stream_factory"] = server.stream_factory
-            options["transport"] = PrintsDials(prints)
+            options["transport"] = PrintsDials(transport, prints)
             target = f"{'wss' if fault.tls else 'ws'}://me:{USER}@server.test/p?token={QUERY}"
             try:
                 async with open_connection(target, **{**options, **SOURCES[source], **fault.options}) as conn:
@@ -848,13 +850,15 @@ def flattened(parts: Iterable[Iterable[str]]) -> list[str]:
 
 @pytest.mark.fault("F106", where="memory")
 @pytest.mark.parametrize("fault", [each for each in FAULTS if each.name in ("401", "close-reason")], ids=str)
-async def test_an_echo_is_masked_and_the_rest_of_it_is_told(fault: Fault, autojump_clock: MockClock) -> None:
+async def test_an_echo_is_masked_and_the_rest_of_it_is_told(
+    fault: Fault, transport: Transport, autojump_clock: MockClock
+) -> None:
     async with ScriptedServer(fault.step) as server:
         with pytest.raises(NovaError) as caught:
             async with open_connection(
                 f"wss://me:{USER}@server.test/",
                 stream_factory=server.stream_factory,
-                transport=PlainTransport(),
+                transport=PlainTransport(transport),
                 headers={"X-Api-Key": HEADER},
                 credentials=TOKEN,
                 codec=trio_nova.JsonCodec(),
@@ -865,8 +869,11 @@ async def test_an_echo_is_masked_and_the_rest_of_it_is_told(fault: Fault, autoju
     assert "*** CANARY-query *** *** Bearer ***" in said  # what it was not told cannot be known to it
 
 
+@attrs.frozen
 class PlainTransport:
-    """The default transport, without the TLS that the URL asks for."""
+    """A transport, without the TLS that the URL asks for."""
+
+    transport: Transport
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
-        return TrioWebsocketTransport().open(attrs.evolve(dial, url=attrs.evolve(dial.url, secure=False)))
+        return self.transport.open(attrs.evolve(dial, url=attrs.evolve(dial.url, secure=False)))
