@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
+import os
+import statistics
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from trio._core._run import CancelReason
 
-from trio_nova import ListBackoff, open_connection
-from trio_nova.testing import Peer, ScriptedServer
+from trio_nova import Authenticated, FeedOptions, Gap, JsonCodec, ListBackoff, open_connection
+from trio_nova.testing import GenericVenue, Peer, ScriptedServer
 
 URL = "ws://server.test/"
 
@@ -33,6 +39,12 @@ def live_objects(server: ScriptedServer) -> int:
     gc.collect()
     of_deadlines = (trio.CancelScope, CancelReason, tuple)
     return sum(1 for each in gc.get_objects() if type(each) not in of_deadlines)
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has; what is garbage is thrown away first."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_a_day_with_an_outage_every_ten_minutes(autojump_clock: trio.abc.Clock) -> None:
@@ -86,3 +98,116 @@ async def test_thousands_of_reconnects(autojump_clock: trio.abc.Clock, cycles: i
             counts.append(live_objects(server))
         assert conn.statistics().links >= cycles
     assert max(counts[2:]) - min(counts[2:]) <= 300
+
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
+TOKEN_LASTS = HOUR
+CHANNELS = [f"channel {number}" for number in range(100)]
+
+
+@attrs.define(eq=False, kw_only=True)
+class StrictVenue(GenericVenue):
+    """A venue whose tokens are good for an hour, however often one signs in with them."""
+
+    issued: list[float] = attrs.field(factory=list, init=False)
+    """When each token was; its name is its number."""
+    told: int = attrs.field(default=0, init=False)
+    """How often each channel was told something, while somebody heard it or not."""
+
+    async def issue_token(self) -> str:
+        """Return the present token, or the next where that is about to expire."""
+        await trio.lowlevel.checkpoint()
+        if not self.issued or trio.current_time() > self.issued[-1] + TOKEN_LASTS - MINUTE - 1:
+            self.issued.append(trio.current_time())
+        self.tokens = {str(len(self.issued))}
+        self.expires_in = self.issued[-1] + TOKEN_LASTS - trio.current_time()
+        return str(len(self.issued))
+
+    def tell_all(self) -> None:
+        """Tell every channel something, and remember it nowhere."""
+        self.told += 1
+        for link in self.live_links:
+            for channel in link.subscriptions:
+                link.say({"channel": channel, "seq": self.told})
+
+    def forget(self) -> None:
+        """Close the books, in which a day would be remembered."""
+        del self.dials[:], self.arrivals[:]
+        self.links[:] = self.live_links
+        for link in self.links:
+            del link.journal[:], link.said[:], link.peer.dialled.journal[:]
+
+
+@pytest.mark.soak
+@pytest.mark.fault("F125", where="memory")
+async def test_a_day_of_a_hundred_subscriptions_with_tokens_that_expire_and_outages(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    started = time.perf_counter()
+    lost, heard = dict.fromkeys(CHANNELS, 0), dict.fromkeys(CHANNELS, 0)
+    refreshes = 0
+    sizes: list[int] = []
+
+    async def consume(channel: str) -> None:
+        """Count what is lost; that the feed has told of it before is asserted."""
+        expected, warned = 1, False
+        async with conn.subscribe(channel, feed=FeedOptions(notices=True)) as feed:
+            async for message in feed:
+                if isinstance(message, Gap):
+                    warned = True
+                    continue
+                assert message["seq"] == expected or (warned and message["seq"] > expected)
+                lost[channel] += message["seq"] - expected
+                heard[channel] += 1
+                expected, warned = message["seq"] + 1, False
+
+    async def count_refreshes() -> None:
+        nonlocal refreshes
+        async with conn.listen() as events:
+            async for event in events:
+                refreshes += isinstance(event, Authenticated) and event.refresh
+
+    async def publish() -> None:
+        for minute in itertools.count(1):
+            await trio.sleep_until(minute * MINUTE + 30.0)
+            venue.tell_all()
+
+    async with (
+        StrictVenue() as venue,
+        open_connection(
+            "ws://venue.test/",
+            stream_factory=venue.stream_factory,
+            codec=JsonCodec(),
+            backoff=ListBackoff([1.0]),
+            credentials=venue.issue_token,
+            allow_plaintext_credentials=True,
+        ) as conn,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(count_refreshes)
+        for channel in CHANNELS:
+            nursery.start_soon(consume, channel)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(publish)
+        for outage in range(1, 145):
+            # It begins 2 s before a publication, and lasts until after it: that one is lost.
+            await trio.sleep_until(outage * 10 * MINUTE + 28.0)
+            assert venue.link.live
+            venue.refuse_dials(503, times=4)
+            venue.drop()
+            await trio.sleep(10.0)
+            assert set(conn.subscriptions().values()) == {"confirmed"}
+            assert venue.link.live
+            assert set(venue.subscribed()) == set(CHANNELS)
+            venue.forget()
+            if outage % 6 == 0:
+                sizes.append(resident_bytes())
+        await trio.sleep(MINUTE)
+        nursery.cancel_scope.cancel(reason="the day is over")
+
+    assert refreshes == 24  # each a minute before the token expires
+    assert set(lost.values()) == {144}
+    assert {heard[channel] + lost[channel] for channel in CHANNELS} == {venue.told}
+    slope, _ = statistics.linear_regression(range(len(sizes) - 6), sizes[6:])
+    assert slope <= 0.1 * 1024 * 1024  # bytes an hour, once all that is kept for good has been made
+    assert time.perf_counter() - started <= 120.0  # what takes longer is not run
