@@ -38,8 +38,8 @@ URL = "ws://server.test/"
 AT_ONCE = ListBackoff([0.0])
 PING_INTERVAL = 5.0
 PONG_TIMEOUT = 3.0
-LARGE = 50_000_000
-"""Bytes, more than the kernel takes."""
+LARGE = 8_000_000
+"""Bytes, more than the kernel takes, and few enough to be masked in no time."""
 BOUND = 20.0
 """Seconds, real ones at sockets, after which a test has failed."""
 
@@ -149,9 +149,20 @@ async def test_a_dead_peer_is_always_noticed_within_an_interval_and_a_patience(
 @pytest.mark.parametrize(
     ("step", "sends", "clock"), [(mute, False, "pong"), (deaf, False, "pong"), (deaf, True, "write")]
 )
-async def test_a_black_hole_is_noticed_at_a_socket_whether_or_not_somebody_sends(
+async def test_a_black_hole_is_noticed_in_time_at_a_socket_whether_or_not_somebody_sends(
     transport: Transport, step: Callable[[Peer], Awaitable[None]], sends: bool, clock: str
 ) -> None:
+    for last_try in (False, False, True):  # somebody else may need the processor: the best of three counts
+        took = await noticed_at_a_socket_after(transport, step, sends, clock)
+        if took <= 0.2 + 0.3 + 0.05:
+            break
+        assert not last_try, took
+
+
+async def noticed_at_a_socket_after(
+    transport: Transport, step: Callable[[Peer], Awaitable[None]], sends: bool, clock: str
+) -> float:
+    """Return how many seconds after the last sign of life a peer is given up, which pings at 0.2 and 0.3 s should."""
     outcomes: dict[int, type[Exception]] = {}
 
     async def send(size: int) -> None:
@@ -174,6 +185,7 @@ async def test_a_black_hole_is_noticed_at_a_socket_whether_or_not_somebody_sends
                 conn.listen() as events,
                 trio.open_nursery() as nursery,
             ):
+                ready = trio.current_time()
                 if sends:
                     nursery.start_soon(send, LARGE)
                     await trio.testing.wait_all_tasks_blocked(0.01)
@@ -184,6 +196,7 @@ async def test_a_black_hole_is_noticed_at_a_socket_whether_or_not_somebody_sends
                 assert await conn.receive() == "the next link is well"
     assert [event.clock for event in silent] == [clock]
     assert outcomes == ({LARGE: OutcomeUnknown, 5: NotSent} if sends else {})
+    return silent[0].at - ready
 
 
 # --------------------------------------------------------------------------- both sides full
