@@ -145,6 +145,43 @@ async def test_a_dead_peer_is_always_noticed_within_an_interval_and_a_patience(
         assert 0.0 <= await noticed_after(death) <= death.ping_interval + death.pong_timeout + 1e-6, death
 
 
+@pytest.mark.fault("F65", where="memory")
+async def test_no_more_than_one_message_of_each_sender_waits_for_a_peer_that_does_not_read(
+    autojump_clock: MockClock, transport: Transport
+) -> None:
+    senders, waiting = 5, [0]
+
+    async def send() -> None:
+        with suppress(OutcomeUnknown, NotSent):
+            while True:
+                await conn.send_bytes(bytes(100_000))
+
+    async with ScriptedServer(deaf) as server:
+        with trio.fail_after(BOUND):
+            async with (
+                open_connection(
+                    URL,
+                    stream_factory=server.stream_factory,
+                    transport=transport,
+                    ping_interval=PING_INTERVAL,
+                    pong_timeout=PONG_TIMEOUT,
+                    when_down="fail",
+                    backoff=ListBackoff([1000.0]),
+                ) as conn,
+                conn.listen() as events,
+                trio.open_nursery() as nursery,
+            ):
+                for _ in range(senders):
+                    nursery.start_soon(send)
+                with trio.move_on_after(PONG_TIMEOUT - 0.1):
+                    while True:
+                        await trio.sleep(0.1)
+                        waiting.append(conn.statistics().outbox_messages)
+                silent = [event for event in await until_closed(events) if isinstance(event, PeerSilent)]
+    assert 1 <= max(waiting) <= senders
+    assert [(event.clock, event.at) for event in silent] == [("write", PONG_TIMEOUT)]
+
+
 @pytest.mark.fault("F63", "F64", "F65", where="socket")
 @pytest.mark.parametrize(
     ("step", "sends", "clock"), [(mute, False, "pong"), (deaf, False, "pong"), (deaf, True, "write")]
@@ -307,9 +344,10 @@ async def test_what_was_whole_is_delivered_before_the_end_and_what_was_cut_is_no
     assert (caught.value.code, caught.value.remote) == (1006, None)
 
 
-async def end_half(peer: Peer) -> None:
+async def end_half(peer: Peer, *, accepted: bool = False) -> None:
     """End our direction, and go on reading for as long as there is somebody."""
-    await peer.accept()
+    if not accepted:
+        await peer.accept()
     stream = peer._stream
     assert isinstance(stream, trio.abc.HalfCloseableStream)
     await stream.send_eof()
@@ -332,6 +370,26 @@ async def test_half_a_close_is_the_end_and_no_send_is_accepted_after_it(
 ) -> None:
     async with ScriptedServer(end_half, echo) as server:
         await check_half_close(server, URL, stream_factory=server.stream_factory, transport=transport)
+
+
+@pytest.mark.fault("F69", where="memory")
+async def test_half_a_close_is_noticed_the_moment_it_comes(autojump_clock: MockClock, transport: Transport) -> None:
+    async def end_half_later(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(3.25)
+        await end_half(peer, accepted=True)
+
+    async with ScriptedServer(end_half_later, echo) as server:
+        with trio.fail_after(BOUND):
+            async with (
+                open_connection(
+                    URL, stream_factory=server.stream_factory, transport=transport, backoff=ListBackoff([0.1])
+                ) as conn,
+                conn.listen() as events,
+            ):
+                closed = (await until_closed(events))[-1]
+    assert isinstance(closed, LinkClosed)
+    assert (closed.code, closed.at) == (1006, 3.25)
 
 
 @pytest.mark.fault("F69", where="socket")
