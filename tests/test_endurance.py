@@ -47,6 +47,15 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def open_descriptors() -> set[str]:
+    """Return what this process has open, by number."""
+    return set(os.listdir("/proc/self/fd"))
+
+
+def living_tasks() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
 async def test_a_day_with_an_outage_every_ten_minutes(autojump_clock: trio.abc.Clock) -> None:
     async def live_ten_minutes(peer: Peer) -> None:
         await peer.accept()
@@ -87,21 +96,51 @@ async def test_thousands_of_reconnects(autojump_clock: trio.abc.Clock, cycles: i
         await peer.drop()
 
     counts: list[int] = []
-    async with (
-        ScriptedServer(then=drop) as server,
-        open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([0.001])) as conn,
-    ):
-        for tenth in range(1, 11):
-            while conn.epoch < tenth * cycles // 10:
-                await trio.sleep(0.1)
-                del server.dials[:]
-            counts.append(live_objects(server))
-        assert conn.statistics().links >= cycles
+    sizes: list[int] = []
+    async with ScriptedServer(then=drop) as server:
+        tasks, descriptors = living_tasks(), open_descriptors()
+        async with open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([0.001])) as conn:
+            for tenth in range(1, 11):
+                while conn.epoch < tenth * cycles // 10:
+                    await trio.sleep(0.1)
+                    del server.dials[:]
+                counts.append(live_objects(server))
+                sizes.append(resident_bytes())
+                assert living_tasks() <= tasks + 20  # those of one link, and of its server
+                assert open_descriptors() == descriptors
+            assert conn.statistics().links >= cycles
+        await trio.testing.wait_all_tasks_blocked()
+        assert living_tasks() == tasks
     assert max(counts[2:]) - min(counts[2:]) <= 300
+    assert max(sizes[2:]) - sizes[1] <= 0.5 * 1024 * 1024
 
 
-MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
-TOKEN_LASTS = HOUR
+@pytest.mark.fault("F125", where="socket")
+async def test_hundreds_of_reconnects_over_sockets_leave_no_descriptor_and_no_task() -> None:
+    async def drop(peer: Peer) -> None:
+        await peer.accept()
+        await peer.drop()
+
+    server = ScriptedServer(then=drop, max_dials=10_000)
+    with trio.fail_after(60):
+        async with server.listen() as listening:
+            tasks, descriptors = living_tasks(), open_descriptors()
+            sizes: list[int] = []
+            async with open_connection(listening.url, backoff=ListBackoff([0.001])) as conn:
+                for hundred in (100, 200, 300):
+                    while conn.epoch < hundred:
+                        await trio.sleep(0.01)
+                    del server.dials[:]
+                    sizes.append(resident_bytes())
+                assert len(open_descriptors()) <= len(descriptors) + 2  # one link at a time, and its server's end
+            while living_tasks() > tasks:  # the server's own last words
+                await trio.sleep(0.01)
+            assert open_descriptors() == descriptors
+    assert sizes[-1] - sizes[0] <= 0.5 * 1024 * 1024
+
+
+MINUTE = 60.0
+TOKEN_LASTS = 60 * MINUTE
 CHANNELS = [f"channel {number}" for number in range(100)]
 
 
