@@ -148,19 +148,19 @@ CHANNELS = [f"channel {number}" for number in range(100)]
 class StrictVenue(GenericVenue):
     """A venue whose tokens are good for an hour, however often one signs in with them."""
 
-    issued: list[float] = attrs.field(factory=list, init=False)
+    handed_out: list[float] = attrs.field(factory=list, init=False)
     """When each token was; its name is its number."""
     told: int = attrs.field(default=0, init=False)
     """How often each channel was told something, while somebody heard it or not."""
 
-    async def issue_token(self) -> str:
+    async def hand_out_token(self) -> str:
         """Return the present token, or the next where that is about to expire."""
         await trio.lowlevel.checkpoint()
-        if not self.issued or trio.current_time() > self.issued[-1] + TOKEN_LASTS - MINUTE - 1:
-            self.issued.append(trio.current_time())
-        self.tokens = {str(len(self.issued))}
-        self.expires_in = self.issued[-1] + TOKEN_LASTS - trio.current_time()
-        return str(len(self.issued))
+        if not self.handed_out or trio.current_time() > self.handed_out[-1] + TOKEN_LASTS - MINUTE - 1:
+            self.handed_out.append(trio.current_time())
+        self.tokens = {str(len(self.handed_out))}
+        self.expires_in = self.handed_out[-1] + TOKEN_LASTS - trio.current_time()
+        return str(len(self.handed_out))
 
     def tell_all(self) -> None:
         """Tell every channel something, and remember it nowhere."""
@@ -218,7 +218,7 @@ async def test_a_day_of_a_hundred_subscriptions_with_tokens_that_expire_and_outa
             stream_factory=venue.stream_factory,
             codec=JsonCodec(),
             backoff=ListBackoff([1.0]),
-            credentials=venue.issue_token,
+            credentials=venue.hand_out_token,
             allow_plaintext_credentials=True,
         ) as conn,
         trio.open_nursery() as nursery,

@@ -742,14 +742,14 @@ class ClientKey:
 
 @pytest.fixture(scope="module")
 def client_key(tmp_path_factory: pytest.TempPathFactory) -> ClientKey:
-    issued = trustme.CA().issue_cert("client.test")
-    plain = issued.private_key_pem.bytes()
+    certificate = trustme.CA().issue_cert("client.test")
+    plain = certificate.private_key_pem.bytes()
     encrypted = serialization.load_pem_private_key(plain, None).private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.BestAvailableEncryption(PASSWORD.encode()),
     )
-    files = {"key.pem": encrypted, "chain.pem": issued.cert_chain_pems[0].bytes()}
+    files = {"key.pem": encrypted, "chain.pem": certificate.cert_chain_pems[0].bytes()}
     folder = tmp_path_factory.mktemp("client")
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -762,7 +762,7 @@ def client_key(tmp_path_factory: pytest.TempPathFactory) -> ClientKey:
 
 @functools.cache
 def suspicious_context() -> ssl.SSLContext:
-    """Return a server's context that wants a certificate of an authority which issues none to us."""
+    """Return a server's context that wants a certificate of an authority that has signed none of ours."""
     authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("server.test").configure_cert(context)
     authority.configure_trust(context)
