@@ -172,7 +172,7 @@ async def test_a_bad_answer_to_the_upgrade_is_told_as_such(
             async with open_connection(URL, transport=transport, stream_factory=server.stream_factory):
                 raise AssertionError("never entered")
         assert trio.current_time() == started
-    assert caught.value.phase == "http"
+    assert (caught.value.phase, caught.value.retry) == ("http", "backoff")
     assert caught.value.rule
 
 

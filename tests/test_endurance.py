@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
+import os
+import statistics
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from trio._core._run import CancelReason
 
-from trio_nova import ListBackoff, open_connection
-from trio_nova.testing import Peer, ScriptedServer
+from trio_nova import Authenticated, FeedOptions, Gap, JsonCodec, ListBackoff, open_connection
+from trio_nova.testing import GenericVenue, Peer, ScriptedServer
 
 URL = "ws://server.test/"
 
@@ -33,6 +39,21 @@ def live_objects(server: ScriptedServer) -> int:
     gc.collect()
     of_deadlines = (trio.CancelScope, CancelReason, tuple)
     return sum(1 for each in gc.get_objects() if type(each) not in of_deadlines)
+
+
+def resident_bytes() -> int:
+    """Return how much memory this process has; what is garbage is thrown away first."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_descriptors() -> set[str]:
+    """Return what this process has open, by number."""
+    return set(os.listdir("/proc/self/fd"))
+
+
+def living_tasks() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
 
 
 async def test_a_day_with_an_outage_every_ten_minutes(autojump_clock: trio.abc.Clock) -> None:
@@ -75,14 +96,157 @@ async def test_thousands_of_reconnects(autojump_clock: trio.abc.Clock, cycles: i
         await peer.drop()
 
     counts: list[int] = []
-    async with (
-        ScriptedServer(then=drop) as server,
-        open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([0.001])) as conn,
-    ):
-        for tenth in range(1, 11):
-            while conn.epoch < tenth * cycles // 10:
-                await trio.sleep(0.1)
-                del server.dials[:]
-            counts.append(live_objects(server))
-        assert conn.statistics().links >= cycles
+    sizes: list[int] = []
+    async with ScriptedServer(then=drop) as server:
+        tasks, descriptors = living_tasks(), open_descriptors()
+        async with open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([0.001])) as conn:
+            for tenth in range(1, 11):
+                while conn.epoch < tenth * cycles // 10:
+                    await trio.sleep(0.1)
+                    del server.dials[:]
+                counts.append(live_objects(server))
+                sizes.append(resident_bytes())
+                assert living_tasks() <= tasks + 20  # those of one link, and of its server
+                assert open_descriptors() == descriptors
+            assert conn.statistics().links >= cycles
+        await trio.testing.wait_all_tasks_blocked()
+        assert living_tasks() == tasks
     assert max(counts[2:]) - min(counts[2:]) <= 300
+    assert max(sizes[2:]) - sizes[1] <= 0.5 * 1024 * 1024
+
+
+@pytest.mark.fault("F125", where="socket")
+async def test_hundreds_of_reconnects_over_sockets_leave_no_descriptor_and_no_task() -> None:
+    async def drop(peer: Peer) -> None:
+        await peer.accept()
+        await peer.drop()
+
+    server = ScriptedServer(then=drop, max_dials=10_000)
+    with trio.fail_after(60):
+        async with server.listen() as listening:
+            tasks, descriptors = living_tasks(), open_descriptors()
+            sizes: list[int] = []
+            async with open_connection(listening.url, backoff=ListBackoff([0.001])) as conn:
+                for hundred in (100, 200, 300):
+                    while conn.epoch < hundred:
+                        await trio.sleep(0.01)
+                    del server.dials[:]
+                    sizes.append(resident_bytes())
+                assert len(open_descriptors()) <= len(descriptors) + 2  # one link at a time, and its server's end
+            while living_tasks() > tasks:  # the server's own last words
+                await trio.sleep(0.01)
+            assert open_descriptors() == descriptors
+    assert sizes[-1] - sizes[0] <= 0.5 * 1024 * 1024
+
+
+MINUTE = 60.0
+TOKEN_LASTS = 60 * MINUTE
+CHANNELS = [f"channel {number}" for number in range(100)]
+
+
+@attrs.define(eq=False, kw_only=True)
+class StrictVenue(GenericVenue):
+    """A venue whose tokens are good for an hour, however often one signs in with them."""
+
+    handed_out: list[float] = attrs.field(factory=list, init=False)
+    """When each token was; its name is its number."""
+    told: int = attrs.field(default=0, init=False)
+    """How often each channel was told something, while somebody heard it or not."""
+
+    async def hand_out_token(self) -> str:
+        """Return the present token, or the next where that is about to expire."""
+        await trio.lowlevel.checkpoint()
+        if not self.handed_out or trio.current_time() > self.handed_out[-1] + TOKEN_LASTS - MINUTE - 1:
+            self.handed_out.append(trio.current_time())
+        self.tokens = {str(len(self.handed_out))}
+        self.expires_in = self.handed_out[-1] + TOKEN_LASTS - trio.current_time()
+        return str(len(self.handed_out))
+
+    def tell_all(self) -> None:
+        """Tell every channel something, and remember it nowhere."""
+        self.told += 1
+        for link in self.live_links:
+            for channel in link.subscriptions:
+                link.say({"channel": channel, "seq": self.told})
+
+    def forget(self) -> None:
+        """Close the books, in which a day would be remembered."""
+        del self.dials[:], self.arrivals[:]
+        self.links[:] = self.live_links
+        for link in self.links:
+            del link.journal[:], link.said[:], link.peer.dialled.journal[:]
+
+
+@pytest.mark.soak
+@pytest.mark.fault("F125", where="memory")
+async def test_a_day_of_a_hundred_subscriptions_with_tokens_that_expire_and_outages(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    started = time.perf_counter()
+    lost, heard = dict.fromkeys(CHANNELS, 0), dict.fromkeys(CHANNELS, 0)
+    refreshes = 0
+    sizes: list[int] = []
+
+    async def consume(channel: str) -> None:
+        """Count what is lost; that the feed has told of it before is asserted."""
+        expected, warned = 1, False
+        async with conn.subscribe(channel, feed=FeedOptions(notices=True)) as feed:
+            async for message in feed:
+                if isinstance(message, Gap):
+                    warned = True
+                    continue
+                assert message["seq"] == expected or (warned and message["seq"] > expected)
+                lost[channel] += message["seq"] - expected
+                heard[channel] += 1
+                expected, warned = message["seq"] + 1, False
+
+    async def count_refreshes() -> None:
+        nonlocal refreshes
+        async with conn.listen() as events:
+            async for event in events:
+                refreshes += isinstance(event, Authenticated) and event.refresh
+
+    async def publish() -> None:
+        for minute in itertools.count(1):
+            await trio.sleep_until(minute * MINUTE + 30.0)
+            venue.tell_all()
+
+    async with (
+        StrictVenue() as venue,
+        open_connection(
+            "ws://venue.test/",
+            stream_factory=venue.stream_factory,
+            codec=JsonCodec(),
+            backoff=ListBackoff([1.0]),
+            credentials=venue.hand_out_token,
+            allow_plaintext_credentials=True,
+        ) as conn,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(count_refreshes)
+        for channel in CHANNELS:
+            nursery.start_soon(consume, channel)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(publish)
+        for outage in range(1, 145):
+            # It begins 2 s before a publication, and lasts until after it: that one is lost.
+            await trio.sleep_until(outage * 10 * MINUTE + 28.0)
+            assert venue.link.live
+            venue.refuse_dials(503, times=4)
+            venue.drop()
+            await trio.sleep(10.0)
+            assert set(conn.subscriptions().values()) == {"confirmed"}
+            assert venue.link.live
+            assert set(venue.subscribed()) == set(CHANNELS)
+            venue.forget()
+            if outage % 6 == 0:
+                sizes.append(resident_bytes())
+        await trio.sleep(MINUTE)
+        nursery.cancel_scope.cancel(reason="the day is over")
+
+    assert refreshes == 24  # each a minute before the token expires
+    assert set(lost.values()) == {144}
+    assert {heard[channel] + lost[channel] for channel in CHANNELS} == {venue.told}
+    slope, _ = statistics.linear_regression(range(len(sizes) - 6), sizes[6:])
+    assert slope <= 0.1 * 1024 * 1024  # bytes an hour, once all that is kept for good has been made
+    assert time.perf_counter() - started <= 120.0  # what takes longer is not run

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import copy
+import functools
 import io
 import json
 import logging
 import pickle
 import pprint
+import ssl
 import traceback
 import warnings
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
@@ -20,6 +22,8 @@ import attrs
 import msgspec
 import pytest
 import trio
+import trustme
+from cryptography.hazmat.primitives import serialization
 from trio.testing import MockClock
 
 import trio_nova
@@ -27,7 +31,7 @@ from trio_nova import ConfigError, ConnectFailed, ConnectionInfo, open_connectio
 from trio_nova.config import Config
 from trio_nova.errors import HandshakeRejected, LinkLost, NovaError
 from trio_nova.handlers.logging import describe
-from trio_nova.links import Dial, Link, TrioWebsocketTransport
+from trio_nova.links import Dial, Link, Transport
 from trio_nova.messages import Action, ConnectionEvent, ErrorEvent, Event, MessageEvent
 from trio_nova.secrets import (
     MAX_KNOWN,
@@ -578,13 +582,14 @@ class NotesDials(trio_nova.ConnectionHandler):
 
 @attrs.frozen
 class PrintsDials:
-    """The default transport, which also prints what it is given."""
+    """A transport, which also prints what it is given."""
 
+    transport: Transport
     prints: list[str] = attrs.field(repr=False)
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
         self.prints.extend(prints_of_value(dial))
-        return TrioWebsocketTransport().open(dial)
+        return self.transport.open(dial)
 
 
 # --------------------------------------------------------------------------- the canary run
@@ -594,6 +599,7 @@ QUERY = "CANARY-query"
 HEADER = "CANARY-header"
 TOKEN = "CANARY-credential"
 PROXY = "CANARY-proxy"
+PASSWORD = "CANARY-password"
 BODY = "CANARY-body"
 ECHOED = f"{USER} {QUERY} {HEADER} {TOKEN} Bearer {HEADER}"
 """What a hostile server knows and repeats. The bodies of messages are not printed in the first place."""
@@ -726,11 +732,67 @@ async def drop_as_proxy(peer: Peer) -> None:
 
 
 @attrs.frozen
+class ClientKey:
+    """A certificate of ours whose key is encrypted, and what must not be seen of it."""
+
+    context: ssl.SSLContext
+    lines: frozenset[str]
+    """Of the key's PEM, encrypted and plain."""
+
+
+@pytest.fixture(scope="module")
+def client_key(tmp_path_factory: pytest.TempPathFactory) -> ClientKey:
+    certificate = trustme.CA().issue_cert("client.test")
+    plain = certificate.private_key_pem.bytes()
+    encrypted = serialization.load_pem_private_key(plain, None).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(PASSWORD.encode()),
+    )
+    files = {"key.pem": encrypted, "chain.pem": certificate.cert_chain_pems[0].bytes()}
+    folder = tmp_path_factory.mktemp("client")
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is the server that does not trust us
+    context.load_cert_chain(folder / "chain.pem", folder / "key.pem", PASSWORD)
+    lines = (plain + encrypted).decode().splitlines()
+    return ClientKey(context, frozenset(line for line in lines if "-----" not in line))
+
+
+@functools.cache
+def suspicious_context() -> ssl.SSLContext:
+    """Return a server's context that wants a certificate of an authority that has signed none of ours."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("server.test").configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+async def refuse_our_certificate(peer: Peer) -> None:
+    """Shake hands, and say by an alert what is wrong, which Trio's own stream does not."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = suspicious_context().wrap_bio(incoming, outgoing, server_side=True)
+    with pytest.raises(ssl.SSLCertVerificationError):
+        while True:
+            try:
+                tls.do_handshake()
+            except ssl.SSLWantReadError:
+                await peer._stream.send_all(outgoing.read())
+                incoming.write(await peer._stream.receive_some(65536))
+    await peer._stream.send_all(outgoing.read())
+    await peer.hang()  # whoever writes to a connection that is gone does not hear why
+
+
+@attrs.frozen
 class Fault:
     name: str
     step: Step
     options: Mapping[str, Any] = attrs.field(factory=dict)
     tls: bool = False
+    asks_for_certificate: bool = False
+    """Whether the step speaks TLS itself, and wants ours to be shown."""
 
     def __str__(self) -> str:
         return self.name
@@ -746,6 +808,7 @@ FAULTS = [
     Fault("bad-header", fold_a_header),
     Fault("hung-up", hang_up),
     Fault("untrusted", drop, tls=True),
+    Fault("client-certificate", refuse_our_certificate, asks_for_certificate=True),
     Fault("time-out", Peer.hang, {"connect_timeout": 1.0}),
     Fault("auth-refused", refuse_login),
     Fault("auth-silent", lambda peer: peer.accept(), {"auth_timeout": 1.0}),
@@ -780,6 +843,8 @@ SOURCES: Mapping[str, Mapping[str, Any]] = {
 async def test_no_secret_shows_anywhere_whatever_fails(
     fault: Fault,
     source: str,
+    transport: Transport,
+    client_key: ClientKey,
     autojump_clock: MockClock,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -810,8 +875,11 @@ async def test_no_secret_shows_anywhere_whatever_fails(
         warnings.simplefilter("always")
         async with ScriptedServer(fault.step, then=fault.step, tls=fault.tls, max_buffer=4096) as server:
             options["stream_factory"] = server.stream_factory
-            options["transport"] = PrintsDials(prints)
-            target = f"{'wss' if fault.tls else 'ws'}://me:{USER}@server.test/p?token={QUERY}"
+            options["transport"] = PrintsDials(transport, prints)
+            options["ssl_context"] = client_key.context if fault.asks_for_certificate else None
+            target = (
+                f"{'wss' if fault.tls or fault.asks_for_certificate else 'ws'}://me:{USER}@server.test/p?token={QUERY}"
+            )
             try:
                 async with open_connection(target, **{**options, **SOURCES[source], **fault.options}) as conn:
                     async with trio.open_nursery() as nursery:
@@ -838,7 +906,8 @@ async def test_no_secret_shows_anywhere_whatever_fails(
     if not any(isinstance(event, trio_nova.AuthStarted) for event in metrics.kept) and source != "values":
         # Nobody has been asked for the credentials yet: that the peer names them is news to the session.
         prints = [line.replace(TOKEN, "") for line in prints]
-    hits = [line for line in prints if any(form in line for form in FORMS)]
+    assert any("refuses our certificate" in line for line in prints) is fault.asks_for_certificate
+    hits = [line for line in prints if any(form in line for form in (*FORMS, *client_key.lines))]
     assert not hits, "\n".join(line[:500] for line in dict.fromkeys(hits))
 
 
@@ -848,13 +917,15 @@ def flattened(parts: Iterable[Iterable[str]]) -> list[str]:
 
 @pytest.mark.fault("F106", where="memory")
 @pytest.mark.parametrize("fault", [each for each in FAULTS if each.name in ("401", "close-reason")], ids=str)
-async def test_an_echo_is_masked_and_the_rest_of_it_is_told(fault: Fault, autojump_clock: MockClock) -> None:
+async def test_an_echo_is_masked_and_the_rest_of_it_is_told(
+    fault: Fault, transport: Transport, autojump_clock: MockClock
+) -> None:
     async with ScriptedServer(fault.step) as server:
         with pytest.raises(NovaError) as caught:
             async with open_connection(
                 f"wss://me:{USER}@server.test/",
                 stream_factory=server.stream_factory,
-                transport=PlainTransport(),
+                transport=PlainTransport(transport),
                 headers={"X-Api-Key": HEADER},
                 credentials=TOKEN,
                 codec=trio_nova.JsonCodec(),
@@ -865,8 +936,11 @@ async def test_an_echo_is_masked_and_the_rest_of_it_is_told(fault: Fault, autoju
     assert "*** CANARY-query *** *** Bearer ***" in said  # what it was not told cannot be known to it
 
 
+@attrs.frozen
 class PlainTransport:
-    """The default transport, without the TLS that the URL asks for."""
+    """A transport, without the TLS that the URL asks for."""
+
+    transport: Transport
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
-        return TrioWebsocketTransport().open(attrs.evolve(dial, url=attrs.evolve(dial.url, secure=False)))
+        return self.transport.open(attrs.evolve(dial, url=attrs.evolve(dial.url, secure=False)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from trio_nova import (
     AuthHandler,
     Close,
     ConnectFailed,
-    ExponentialBackoff,
     HandshakeRejected,
     JsonCodec,
     LinkLost,
@@ -509,17 +509,33 @@ async def test_a_redial_that_is_rejected_for_now_is_tried_again(autojump_clock: 
 
 @pytest.mark.fault("F36", where="memory")
 @pytest.mark.parametrize("status", [429, 503])
-async def test_retry_after_is_honoured(autojump_clock: trio.abc.Clock, status: int) -> None:
+@pytest.mark.parametrize(
+    ("value", "asked"),
+    [
+        ("30", 30.0),
+        ("Sun, 06 Nov 1994 08:49:37 GMT", 30.0),
+        ("Sun, 06 Nov 1994 08:49:00 GMT", 0.0),
+        ("1000000000", 900.0),
+        ("-1", 0.0),
+        ("soon", 0.0),
+        ("", 0.0),
+    ],
+)
+async def test_retry_after_is_honoured_and_the_back_off_comes_on_top(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch, status: int, value: str, asked: float
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 784111777.0 - 30.0)  # 30 s before the first date above
+
     async def reject(peer: Peer) -> None:
-        await peer.reject(status, {"Retry-After": "30"})
+        await peer.reject(status, {"Retry-After": value})
 
     async with (
         ScriptedServer(drop_at_once, reject, echo) as server,
-        open_connection(URL, stream_factory=server.stream_factory, backoff=ExponentialBackoff(base=0.1)) as conn,
+        open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([0.0, 2.0])) as conn,
     ):
         await conn.wait_state(State.DISCONNECTED)
         await conn.wait_ready()
-    assert server.dials[2].at - server.dials[1].at >= 30
+    assert server.dials[2].at - server.dials[1].at == asked + 2.0
 
 
 async def test_the_close_code_and_reason_are_kept(autojump_clock: trio.abc.Clock) -> None:

@@ -11,7 +11,7 @@ import math
 import time
 import tracemalloc
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import attrs
@@ -23,6 +23,7 @@ from trio_nova import (
     ErrorEvent,
     JsonCodec,
     LinkLost,
+    PeerSilent,
     Pong,
     WireTransport,
     open_connection,
@@ -337,24 +338,59 @@ async def test_a_peer_that_pings_and_never_reads_is_given_up_as_silent(
         except Disconnected:
             pass
 
+    silent: list[PeerSilent] = []
     async with ScriptedServer(act) as server:
         tracemalloc.start()
         try:
             with trio.fail_after(3600), pytest.raises(LinkLost):
-                async with open_connection(
-                    URL,
-                    transport=transport,
-                    stream_factory=server.stream_factory,
-                    max_attempts=0,
-                    ping_interval=5,
-                    pong_timeout=5,
-                ) as conn:
+                async with (
+                    open_connection(
+                        URL,
+                        transport=transport,
+                        stream_factory=server.stream_factory,
+                        max_attempts=0,
+                        ping_interval=5,
+                        pong_timeout=5,
+                    ) as conn,
+                    conn.listen() as events,
+                ):
+                    async for event in events:
+                        silent += [event] if isinstance(event, PeerSilent) else []
                     await conn.receive()
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert trio.current_time() - server.dials[0].at < 60
     assert peak < SLACK
+    # Its pings are signs of life: what it is given up for is that it takes no pong, which a few hundred of them show.
+    assert [(event.clock, event.silence) for event in silent] == [("write", 5.0)]
+    assert 5.0 <= silent[0].at <= 5.0 + 5.0
+
+
+@pytest.mark.fault("F54", where="memory")
+async def test_of_the_pings_of_a_peer_that_does_not_read_the_newest_is_answered(autojump_clock: trio.abc.Clock) -> None:
+    pings, buffer = 2_000, 4_096
+
+    async def act(peer: Peer) -> None:
+        await peer.accept()
+        for number in range(pings):
+            await peer.send_frame(Opcode.PING, b"%0125d" % number)
+        await trio.sleep(1.0)
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(act, max_buffer=buffer) as server:
+        with trio.fail_after(60):
+            async with open_connection(
+                # trio-websocket reads on when a ping is answered: there both sides wait until the write clock runs out.
+                URL,
+                transport=WireTransport(),
+                stream_factory=server.stream_factory,
+                ping_interval=math.inf,
+            ):
+                await trio.sleep(2.0)
+    answered = [int(frame.payload) for frame in server.dials[0].frames if isinstance(frame, Pong)]
+    assert answered[-1] == pings - 1
+    assert answered == sorted(set(answered))
+    assert len(answered) <= buffer // 131 + 20  # what was under way, and what waited
 
 
 @pytest.mark.fault("F55", where="memory")
@@ -411,6 +447,79 @@ async def test_a_stream_cut_into_single_bytes_takes_work_that_is_linear_in_its_b
     small = min([await cost(2_000) for _ in range(3)])
     large = min([await cost(20_000) for _ in range(2)])
     assert large < 30 * small  # 10 times where it is linear, 100 times where it is not
+
+
+class LongestStep(trio.abc.Instrument):
+    """How long one task of the client's keeps all the others waiting, in seconds of this thread's own time."""
+
+    def __init__(self) -> None:
+        self.longest, self._began = 0.0, math.inf  # the step under way began before us
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._began = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if not task.name.startswith("script of dial"):
+            self.longest = max(self.longest, time.thread_time() - self._began)
+
+
+async def digest(pieces: Iterable[bytes], messages: int, slice_size: int | None) -> float:
+    """Return the seconds of work that it takes to receive what a peer sends; no step of it may be long."""
+
+    async def act(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        for piece in pieces:
+            await peer.send_raw(piece)
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(act, slice_size=slice_size) as server:
+        async with open_connection(
+            URL,
+            transport=WireTransport(),  # what trio-websocket reads at a time it parses in one step, however long it is
+            stream_factory=server.stream_factory,
+            max_message_size=2 * MESSAGE_LIMIT,
+            ping_interval=math.inf,
+        ) as conn:
+            await conn.send_text("ready")
+            steps = LongestStep()
+            trio.lowlevel.add_instrument(steps)
+            before = time.process_time()
+            for _ in range(messages):
+                await conn.receive()
+            took = time.process_time() - before
+            trio.lowlevel.remove_instrument(steps)
+    assert steps.longest <= 0.05
+    return took
+
+
+async def single_bytes(size: int) -> float:
+    frame = encode_frame(Opcode.BINARY, bytes(size))
+    pieces = (frame[at : at + 16_384] for at in range(0, len(frame), 16_384))
+    return await digest(pieces, 1, slice_size=1)
+
+
+async def messages_of_empty_fragments(size: int) -> float:
+    """As many as have `size` bytes on the wire: the limit of one message lets no more fragments into it."""
+    fragments = 8192
+    message = first(b"") + more(b"") * (fragments - 2) + more(b"", fin=True)
+    count = size // len(message)
+    return await digest((message for _ in range(count)), count, slice_size=None)
+
+
+@pytest.mark.soak
+@pytest.mark.fault("F57", where="memory")
+@pytest.mark.parametrize(("cost", "size"), [(single_bytes, 2**18), (messages_of_empty_fragments, 5 * 2**19)])
+async def test_four_times_the_bytes_take_four_times_the_work_and_no_step_is_long(
+    autojump_clock: trio.abc.Clock, cost: Callable[[int], Awaitable[float]], size: int
+) -> None:
+    small = large = math.inf
+    for _ in range(5):  # somebody else may need the processor: the best of five counts
+        small = min(small, await cost(size))
+        large = min(large, await cost(4 * size))
+        if large <= 1.5 * 4 * small:
+            break
+    assert large <= 1.5 * 4 * small
 
 
 @pytest.mark.fault("F58", where="memory")
@@ -486,11 +595,11 @@ async def test_hostile_json_is_a_value_or_a_report_and_every_log_record_of_it_ca
 
 
 @pytest.mark.fault("F61", where="memory")
+@pytest.mark.parametrize("flood", [1_000, pytest.param(20_000, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("overflow", ["block", "drop_oldest", "drop_newest"])
 async def test_data_for_channels_that_nobody_wants_leaves_no_trace(
-    autojump_clock: trio.abc.Clock, transport: Transport, overflow: str, caplog: pytest.LogCaptureFixture
+    autojump_clock: trio.abc.Clock, transport: Transport, overflow: str, caplog: pytest.LogCaptureFixture, flood: int
 ) -> None:
-    flood = 1_000
     caplog.set_level("CRITICAL", "trio_nova")  # else pytest keeps every record in memory
 
     async def act(peer: Peer) -> None:
@@ -533,7 +642,7 @@ async def test_data_for_channels_that_nobody_wants_leaves_no_trace(
                         tracemalloc.stop()
                 nursery.cancel_scope.cancel()
     assert peak < SLACK
-    assert left < SLACK / 4
+    assert left < 256 * 1024
 
 
 @pytest.mark.fault("F56", "F62", where="memory")

@@ -311,15 +311,17 @@ async def test_a_value_made_to_keep_a_parser_busy_does_not(
         else:
             await peer.reject(status, {name: SLOW_VALUES[name]})
 
-    async with ScriptedServer(answer) as server:
-        before = time.process_time()
-        with trio.fail_after(60), pytest.raises((ConnectFailed, LinkLost)):
-            async with open_connection(
-                URL, transport=transport, stream_factory=server.stream_factory, max_attempts=0
-            ) as conn:
-                await conn.receive()
-        # A parser that backtracks over this takes minutes: the bound need not be narrow to tell.
-        assert time.process_time() - before < 2.0
+    took: list[float] = []
+    async with ScriptedServer(then=answer) as server:
+        for _ in range(3):  # somebody else may need the processor: the best of three counts
+            before = time.process_time()
+            with trio.fail_after(60), pytest.raises((ConnectFailed, LinkLost)):
+                async with open_connection(
+                    URL, transport=transport, stream_factory=server.stream_factory, max_attempts=0
+                ) as conn:
+                    await conn.receive()
+            took.append(time.process_time() - before)
+    assert min(took) < 0.1  # of the whole dial; a parser that backtracks over this takes minutes
 
 
 @pytest.mark.fault("F33", where="memory")

@@ -38,8 +38,8 @@ URL = "ws://server.test/"
 AT_ONCE = ListBackoff([0.0])
 PING_INTERVAL = 5.0
 PONG_TIMEOUT = 3.0
-LARGE = 50_000_000
-"""Bytes, more than the kernel takes."""
+LARGE = 8_000_000
+"""Bytes, more than the kernel takes, and few enough to be masked in no time."""
 BOUND = 20.0
 """Seconds, real ones at sockets, after which a test has failed."""
 
@@ -145,13 +145,61 @@ async def test_a_dead_peer_is_always_noticed_within_an_interval_and_a_patience(
         assert 0.0 <= await noticed_after(death) <= death.ping_interval + death.pong_timeout + 1e-6, death
 
 
+@pytest.mark.fault("F65", where="memory")
+async def test_no_more_than_one_message_of_each_sender_waits_for_a_peer_that_does_not_read(
+    autojump_clock: MockClock, transport: Transport
+) -> None:
+    senders, waiting = 5, [0]
+
+    async def send() -> None:
+        with suppress(OutcomeUnknown, NotSent):
+            while True:
+                await conn.send_bytes(bytes(100_000))
+
+    async with ScriptedServer(deaf) as server:
+        with trio.fail_after(BOUND):
+            async with (
+                open_connection(
+                    URL,
+                    stream_factory=server.stream_factory,
+                    transport=transport,
+                    ping_interval=PING_INTERVAL,
+                    pong_timeout=PONG_TIMEOUT,
+                    when_down="fail",
+                    backoff=ListBackoff([1000.0]),
+                ) as conn,
+                conn.listen() as events,
+                trio.open_nursery() as nursery,
+            ):
+                for _ in range(senders):
+                    nursery.start_soon(send)
+                with trio.move_on_after(PONG_TIMEOUT - 0.1):
+                    while True:
+                        await trio.sleep(0.1)
+                        waiting.append(conn.statistics().outbox_messages)
+                silent = [event for event in await until_closed(events) if isinstance(event, PeerSilent)]
+    assert 1 <= max(waiting) <= senders
+    assert [(event.clock, event.at) for event in silent] == [("write", PONG_TIMEOUT)]
+
+
 @pytest.mark.fault("F63", "F64", "F65", where="socket")
 @pytest.mark.parametrize(
     ("step", "sends", "clock"), [(mute, False, "pong"), (deaf, False, "pong"), (deaf, True, "write")]
 )
-async def test_a_black_hole_is_noticed_at_a_socket_whether_or_not_somebody_sends(
+async def test_a_black_hole_is_noticed_in_time_at_a_socket_whether_or_not_somebody_sends(
     transport: Transport, step: Callable[[Peer], Awaitable[None]], sends: bool, clock: str
 ) -> None:
+    for last_try in (False, False, True):  # somebody else may need the processor: the best of three counts
+        took = await noticed_at_a_socket_after(transport, step, sends, clock)
+        if took <= 0.2 + 0.3 + 0.05:
+            break
+        assert not last_try, took
+
+
+async def noticed_at_a_socket_after(
+    transport: Transport, step: Callable[[Peer], Awaitable[None]], sends: bool, clock: str
+) -> float:
+    """Return how many seconds after the last sign of life a peer is given up, which pings at 0.2 and 0.3 s should."""
     outcomes: dict[int, type[Exception]] = {}
 
     async def send(size: int) -> None:
@@ -174,6 +222,7 @@ async def test_a_black_hole_is_noticed_at_a_socket_whether_or_not_somebody_sends
                 conn.listen() as events,
                 trio.open_nursery() as nursery,
             ):
+                ready = trio.current_time()
                 if sends:
                     nursery.start_soon(send, LARGE)
                     await trio.testing.wait_all_tasks_blocked(0.01)
@@ -184,6 +233,7 @@ async def test_a_black_hole_is_noticed_at_a_socket_whether_or_not_somebody_sends
                 assert await conn.receive() == "the next link is well"
     assert [event.clock for event in silent] == [clock]
     assert outcomes == ({LARGE: OutcomeUnknown, 5: NotSent} if sends else {})
+    return silent[0].at - ready
 
 
 # --------------------------------------------------------------------------- both sides full
@@ -294,9 +344,10 @@ async def test_what_was_whole_is_delivered_before_the_end_and_what_was_cut_is_no
     assert (caught.value.code, caught.value.remote) == (1006, None)
 
 
-async def end_half(peer: Peer) -> None:
+async def end_half(peer: Peer, *, accepted: bool = False) -> None:
     """End our direction, and go on reading for as long as there is somebody."""
-    await peer.accept()
+    if not accepted:
+        await peer.accept()
     stream = peer._stream
     assert isinstance(stream, trio.abc.HalfCloseableStream)
     await stream.send_eof()
@@ -319,6 +370,26 @@ async def test_half_a_close_is_the_end_and_no_send_is_accepted_after_it(
 ) -> None:
     async with ScriptedServer(end_half, echo) as server:
         await check_half_close(server, URL, stream_factory=server.stream_factory, transport=transport)
+
+
+@pytest.mark.fault("F69", where="memory")
+async def test_half_a_close_is_noticed_the_moment_it_comes(autojump_clock: MockClock, transport: Transport) -> None:
+    async def end_half_later(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(3.25)
+        await end_half(peer, accepted=True)
+
+    async with ScriptedServer(end_half_later, echo) as server:
+        with trio.fail_after(BOUND):
+            async with (
+                open_connection(
+                    URL, stream_factory=server.stream_factory, transport=transport, backoff=ListBackoff([0.1])
+                ) as conn,
+                conn.listen() as events,
+            ):
+                closed = (await until_closed(events))[-1]
+    assert isinstance(closed, LinkClosed)
+    assert (closed.code, closed.at) == (1006, 3.25)
 
 
 @pytest.mark.fault("F69", where="socket")

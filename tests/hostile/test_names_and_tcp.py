@@ -13,7 +13,17 @@ import attrs
 import pytest
 import trio
 
-from trio_nova import ConnectFailed, ConnectTimeout, ExponentialBackoff, ListBackoff, SessionOver, open_connection
+from trio_nova import (
+    ConnectFailed,
+    ConnectTimeout,
+    DialStarted,
+    ExponentialBackoff,
+    ListBackoff,
+    RetryScheduled,
+    SessionOver,
+    State,
+    open_connection,
+)
 from trio_nova.links import Transport
 from trio_nova.links import _dial as dialling
 from trio_nova.testing import Peer, ScriptedServer, echo
@@ -184,10 +194,16 @@ def full_backlog() -> Iterator[int]:
 
 @pytest.mark.fault("F6", where="socket")
 async def test_a_connect_whose_packets_vanish_is_given_up(transport: Transport) -> None:
-    with full_backlog() as port, trio.fail_after(BOUND), pytest.raises(ConnectTimeout) as caught:
-        async with open_connection(f"ws://127.0.0.1:{port}/", transport=transport, connect_timeout=0.3):
-            raise AssertionError("never entered")
-    assert caught.value.phase == "tcp"
+    took: list[float] = []
+    with full_backlog() as port, trio.fail_after(BOUND):
+        for _ in range(3):  # somebody else may need the processor: the best of three counts
+            started = trio.current_time()
+            with pytest.raises(ConnectTimeout) as caught:
+                async with open_connection(f"ws://127.0.0.1:{port}/", transport=transport, connect_timeout=0.3):
+                    raise AssertionError("never entered")
+            took.append(trio.current_time() - started)
+            assert caught.value.phase == "tcp"
+    assert 0.3 <= min(took) <= 0.5
 
 
 async def say_nothing(peer: Peer) -> None:
@@ -260,6 +276,38 @@ async def test_without_a_file_descriptor_the_dial_fails_and_the_next_one_succeed
                 assert await conn.receive() == "here again"
 
 
+@pytest.mark.fault("F9", where="socket")
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="looks into /proc for what is open")
+async def test_a_session_without_a_file_descriptor_waits_between_its_dials_and_recovers(transport: Transport) -> None:
+    async def drop_when_asked(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await peer.drop()
+
+    server = ScriptedServer(drop_when_asked, echo)
+    with trio.fail_after(BOUND):
+        async with (
+            server.listen() as listening,
+            open_connection(listening.url, transport=transport, backoff=ListBackoff([0.2])) as conn,
+            conn.listen() as events,
+        ):
+            await conn.send_text("drop me")
+            await conn.wait_state(State.DISCONNECTED)
+            with no_more_descriptors():
+                await trio.sleep(1.0)
+            await conn.wait_ready()
+            await conn.send_text("here again")
+            assert await conn.receive() == "here again"
+            told = await events.receive_batch()
+    dials = [event for event in told if isinstance(event, DialStarted)]
+    failures = [event.error for event in told if isinstance(event, RetryScheduled)][1:]  # the first is the drop
+    assert 1 <= len(failures) <= 5
+    assert len(dials) == len(failures) + 1
+    for failure in failures:
+        assert isinstance(failure.__cause__, OSError)
+        assert failure.__cause__.errno == errno.EMFILE
+
+
 @pytest.mark.fault("F10", where="memory")
 @pytest.mark.parametrize("why", [errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ETIMEDOUT])
 async def test_a_network_that_goes_down_amid_the_connect_may_come_back(
@@ -301,14 +349,15 @@ async def reset_amid_the_status_line(peer: Peer) -> None:
 
 
 @pytest.mark.parametrize(
-    "script",
+    ("script", "phases"),
     [
-        pytest.param(reset_at_once, marks=pytest.mark.fault("F11", where="socket")),
-        pytest.param(reset_amid_the_status_line, marks=pytest.mark.fault("F12", where="socket")),
+        # A reset may be seen before the request is written.
+        pytest.param(reset_at_once, {"tcp", "http"}, marks=pytest.mark.fault("F11", where="socket")),
+        pytest.param(reset_amid_the_status_line, {"http"}, marks=pytest.mark.fault("F12", where="socket")),
     ],
 )
 async def test_a_connection_that_is_reset_in_the_upgrade_fails_at_once(
-    transport: Transport, script: Callable[[Peer], Awaitable[object]]
+    transport: Transport, script: Callable[[Peer], Awaitable[object]], phases: set[str]
 ) -> None:
     server = ScriptedServer(script)
     with trio.fail_after(BOUND):
@@ -317,5 +366,5 @@ async def test_a_connection_that_is_reset_in_the_upgrade_fails_at_once(
                 async with open_connection(listening.url, transport=transport, connect_timeout=600):
                     raise AssertionError("never entered")
     assert type(caught.value) is ConnectFailed
-    assert caught.value.phase in ("tcp", "http")  # a reset may be seen before the request is written
+    assert caught.value.phase in phases
     assert caught.value.retry == "backoff"

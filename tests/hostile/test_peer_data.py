@@ -63,10 +63,13 @@ class Gate:
 
 
 def sign_in(server: ScriptedServer, provider: Callable[[], Any], **options: Any) -> trio_nova.ConnectionBlock:
-    plain: dict[str, Any] = {"stream_factory": server.stream_factory, "codec": JsonCodec(), "backoff": ListBackoff([7])}
-    return open_connection(
-        URL, credentials=provider, allow_plaintext_credentials=True, max_attempts=5, **(plain | options)
-    )
+    plain: dict[str, Any] = {
+        "stream_factory": server.stream_factory,
+        "codec": JsonCodec(),
+        "backoff": ListBackoff([7]),
+        "max_attempts": 5,
+    }
+    return open_connection(URL, credentials=provider, allow_plaintext_credentials=True, **(plain | options))
 
 
 @pytest.mark.fault("F107", where="memory")
@@ -98,6 +101,27 @@ async def test_a_refresh_that_fails_is_tried_again_with_a_pause_and_at_last_on_a
     assert len([event for event in told if isinstance(event, AuthUnsuccessful)]) == failures
     assert asked[1] == 540.0
     assert [token for _, token in gate.asked] == ["token 1", f"token {2 + failures}"]
+
+
+@pytest.mark.fault("F107", where="memory")
+async def test_a_token_is_not_sent_after_its_expiry_however_long_the_provider_fails(autojump_clock: MockClock) -> None:
+    async def provide() -> str:
+        await trio.lowlevel.checkpoint()
+        if 1.0 <= trio.current_time() < 2_000.0:
+            raise OSError("the vault is closed")
+        return "old" if trio.current_time() < 1.0 else "new"
+
+    ready: list[bool] = []
+    gate = Gate("old", "new")
+    async with ScriptedServer(then=gate) as server:
+        with trio.fail_after(3600.0):
+            async with sign_in(server, provide, max_attempts=math.inf) as conn:
+                for when in (599.0, 601.0, 2_010.0):
+                    await trio.sleep_until(when)
+                    ready.append(conn.state is State.READY)
+    assert ready == [False, False, True]  # the third failure of a refresh ends the link
+    assert [token for _, token in gate.asked] == ["old", "new"]
+    assert gate.asked[1][0] >= 2_000.0
 
 
 @pytest.mark.fault("F107", where="memory")

@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import random
+import statistics
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import pairwise
@@ -106,6 +107,31 @@ async def test_a_service_that_shows_everybody_out_is_dialled_12_times_in_a_minut
         dials = [dialled.at for dialled in server.dials]
         assert 20 <= len(dials) <= 80
         assert len([at for at in dials if at < dials[0] + 60.0]) <= 12
+
+
+@pytest.mark.fault("F86", where="memory")
+async def test_one_drop_of_a_sound_service_costs_three_seconds_as_a_rule_and_five_at_most(
+    autojump_clock: MockClock,
+) -> None:
+    """The delay is what keeps a crowd apart; who is alone pays for it too, and it should not be much."""
+
+    async def drop_after_a_minute(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(60.0)
+        await peer.drop()
+
+    outages: list[float] = []
+    for seed in range(200):
+        async with ScriptedServer(drop_after_a_minute, echo) as server:
+            async with open_connection(
+                URL, stream_factory=server.stream_factory, spread=random.Random(seed).random
+            ) as conn:
+                await conn.wait_state(State.DISCONNECTED)
+                dropped = trio.current_time()
+                await conn.wait_ready()
+                outages.append(trio.current_time() - dropped)
+    assert statistics.median(outages) <= 3.0
+    assert max(outages) <= 5.0
 
 
 # --------------------------------------------------------------------------- an address that is good for once

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import ssl
 import warnings
@@ -28,6 +29,7 @@ from trio_nova import (
 from trio_nova.links import Transport
 from trio_nova.testing import Listening, Peer, ScriptedServer, encode_frame
 
+A_DAY = datetime.timedelta(days=1)
 BOUND = 20.0
 """Seconds, real ones at sockets, after which a test has failed."""
 
@@ -293,6 +295,68 @@ async def test_pins_without_tls_are_refused_before_any_dial() -> None:
     with pytest.raises(ConfigError, match="pins: no key is shown over ws://"):
         async with open_connection("ws://localhost:9/", pins=[RESERVE]):
             raise AssertionError("never entered")
+
+
+# --------------------------------------------------------------------------- for good
+
+
+REFUSALS = ["expired", "hostname", "untrusted", "client-certificate", "protocol", "pin"]
+
+
+@pytest.mark.fault("F13", "F14", "F15", "F17", "F22", "F23", where="memory")
+@pytest.mark.parametrize("reason", REFUSALS)
+async def test_what_tls_refuses_for_good_is_dialled_once_though_the_first_connect_is_retried(
+    autojump_clock: trio.abc.Clock,
+    authority: trustme.CA,
+    trusting: ssl.SSLContext,
+    transport: Transport,
+    reason: str,
+) -> None:
+    long_ago = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    match reason:
+        case "expired":
+            certificate = authority.issue_cert("server.test", not_before=long_ago, not_after=long_ago + A_DAY)
+        case "hostname":
+            certificate = authority.issue_cert("other.test")
+        case "untrusted":
+            certificate = trustme.CA().issue_cert("server.test")
+        case _:
+            certificate = authority.issue_cert("server.test")
+    server = serving(certificate)
+    if reason == "client-certificate":
+        server.verify_mode = ssl.CERT_REQUIRED
+        authority.configure_trust(server)
+    if reason == "protocol":
+        server.maximum_version = ssl.TLSVersion.TLSv1_2
+        trusting.minimum_version = ssl.TLSVersion.TLSv1_3
+    dials = 0
+
+    async def serve(stream: trio.abc.Stream) -> None:
+        with suppress(trio.BrokenResourceError):
+            await speak_tls(stream, server)
+
+    async def hand_out(host: str, port: int) -> trio.abc.Stream:
+        nonlocal dials
+        await trio.lowlevel.checkpoint()
+        dials += 1
+        ours, theirs = trio.testing.memory_stream_pair()
+        nursery.start_soon(serve, theirs)
+        return ours
+
+    with trio.fail_after(3600):
+        async with trio.open_nursery() as nursery:
+            with pytest.raises(TlsFailed) as caught:
+                async with open_connection(
+                    "wss://server.test/",
+                    transport=transport,
+                    stream_factory=hand_out,
+                    ssl_context=trusting,
+                    pins=[RESERVE] if reason == "pin" else [],
+                    retry_first_connect=True,
+                ):
+                    raise AssertionError("never entered")
+            nursery.cancel_scope.cancel()
+    assert (caught.value.reason, dials) == (reason, 1)
 
 
 # --------------------------------------------------------------------------- silence and cuts

@@ -245,3 +245,5 @@ async def test_a_handshake_that_is_cut_off_is_worth_another_attempt(
     exc = await failure(handler, trusting)
     assert type(exc) is ConnectFailed
     assert (exc.phase, exc.retry) == ("tls", "backoff")
+    assert isinstance(exc.__cause__, trio.BrokenResourceError)
+    assert isinstance(exc.__cause__.__cause__, OSError if reset else ssl.SSLEOFError)

@@ -73,7 +73,7 @@ async def test_a_wrong_101_is_refused_at_once_and_by_its_rule(
         exc = await refusal(peer.dial(subprotocols=("a", "b")))
     assert isinstance(exc, HandshakeInvalid)
     assert exc.rule == rule
-    assert exc.phase == "http"
+    assert (exc.phase, exc.retry) == ("http", "backoff")
     assert trio.current_time() == before
     assert await peer.read_to_the_end() == b""
 
@@ -83,7 +83,7 @@ async def test_a_wrong_101_is_refused_at_once_and_by_its_rule(
 async def test_what_is_no_http_is_refused_before_its_end(peer: Peer, junk: bytes) -> None:
     exc = await refused(peer, junk)
     assert isinstance(exc, HandshakeInvalid)
-    assert exc.rule == "status-line"
+    assert (exc.rule, exc.retry) == ("status-line", "backoff")
 
 
 @pytest.mark.fault("F30", where="memory")
