@@ -522,16 +522,19 @@ async def test_a_redial_that_is_rejected_for_now_is_tried_again(autojump_clock: 
     ],
 )
 async def test_retry_after_is_honoured_and_the_back_off_comes_on_top(
-    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch, status: int, value: str, asked: float
+    autojump_clock: trio.abc.Clock, status: int, value: str, asked: float
 ) -> None:
-    monkeypatch.setattr(time, "time", lambda: 784111777.0 - 30.0)  # 30 s before the first date above
-
     async def reject(peer: Peer) -> None:
         await peer.reject(status, {"Retry-After": value})
 
     async with (
         ScriptedServer(drop_at_once, reject, echo) as server,
-        open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([0.0, 2.0])) as conn,
+        open_connection(
+            URL,
+            stream_factory=server.stream_factory,
+            backoff=ListBackoff([0.0, 2.0]),
+            wall_clock=lambda: 784111777.0 - 30.0,  # 30 s before the first date above
+        ) as conn,
     ):
         await conn.wait_state(State.DISCONNECTED)
         await conn.wait_ready()

@@ -182,6 +182,7 @@ class Supervisor:
             max_message_size=config.max_message_size,
             message_timeout=config.message_timeout,
             close_timeout=config.close_timeout,
+            wall_clock=config.wall_clock,
             on_phase=self._enter_phase,
         )
 

@@ -82,7 +82,9 @@ def _fail(attribute: attrs.Attribute[Any], problem: str) -> None:
     raise ConfigError(attribute.name, problem)
 
 
-def _seconds(*, zero: bool = False, finite: bool = False) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+def _seconds(
+    *, zero: bool = False, finite: bool = False, least: float = 0.0, most: float = math.inf
+) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             _fail(attribute, f"must be a number of seconds, not {value!r}")
@@ -92,6 +94,8 @@ def _seconds(*, zero: bool = False, finite: bool = False) -> Callable[[Any, attr
             _fail(attribute, f"must be {'at least' if zero else 'more than'} 0 seconds, not {value!r}")
         if finite and value == math.inf:
             _fail(attribute, "must be finite: everything that waits for a peer has a deadline")
+        if value < least or most < value < math.inf:
+            _fail(attribute, f"must be at least {least:g} and at most {most:g} seconds, or infinite, not {value!r}")
 
     return validate
 
@@ -414,8 +418,8 @@ class Config:
     """For saying goodbye."""
 
     # ----------------------------------------------------------------- liveness
-    ping_interval: float = attrs.field(default=20.0, validator=_seconds())
-    """Between probes."""
+    ping_interval: float = attrs.field(default=20.0, validator=_seconds(least=0.01, most=86_400.0))
+    """Between probes: from 10 ms to a day, or inf for none. A service may tell it: it must not make us hot, or deaf."""
     pong_timeout: float = attrs.field(default=20.0, validator=_seconds())
     """Patience with a peer that owes a sign of life, or that takes no byte of a write."""
     idle_timeout: float = attrs.field(default=math.inf, validator=_seconds())

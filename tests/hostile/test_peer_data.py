@@ -161,7 +161,7 @@ async def test_a_lifetime_that_makes_no_sense_neither_ends_the_link_nor_asks_wit
 
 
 @pytest.mark.fault("F121", where="memory")
-@pytest.mark.parametrize("interval", [0, -1, math.nan, "x", None, True, [], 10**400, -math.inf])
+@pytest.mark.parametrize("interval", [0, -1, 1e-9, 1e308, math.nan, "x", None, True, [], 10**400, -math.inf])
 async def test_an_interval_that_makes_no_sense_is_refused_and_the_one_before_stays(
     autojump_clock: MockClock, interval: Any
 ) -> None:

@@ -153,7 +153,7 @@ class Guard(trio.abc.Stream):
         url = self.dial.url
         response, rest = await receive_response(self.stream, url)
         if response.status != 101:
-            raise await receive_rejection(self.stream, response, rest)
+            raise await receive_rejection(self.stream, response, rest, self.dial.wall_clock())
         self.subprotocol = judge_upgrade(response, self._key, self.dial.subprotocols)
         self.response = response
         self._unscanned = rest

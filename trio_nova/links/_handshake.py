@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 
 import trio
 
@@ -52,17 +51,20 @@ async def _receive_head(stream: trio.abc.ReceiveStream, url: Url, reader: HeadRe
     return data
 
 
-async def receive_rejection(stream: trio.abc.ReceiveStream, response: Response, begun: bytes) -> HandshakeRejected:
+async def receive_rejection(
+    stream: trio.abc.ReceiveStream, response: Response, begun: bytes, wall: float
+) -> HandshakeRejected:
     """Return the error for a response other than 101, with an excerpt of its body.
 
     Args:
         stream: where the rest of the body comes from; waited for a second at most.
         response: its head.
         begun: what came in one piece with the head.
+        wall: the time now, in seconds since the epoch of Unix.
     """
     body = await _receive_body(stream, response, begun)
     wait = next(iter(response.values("retry-after")), None)
-    patience = parse_retry_after(wait, wall=time.time()) if wait is not None else None
+    patience = parse_retry_after(wait, wall) if wait is not None else None
     if of_status(response.status) is Disposition.FATAL:
         advice = RetryAdvice.NEVER
     else:

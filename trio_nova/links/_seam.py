@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol, TypeAlias
@@ -76,6 +77,8 @@ class Dial:
     """
     close_timeout: float
     """Seconds that `Link.aclose` may take."""
+    wall_clock: Callable[[], float] = attrs.field(default=time.time, repr=False)
+    """Seconds since the epoch of Unix: for the dates of a Retry-After."""
     on_phase: Callable[[Phase], None] = attrs.field(default=lambda phase: None, repr=False)
     """Told each phase as it begins, so that a time-out can say how far the attempt got."""
 

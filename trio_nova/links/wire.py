@@ -111,7 +111,7 @@ class _WireLink:
             await self._write(self._protocol.request())
         response, rest = await receive_response(stream, dial.url)
         if response.status != 101:
-            raise await receive_rejection(stream, response, rest)
+            raise await receive_rejection(stream, response, rest, dial.wall_clock())
         self._protocol.upgraded(response)
         self._headers = response.headers
         self._untaken = self._take_in(rest)
