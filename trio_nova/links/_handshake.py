@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import trio
 
 from trio_nova.core.verdict import Disposition, of_status, parse_retry_after
