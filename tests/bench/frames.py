@@ -91,6 +91,12 @@ def plain_texts(size: int, count: int) -> list[bytes]:
     return [b"%08d" % index + filler[: size - 8] for index in range(count)]
 
 
+def mixed_texts(size: int, count: int) -> list[bytes]:
+    """Return `count` different texts of `size` bytes on average: hardly two in a row are of one length."""
+    longest = plain_texts(size + size // 2, count)
+    return [text[: size // 2 + index * 7919 % (size + 1)] for index, text in enumerate(longest)]
+
+
 def json_texts(size: int, count: int, channels: int) -> list[bytes]:
     """Return `count` trades as JSON of exactly `size` bytes, of so many channels in turn."""
     texts = []

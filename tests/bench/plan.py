@@ -47,7 +47,7 @@ class Cell:
     """The first one is what plots and the short table show."""
     verb: Literal["flood", "echo", "count", "idle"]
     size: int = 0
-    kind: Literal["plain", "json"] = "plain"
+    kind: Literal["plain", "mixed", "json"] = "plain"
     channels: int = 1
     tls: bool = False
     compressed: bool = False
@@ -138,6 +138,13 @@ CELLS: Mapping[str, Cell] = {
         _receive("16 B", 16, 500, batch=True),
         _receive("200 B", 200, 500, batch=True),
         _receive("4 KiB", 4096, 200, batch=True),
+        attrs.evolve(
+            _receive("200 B", 200, 500, batch=True),
+            name="batch-mixed",
+            title="receive 100 to 300 B, no two lengths alike, in batches",
+            kind="mixed",
+            contenders=tuple(name for name in _WITH_BATCHES if name != LIMIT),
+        ),
         Cell(
             name="json-200",
             title="receive 200 B of JSON, decoded and routed",

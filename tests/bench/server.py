@@ -34,6 +34,7 @@ from tests.bench.frames import (
     frame,
     json_texts,
     masked_length,
+    mixed_texts,
     parse,
     plain_texts,
 )
@@ -111,6 +112,8 @@ def make_script(size: int, kind: str, channels: int, compressed: bool) -> Script
     count = max(2, _BLOCK // (size + 8))
     if kind == "plain":
         return Script.of(plain_texts(size, count), compressed=compressed)
+    if kind == "mixed":
+        return Script.of(mixed_texts(size, count), compressed=compressed)
     count = max(channels, count // channels * channels)
     return Script.of(json_texts(size, count, channels), compressed=compressed)
 

@@ -57,6 +57,8 @@ _START = Struct("!BBH")
 """How a frame begins: its bits and opcode, a length, and, if that is 126, the length (RFC 6455 section 5.2)."""
 _MANY = 8
 """Messages with the same header, one after the other, that are better taken in together than one by one."""
+_WORTH_A_LOOK = 512
+"""Bytes with which such messages are looked for."""
 _SHORT, _MEDIUM, _LONG = Struct("!BB4s"), Struct("!BBH4s"), Struct("!BBQ4s")
 
 _silent = logging.Logger("trio_nova.links.wire")
@@ -187,7 +189,7 @@ class WireProtocol:
         text, binary, too_long = _WHOLE_TEXT, _WHOLE_BINARY, min(126, limit + 1)
         end = len(data)
         last = end - _START.size
-        if at <= last:
+        if last - at > _WORTH_A_LOOK:
             at = self._take_alike(data, at, frames)
         while at <= last:
             first, length, longer = unpack(data, at)
