@@ -163,9 +163,10 @@ class Supervisor:
 
     def _dial(self, info: ConnectionInfo) -> Dial:
         config, redactor = self._session.config, self._session.redactor
-        redactor.learn_url(info.url.full)
-        redactor.learn_headers(info.headers)
-        check_plaintext(info.url, config, info.headers)
+        if info.url is not self._session.url or info.headers is not config.headers:
+            redactor.learn_url(info.url.full)
+            redactor.learn_headers(info.headers)
+            check_plaintext(info.url, config, info.headers)
         return Dial(
             url=info.url,
             epoch=info.epoch,

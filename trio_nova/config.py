@@ -549,7 +549,8 @@ def configure(base: Config, changes: Mapping[str, Any]) -> Config:
         if name not in _FIELDS:
             near = difflib.get_close_matches(name, _FIELDS, n=1)
             raise ConfigError(name, "there is no such option" + (f"; did you mean {near[0]}?" if near else ""))
-    return attrs.evolve(base, **changes) if changes else base
+    changed = {name: value for name, value in changes.items() if value is not getattr(base, name)}
+    return attrs.evolve(base, **changed) if changed else base
 
 
 def target_url(target: object) -> Url:

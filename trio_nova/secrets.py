@@ -357,10 +357,13 @@ class Redactor:
         self._remember(_in_headers(headers))
 
     def _remember(self, texts: Iterable[str]) -> None:
+        before = len(self._known)
         for text in texts:
             if len(text) >= SHORTEST:
                 self._known.pop(text, None)
                 self._known[text] = None
+        if len(self._known) == before:
+            return
         while len(self._known) > MAX_KNOWN:
             del self._known[next(iter(self._known))]
         longest_first = sorted(self._known, key=len, reverse=True)

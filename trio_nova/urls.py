@@ -82,8 +82,7 @@ class Url:
     @property
     def authority(self) -> str:
         """Host and, where it is not the scheme's own, port: the Host header."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+        return _authority(self.secure, self.host, self.port)
 
     @property
     def origin(self) -> str:
@@ -123,6 +122,12 @@ class Url:
         masked = "&".join(f"{name}=***" if equals else "***" for name, equals, _ in fields)
         query = f"?{masked}" if self.query else ""
         return f"{self.scheme}://{user}{self.authority}{self.path}{query}"
+
+
+@lru_cache(maxsize=256)
+def _authority(secure: bool, host: str, port: int) -> str:
+    name = f"[{host}]" if ":" in host else host
+    return name if port == _DEFAULT_PORTS["wss" if secure else "ws"] else f"{name}:{port}"
 
 
 def _canonical_host(host: str, field: str) -> str:

@@ -272,6 +272,8 @@ class Limits:
     limits: tuple[Limit, ...] = attrs.field(default=(), converter=_as_tuple)
 
     def admits_at(self, now: float, cost: float = 1.0, reserve: float = 0.0) -> float:
+        if not self.limits:
+            return now
         # Again from the latest answer, until all agree: a limit may close again after it has opened.
         while True:
             later = max((limit.admits_at(now, cost, reserve) for limit in self.limits), default=now)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, ClassVar
 
 import attrs
@@ -32,18 +32,16 @@ class Nova(TrioContender):
         """Return what the session is opened with, besides what every one is; raises Unavailable like `open`."""
         return {}
 
-    @asynccontextmanager
-    async def connection(self, job: Job, **more: Any) -> AsyncIterator[trio_nova.Connection]:
-        """Open a session."""
-        async with trio_nova.open_connection(
+    def connection(self, job: Job, **more: Any) -> AbstractAsyncContextManager[trio_nova.Connection]:
+        """Return the block of a session."""
+        return trio_nova.open_connection(
             job.url,
             ssl_context=tls_context(job),
             max_message_size=MAX_SIZE,
             compression="deflate" if job.compressed else None,
             **self.options(job),
             **more,
-        ) as conn:
-            yield conn
+        )
 
     @asynccontextmanager
     async def open(self, job: Job) -> AsyncIterator[Ends]:
