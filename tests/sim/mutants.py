@@ -32,6 +32,7 @@ from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
 from trio_nova._supervisor import Supervisor
 from trio_nova.core import backoff, recovery
+from trio_nova.core.bounded import BoundedQueue
 from trio_nova.core.ledger import Ledger
 from trio_nova.core.limits import RollingWindow
 from trio_nova.core.outbox import Outbox
@@ -39,7 +40,7 @@ from trio_nova.core.pulse import Pulse
 from trio_nova.core.subscriptions import Book
 from trio_nova.core.verdict import Attempts
 from trio_nova.handlers import logging as log
-from trio_nova.links import _block, wire
+from trio_nova.links import _block, _handshake, wire
 from trio_nova.links._wire import WireProtocol
 from trio_nova.testing import sim
 
@@ -371,6 +372,12 @@ mutant(
     ),
 )
 mutant(
+    "endless patience",
+    "The service may ask for any wait.",
+    "X6",
+    Edit(_handshake, "parse_retry_after", "return min(float(value), MAX_RETRY_AFTER)", "return float(value)"),
+)
+mutant(
     "no jitter",
     "All clients wait equally long.",
     "R4",
@@ -435,6 +442,24 @@ mutant(
 )
 
 # --------------------------------------------------------------------------- resources, errors, states
+
+mutant(
+    "bottomless inbox",
+    "The inbox takes whatever comes.",
+    "M1",
+    Edit(BoundedQueue, "offer_all", "if len(self.items) + len(items) > self.max_items", "if False"),
+)
+mutant(
+    "restless heartbeat",
+    "Whether a ping is due is looked at a hundred times a second.",
+    "M3",
+    Edit(
+        LinkTasks,
+        "_watch",
+        "await self.pulse_changed.wait(until)",
+        "await self.pulse_changed.wait(min(until, trio.current_time() + 0.01))",
+    ),
+)
 
 mutant(
     "link left open",

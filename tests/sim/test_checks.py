@@ -238,7 +238,7 @@ def a_silent_peer_is_kept(records: Records) -> Records:
 
 @forgery("L1")
 def a_stuck_write_is_waited_for(records: Records) -> Records:
-    index = a_frame(records)
+    index = first(records, "net.write", end="client")
     return replaced(records, index, changed(records[index], since=records[index].at - 15.0))
 
 
@@ -301,6 +301,24 @@ def a_send_is_never_settled(records: Records) -> Records:
 def a_queue_is_full_in_the_end(records: Records) -> Records:
     index = first(records, "client.rest")
     return replaced(records, index, changed(records[index], outbox=1000))
+
+
+@forgery("M1")
+def more_waits_to_be_sent_than_was_asked_for(records: Records) -> Records:
+    index = first(records, "client.peaks")
+    return replaced(records, index, changed(records[index], outbox=2000))
+
+
+@forgery("M1")
+def more_waits_to_be_received_than_may(records: Records) -> Records:
+    index = first(records, "client.peaks")
+    return replaced(records, index, changed(records[index], inbox=65))
+
+
+@forgery("M3")
+def tasks_run_without_need(records: Records) -> Records:
+    index = first(records, "run.steps")
+    return replaced(records, index, changed(records[index], session=1_000_000))
 
 
 @forgery("M2")
@@ -371,6 +389,18 @@ def every_mask_is_the_same(records: Records) -> Records:
 def a_peers_text_is_logged_as_it_is(records: Records) -> Records:
     index = first(records, "client.event", event="LinkClosed")
     return replaced(records, index, changed(records[index], reason="go\naway"))
+
+
+@forgery("X6")
+def a_service_makes_a_session_wait_for_an_hour(records: Records) -> Records:
+    index = first(records, "client.event", event="RetryScheduled")
+    return replaced(records, index, changed(records[index], delay=3600.0))
+
+
+@forgery("X6")
+def a_service_silences_a_session_for_an_hour(records: Records) -> Records:
+    index = first(records, "client.event", event="RetryScheduled")
+    return replaced(records, index, changed(records[index], event="RateLimitSlowed", until=3600.0 + records[index].at))
 
 
 @forgery("X7")

@@ -2,6 +2,9 @@
 
 `CHECKS` lists them. Each takes a `History` and yields a `Violation` for every way in which the run broke
 it; none looks at anything but the journal, so that a journal kept in a file can be judged as well.
+
+X4, that certificates are verified and nothing talks a client out of it, has no rule here: there is no TLS
+in a simulation. It is proven by the tests of TLS, on real handshakes.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import TypeAlias
 import attrs
 
 from trio_nova.core.session import TRANSITIONS
+from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.messages import Ping, Pong
 from trio_nova.testing._frames import ClientFrames, ClosePayload, FromClient, ProtocolBreach
 from trio_nova.testing._rates import worst_window
@@ -27,6 +31,7 @@ from trio_nova.testing.sim._scenario import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
     ELSEWHERE,
+    INBOX_SIZE,
     LIMIT_PERIOD,
     MIN_UPTIME,
     PING_INTERVAL,
@@ -49,6 +54,9 @@ RECOVERY = PING_INTERVAL + PONG_TIMEOUT + LONGEST_RETRY_AFTER + BACKOFF_CAP + CO
 MOST_DIALS = 25
 """In a minute: the back-off's mean is a third of that."""
 MOST_WAITING = 20
+"""Messages that may wait to be sent beside those of calls: heartbeats, subscriptions, what answers the service."""
+MOST_STEPS_EACH = 3
+"""Steps that the tasks of sessions may take for each thing that happens to them or that they do."""
 LONGEST_SEND = 30.0
 """Seconds that a message may wait on a perfect network: for a limit, after a burst."""
 ASK_AGAIN_AFTER = 0.9
@@ -293,9 +301,39 @@ class History:
             found[owner].append((since, math.inf))
         return found
 
+    def holds(self, owner: str) -> Sequence[tuple[float, float]]:
+        """Return when a session did not read, by its own doing."""
+        return self._held.get(owner, ())
+
+    @cached_property
+    def _leavings(self) -> dict[str, list[float]]:
+        """When each session began to leave a link, or had lost it."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for record in self.records:
+            if record.what == "client.leave" or record.get("new") in ("disconnected", "closing", "failed"):
+                found[_owner(record)].append(record.at)
+        return found
+
+    def left_at(self, link: LinkHistory) -> float:
+        """Return when the session of a link began to leave it; the end of the journal where it never did."""
+        return next((at for at in self._leavings.get(link.owner, ()) if at >= link.opened), self.end)
+
     def is_held(self, owner: str, since: float, until: float) -> bool:
         """Return whether a session did not read, by its own doing, at some time between the two."""
         return any(begin <= until and end >= since for begin, end in self._held.get(owner, ()))
+
+    @cached_property
+    def most_calls(self) -> Counter[str]:
+        """How many calls each session had under way at most."""
+        found, now = Counter[str](), Counter[str]()
+        for record in self.records:
+            if record.what == "client.invoke":
+                owner = _owner(record)
+                now[owner] += 1
+                found[owner] = max(found[owner], now[owner])
+            elif record.what == "client.return":
+                now[_owner(record)] -= 1
+        return found
 
     @cached_property
     def ops_written(self) -> dict[str, list[tuple[LinkHistory, Sent]]]:
@@ -651,7 +689,7 @@ def _pacing(history: History) -> Found:
             link = history.links[r["link"]]
             asked = r["retry_after"] or ""
             if link.owner == owner and link.reads and asked.isdigit():
-                waits.append((r.at, float(asked), f"Retry-After: {asked}"))
+                waits.append((r.at, min(float(asked), MAX_RETRY_AFTER), f"Retry-After: {asked}"))
         for at, seconds, why in waits:
             following = next((dial for dial in dials if dial > at), math.inf)
             if following < at + seconds - SLACK and not any(at - 30.0 <= each <= following for each in meddled):
@@ -718,19 +756,25 @@ def _heartbeats(history: History) -> Found:
 
 @invariant("L1", "a silent peer is given up in time, whatever the senders do")
 def _silence(history: History) -> Found:
-    patience = PING_INTERVAL + PONG_TIMEOUT + CLOSE_TIMEOUT + SLACK
+    patience = PING_INTERVAL + PONG_TIMEOUT + SLACK
     for link in history.links.values():
         if not link.owner:
             continue
-        end = min(history.end, link.client_closed if link.client_closed is not None else math.inf)
-        times = [link.opened, *(at for at, _ in link.reads if at < end), end]
-        for before, after in itertools.pairwise(times):
-            if after - before > patience and not history.is_held(link.owner, before, after):
+        end = min(history.left_at(link), link.client_closed if link.client_closed is not None else math.inf)
+        held = [(since, until) for since, until in history.holds(link.owner) if since < end and until > link.opened]
+        # What is held against nobody is no silence, and at its end the patience begins anew.
+        marks = [link.opened, end, *(at for at, _ in link.reads if at < end)]
+        marks += [at for hold in held for at in hold if link.opened < at < end]
+        for before, after in itertools.pairwise(sorted(marks)):
+            if after - before > patience and not any(since <= before and after <= until for since, until in held):
                 yield before + patience, f"link {link.number} was silent for {after - before:.3f} s"
+    progress: dict[int, float] = {}
     for record in history.all("net.write"):
-        took = record.at - record["since"]
-        if record["end"] == "client" and record["link"] in history.links and took > patience - PING_INTERVAL:
-            yield record.at, f"link {record['link']} was not given up, though a write took {took:.3f} s"
+        if record["end"] == "client" and record["link"] in history.links:
+            took = record.at - max(record["since"], progress.get(record["link"], -math.inf))
+            progress[record["link"]] = record.at
+            if took > PONG_TIMEOUT + SLACK:
+                yield record.at, f"link {record['link']} was not given up, though a write took {took:.3f} s"
 
 
 @invariant("L2", "after the last fault the session is soon ready again, and stays so")
@@ -787,11 +831,25 @@ def _no_standstill(history: History) -> Found:
 # --------------------------------------------------------------------------- resources
 
 
-@invariant("M1", "queues are empty, or nearly so, when all is well")
+@invariant("M1", "queues keep within their bounds, and are empty, or nearly so, when all is well")
 def _queues(history: History) -> Found:
     for rest in history.all("client.rest"):
         if rest["inbox"] > MOST_WAITING or rest["outbox"] > MOST_WAITING:
             yield rest.at, f"{rest['inbox']} messages wait to be received, {rest['outbox']} to be sent"
+    most_calls = history.most_calls
+    for record in history.all("client.peaks"):
+        if record["inbox"] > INBOX_SIZE:
+            yield record.at, f"{record['inbox']} messages waited to be received, and {INBOX_SIZE} may"
+        if record["outbox"] > (most := most_calls[_owner(record)] + MOST_WAITING):
+            yield record.at, f"{record['outbox']} messages waited to be sent, and {most} may"
+
+
+@invariant("M3", "work is in proportion to what happens")
+def _proportion(history: History) -> Found:
+    for record in history.all("run.steps"):
+        things = sum(each.get("end") == "client" or each.what.startswith("client.") for each in history.records)
+        if record["session"] > MOST_STEPS_EACH * (100 + things):
+            yield record.at, f"sessions took {record['session']} steps, and {things} things happened"
 
 
 @invariant("M2", "no stream and no task is left")
@@ -892,6 +950,16 @@ def _escaped(history: History) -> Found:
         for name, value in record.fields.items():
             if isinstance(value, str) and not value.isprintable():
                 yield record.at, f"{record.get('event', 'a log line')} has raw text of the peer's in {name}"
+
+
+@invariant("X6", "no number of a peer's makes a session wait for longer than is sensible")
+def _clamped(history: History) -> Found:
+    for record in history.events("RetryScheduled"):
+        if record["delay"] > MAX_RETRY_AFTER + BACKOFF_CAP:
+            yield record.at, f"session {_owner(record)} waits {record['delay']:g} s before it dials"
+    for record in history.events("RateLimitSlowed"):
+        if record["until"] > record.at + MAX_RETRY_AFTER + SLACK:
+            yield record.at, f"session {_owner(record)} sends nothing for {record['until'] - record.at:g} s"
 
 
 @invariant("X7", "the client keeps the service's rules, and uses nothing that it knows to have expired")

@@ -301,6 +301,30 @@ async def _refuse(server: SimServer, status: int, retry_after: str | None, peer:
     await peer.reject(status, headers, HOSTILE_TEXT.encode())
 
 
+@fault_kind("endless patience", retry_after=("3600", "99999999999", "9" * 60))
+def _ask_for_ages(world: World, fault: Fault) -> None:
+    _server(world).venue.play_next(partial(_refuse_for_ages, world, fault.args["retry_after"]))
+    _drop_links(world)
+
+
+async def _refuse_for_ages(world: World, retry_after: str, peer: Peer) -> None:
+    server = _server(world)
+    link = world.net.links.get(server.net_link_of(peer))
+    knows_us = link is not None and link.owner in world.opened
+    await _refuse(server, 503, retry_after if knows_us else None, peer)
+
+
+@fault_kind("complaint", retry_after=(2, "4", -1, "junk", None), code=(429, 10028), times=(1, 3))
+def _complain(world: World, fault: Fault) -> None:
+    server = _server(world)
+    error = {"code": fault.args["code"], "message": "slower", "data": {"retry_after": fault.args["retry_after"]}}
+
+    def complain(answer: dict[str, Any]) -> list[Any]:
+        return [{"id": answer.get("id"), "type": "response", "error": error}]
+
+    server.venue.twist(server.methods["request"], complain, fault.args["times"])
+
+
 @fault_kind("forbidden", is_fatal=True, status=(401, 403, 404))
 def _forbidden(world: World, fault: Fault) -> None:
     _server(world).venue.refuse_dials(fault.args["status"])

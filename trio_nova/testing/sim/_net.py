@@ -311,6 +311,8 @@ class SimLink:
 
     net: SimNet = attrs.field(repr=False)
     number: int
+    owner: str
+    """Who dialled, for the journal."""
     host: str
     c2s: Way = attrs.field(repr=False)
     s2c: Way = attrs.field(repr=False)
@@ -477,7 +479,7 @@ class SimNet:
     def _open(self, host: Host, dial: int, owner: str) -> SimLink:
         self.opened += 1
         there, back = Way(self, self.opened, "c2s", host.c2s), Way(self, self.opened, "s2c", host.s2c)
-        link = self.links[self.opened] = SimLink(self, self.opened, host.name, there, back)
+        link = self.links[self.opened] = SimLink(self, self.opened, owner, host.name, there, back)
         link.note("net.open", dial=dial, owner=owner, host=host.name)
         return link
 

@@ -123,6 +123,7 @@ async def _play(world: World, schedule: tuple[Fault, ...], session: Session) -> 
             trio.lowlevel.remove_instrument(watch)
         if patience.cancelled_caught and not watch.fired:
             journal.add("run.stuck")
+        journal.add("run.steps", session=watch.of_sessions)
         for server in world.servers.values():
             for breach in server.breaches():
                 journal.add("server.breach", text=breach)
@@ -146,18 +147,21 @@ def _session_tasks() -> list[str]:
 
 @attrs.define(eq=False)
 class _SpinWatch(trio.abc.Instrument):
-    """Ends a run in which tasks take steps and time stands still."""
+    """Counts steps of tasks, and ends a run in which they are taken and time stands still."""
 
     world: World
     scope: trio.CancelScope
     now: float = -1.0
     steps: int = 0
+    of_sessions: int = 0
+    """Steps in all, of the tasks of sessions."""
     fired: bool = False
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         if (now := trio.current_time()) != self.now:
             self.now, self.steps = now, 0
         self.steps += 1
+        self.of_sessions += task.name.startswith("nova:")
         if self.steps == MOST_STEPS:
             self.fired = True
             self.world.journal.add("run.spins", steps=self.steps, task=task.name)

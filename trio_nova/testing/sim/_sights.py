@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.testing.sim._checks import History
 from trio_nova.testing.sim._scenario import BACKOFF_CAP
 
@@ -139,6 +140,16 @@ def _five_failures(history: History) -> bool:
 @sight("a wait that the service asked for")
 def _retry_after(history: History) -> bool:
     return any((record["retry_after"] or "").isdigit() for record in history.all("server.refused"))
+
+
+@sight("a wait that was cut, as the service asked for too much")
+def _cut_short(history: History) -> bool:
+    return any(record["delay"] >= MAX_RETRY_AFTER for record in history.events("RetryScheduled"))
+
+
+@sight("a complaint about our pace")
+def _slowed(history: History) -> bool:
+    return bool(history.events("RateLimitSlowed"))
 
 
 @sight("a restart that lost the service's memory while somebody was connected")

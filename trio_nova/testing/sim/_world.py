@@ -37,6 +37,8 @@ class World:
     """Seconds by which the wall clock has jumped so far."""
     healed: trio.Event = attrs.field(factory=trio.Event, repr=False)
     """Set when the last fault is over: from then on the network is perfect."""
+    opened: set[str] = attrs.field(factory=set, repr=False)
+    """The sessions that have had a ready link, by owner: what asks them for patience keeps no opening block waiting."""
     nursery: trio.Nursery | None = attrs.field(default=None, repr=False)
     """Where the world's own tasks run, while it does."""
     crash: Exception | None = attrs.field(default=None, repr=False)
