@@ -256,6 +256,33 @@ mutant(
     "D4",
     Edit(WireProtocol, "feed", "self._fail(violation)", "self._partial.clear()"),
 )
+mutant(
+    "reserved bits ignored",
+    "A frame with a bit that nobody has agreed on is taken for one without.",
+    "D4",
+    Edit(WireProtocol, "_judge_start", "if first & _RSV & ~allowed:", "if False:"),
+)
+mutant(
+    "reads on",
+    "The link of an illegal frame is given up, and what stands behind the frame is delivered all the same.",
+    "D4",
+    Edit(
+        WireProtocol,
+        "feed",
+        "self._fail(violation)",
+        "self._fail(violation)\n"
+        "if 0 < data.rfind(b'\\x81'):\n"
+        "    ending, self.ending = self.ending, None\n"
+        "    self._split(data[data.rfind(b'\\x81') :], frames)\n"
+        "    self.ending = ending",
+    ),
+)
+mutant(
+    "hasty parser",
+    "The first fragment of a message is delivered, whatever becomes of the rest.",
+    "D4",
+    Edit(WireProtocol, "_assemble", "if fin:", "if fin or begins:"),
+)
 
 # --------------------------------------------------------------------------- subscriptions
 

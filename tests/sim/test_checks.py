@@ -10,7 +10,7 @@ import pytest
 
 from trio_nova.testing import sim
 from trio_nova.testing._frames import encode_frame
-from trio_nova.testing.sim._scenario import CANARY, ELSEWHERE
+from trio_nova.testing.sim._scenario import CANARY, ELSEWHERE, ILLEGAL_NUMBER
 
 SCENARIO = sim.Scenario(length=40.0, tracked=True, limit=200, clients=1)
 FAULTS = (
@@ -137,7 +137,13 @@ def two_messages_change_places(records: Records) -> Records:
 @forgery("D4")
 def an_illegal_frame_is_delivered(records: Records) -> Records:
     index = first(records, "client.data")
-    return replaced(records, index, changed(records[index], number=-7))
+    return replaced(records, index, changed(records[index], number=ILLEGAL_NUMBER))
+
+
+@forgery("D4")
+def what_stands_behind_an_illegal_frame_is_received(records: Records) -> Records:
+    about = {"client": 1, "session": 1, "number": ILLEGAL_NUMBER}
+    return with_record(records, "client.unclaimed", **about)
 
 
 @forgery("D4")

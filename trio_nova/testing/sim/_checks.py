@@ -31,6 +31,7 @@ from trio_nova.testing.sim._scenario import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
     ELSEWHERE,
+    ILLEGAL_NUMBER,
     INBOX_SIZE,
     LIMIT_PERIOD,
     MIN_UPTIME,
@@ -61,8 +62,6 @@ LONGEST_SEND = 30.0
 """Seconds that a message may wait on a perfect network: for a limit, after a burst."""
 ASK_AGAIN_AFTER = 0.9
 """Seconds after which a subscription that was not granted may be asked for again on the same link."""
-ILLEGAL_NUMBER = -7
-"""The number of the message in an illegal frame."""
 
 _SENDING = {"NotSent", "Expired", "OutcomeUnknown", "SessionOver"}
 OUTCOMES = {
@@ -552,11 +551,11 @@ def _ordered(history: History) -> Found:
             last, announced = number, False
 
 
-@invariant("D4", "nothing is delivered from an illegal frame, and its link is given up")
+@invariant("D4", "nothing is delivered of an illegal frame, behind one, or of half a message, and its link is given up")
 def _illegal(history: History) -> Found:
-    for record in history.all("client.data"):
+    for record in history.all("client.data") + history.all("client.unclaimed"):
         if record["number"] == ILLEGAL_NUMBER:
-            yield record.at, "the content of an illegal frame was delivered"
+            yield record.at, "what stood in an illegal frame, behind one, or in half a message was delivered"
     for record in history.all("server.illegal"):
         link = history.links[record["link"]]
         read_at = link.when_read(record["end"])

@@ -13,13 +13,15 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
+import msgspec
 import trio
 
 from trio_nova.testing import _twists as twists
 from trio_nova.testing._frames import Opcode, encode_frame
 from trio_nova.testing._peer import Disconnected, Peer
+from trio_nova.testing._venue_link import VenueLink
 from trio_nova.testing.sim._net import DialFate, Host, Way, Weather
-from trio_nova.testing.sim._scenario import ELSEWHERE, Scenario
+from trio_nova.testing.sim._scenario import ELSEWHERE, ILLEGAL_NUMBER, Scenario
 from trio_nova.testing.sim._servers import SimServer
 from trio_nova.testing.sim._world import World
 
@@ -438,30 +440,69 @@ def _flood(world: World, fault: Fault) -> None:
             server.emit(channel)
 
 
-_ILLEGAL: Mapping[str, bytes] = {
-    "reserved opcode": encode_frame(3, b"x"),
-    "masked": encode_frame(Opcode.TEXT, b'{"channel": "ticks.0", "seq": -7}', mask=True),
-    "reserved bit": encode_frame(Opcode.TEXT, b"{}", rsv=2),
-    "fragmented ping": encode_frame(Opcode.PING, b"x", fin=False),
-    "continuation without a start": encode_frame(Opcode.CONTINUATION, b"x"),
-    "not UTF-8": encode_frame(Opcode.TEXT, b"\xff\xfe"),
-    "huge": encode_frame(Opcode.TEXT, b"", length=2**40),
-    "close code": encode_frame(Opcode.CLOSE, b"\x03\xe7"),
+_ILLEGAL: Mapping[str, Callable[[bytes], bytes]] = {
+    "reserved opcode": lambda text: encode_frame(3, text),
+    "masked": lambda text: encode_frame(Opcode.TEXT, text, mask=True),
+    "reserved bit": lambda text: encode_frame(Opcode.TEXT, text, rsv=2),
+    "fragmented ping": lambda text: encode_frame(Opcode.PING, b"x", fin=False),
+    "long ping": lambda text: encode_frame(Opcode.PING, bytes(126)),
+    "continuation without a start": lambda text: encode_frame(Opcode.CONTINUATION, text),
+    "message within a message": lambda text: (
+        encode_frame(Opcode.TEXT, b" ", fin=False) + encode_frame(Opcode.TEXT, text)
+    ),
+    "not UTF-8": lambda text: encode_frame(Opcode.TEXT, b"\xff\xfe"),
+    "huge": lambda text: encode_frame(Opcode.TEXT, b"", length=2**40),
+    "close code": lambda text: encode_frame(Opcode.CLOSE, b"\x03\xe7"),
 }
+"""Each with a legal message inside, where there is room for one."""
+
+
+def _not_to_be_heard(server: SimServer, link: VenueLink) -> list[bytes]:
+    """Return messages that the client would deliver, one for each of its channels, and must not be given."""
+    messages = [server.message(link, channel, ILLEGAL_NUMBER) for channel in link.subscriptions]
+    return [msgspec.json.encode(message) for message in messages]
 
 
 @fault_kind("illegal frame", how=tuple(_ILLEGAL))
 def _illegal_frame(world: World, fault: Fault) -> None:
+    for link in _server(world).venue.live_links:
+        world.start(_say_illegally, world, link, fault.args["how"])
+
+
+async def _say_illegally(world: World, link: VenueLink, how: str) -> None:
     server = _server(world)
-    for link in server.venue.live_links:
-        world.start(_say_illegally, world, server.net_link_of(link.peer), link.peer, fault.args["how"])
-
-
-async def _say_illegally(world: World, link: int, peer: Peer, how: str) -> None:
+    number, texts = server.net_link(link), _not_to_be_heard(server, link)
+    illegal = _ILLEGAL[how](texts[0] if texts else b"{}")
+    behind = b"".join(encode_frame(Opcode.TEXT, text) for text in texts)
     with suppress(Disconnected):
-        await peer.send_raw(_ILLEGAL[how])
-        if link in world.net.links:
-            world.journal.add("server.illegal", link=link, how=how, end=world.net.links[link].s2c.sent)
+        await link.peer.send_raw(illegal + behind)
+        if number in world.net.links:
+            end = world.net.links[number].s2c.sent - len(behind)
+            world.journal.add("server.illegal", link=number, how=how, end=end)
+
+
+@fault_kind("half a message", then=("reset", "fin", "goodbye", "another"))
+def _half_a_message(world: World, fault: Fault) -> None:
+    for link in _server(world).venue.live_links:
+        world.start(_say_half, world, link, fault.args["then"])
+
+
+async def _say_half(world: World, link: VenueLink, then: str) -> None:
+    server = _server(world)
+    number = server.net_link(link)
+    with suppress(Disconnected):
+        for text in _not_to_be_heard(server, link)[:1]:
+            await link.peer.send_raw(encode_frame(Opcode.TEXT, text, fin=False))
+            match then:
+                case "goodbye":
+                    await link.peer.send_raw(encode_frame(Opcode.CLOSE, b"\x03\xe9"))
+                case "fin" if number in world.net.links:
+                    world.net.links[number].end_way("s2c")
+                case "reset" if number in world.net.links:
+                    below = world.net.links[number]
+                    world.net.call_at(below.s2c.last_arrival, below.reset)
+                case _:
+                    pass  # the next message of the service's is illegal, within this one
 
 
 @fault_kind(

@@ -81,6 +81,10 @@ class SimServer(abc.ABC):
         """Tell again what a channel said last, if it said anything, and write that down."""
 
     @abc.abstractmethod
+    def message(self, link: VenueLink, channel: str, number: int) -> Any:
+        """Return what tells a link that something has happened on a channel, under a number of the caller's."""
+
+    @abc.abstractmethod
     def forget(self) -> None:
         """Lose all memory."""
 
@@ -231,6 +235,9 @@ class JsonServer(SimServer):
         if self._json.emitted.get(channel):
             self.net.journal.add("server.repeat", channel=channel, number=self._json.repeat(channel)["seq"])
 
+    def message(self, link: VenueLink, channel: str, number: int) -> Any:
+        return {"channel": channel, "seq": number, "data": None}
+
     def forget(self) -> None:
         # Behind and ahead in turn: the numbers continue nothing, in neither direction.
         behind = self.restarts % 2 == 1 and not self.scenario.resumes
@@ -296,6 +303,12 @@ class DeribitServer(SimServer):
             number = _number_of(channel, self._deribit.repeat(channel))
             self.net.journal.add("server.repeat", channel=channel, number=number)
 
+    def message(self, link: VenueLink, channel: str, number: int) -> Any:
+        data: Any = [{"trade_seq": number}]
+        if channel.startswith("book."):
+            data = {"type": "snapshot", "change_id": number, "bids": [], "asks": []}
+        return {"jsonrpc": "2.0", "method": "subscription", "params": {"channel": channel, "data": data}}
+
     def forget(self) -> None:
         self._deribit.expire_tokens()
 
@@ -332,15 +345,16 @@ class _NodeVenue(VenueServer):
     def publish(self, channel: str, result: Any) -> None:
         """Tell who is subscribed to a channel."""
         for link in self.live_links:
-            for id, name in self.ids.get(link.number, {}).items():
-                if name == channel:
-                    link.say(
-                        {
-                            "jsonrpc": "2.0",
-                            "method": "eth_subscription",
-                            "params": {"subscription": id, "result": result},
-                        }
-                    )
+            for id in self.ids_of(link, channel):
+                link.say(self.message(id, result))
+
+    def ids_of(self, link: VenueLink, channel: str) -> list[str]:
+        """Return the ids that a link's subscriptions to a channel have."""
+        return [id for id, name in self.ids.get(link.number, {}).items() if name == channel]
+
+    def message(self, id: str, result: Any) -> dict[str, Any]:
+        """Return what tells a subscriber that something has happened."""
+        return {"jsonrpc": "2.0", "method": "eth_subscription", "params": {"subscription": id, "result": result}}
 
     def _take(self, link: VenueLink, payload: Frame) -> None:
         message = decode_json(payload) if isinstance(payload, str) else {}
@@ -405,6 +419,9 @@ class NodeServer(SimServer):
         if number := self._numbers.get(channel):
             self._node.publish(channel, {"number": number})
             self.net.journal.add("server.repeat", channel=channel, number=number)
+
+    def message(self, link: VenueLink, channel: str, number: int) -> Any:
+        return self._node.message(self._node.ids_of(link, channel)[0], {"number": number})
 
     def forget(self) -> None:
         """Do nothing: all that a node knows of its clients goes with their links."""
@@ -562,6 +579,9 @@ class GatewayServer(SimServer):
         if number := self._numbers.get(channel):
             self._gateway.publish(channel, number, again=True)
             self.net.journal.add("server.repeat", channel=channel, number=number)
+
+    def message(self, link: VenueLink, channel: str, number: int) -> Any:
+        return {"op": "event", "s": number, "channel": channel, "number": number}
 
     def forget(self) -> None:
         self._gateway.sessions.clear()

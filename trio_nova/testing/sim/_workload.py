@@ -36,6 +36,7 @@ from trio_nova.testing.sim._scenario import (
     BACKOFF_CAP,
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
+    ILLEGAL_NUMBER,
     INBOX_SIZE,
     LIMIT_PERIOD,
     MIN_UPTIME,
@@ -204,8 +205,10 @@ class Client:
 
     async def _empty_inbox(self, conn: Connection) -> None:
         try:
-            async for _ in conn:
+            async for message in conn:
                 self._watch_peaks(conn)
+                if str(ILLEGAL_NUMBER) in str(message):
+                    self.note("client.unclaimed", number=ILLEGAL_NUMBER)
         except NovaError as error:
             self.note("client.inbox", error=_kind(error))
 
