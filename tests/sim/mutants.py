@@ -40,7 +40,7 @@ from trio_nova.core.pulse import Pulse
 from trio_nova.core.subscriptions import Book
 from trio_nova.core.verdict import Attempts
 from trio_nova.handlers import logging as log
-from trio_nova.links import _block, _handshake, wire
+from trio_nova.links import ConnectGovernor, _block, _handshake, wire
 from trio_nova.links._wire import WireProtocol
 from trio_nova.testing import sim
 
@@ -403,6 +403,12 @@ mutant(
     "The service may ask for any wait.",
     "X6",
     Edit(_handshake, "parse_retry_after", "return min(float(value), MAX_RETRY_AFTER)", "return float(value)"),
+)
+mutant(
+    "broken budget",
+    "No dial is counted.",
+    "R2",
+    Edit(ConnectGovernor, "turn", "limits.spend(now)", "pass"),
 )
 mutant(
     "no jitter",

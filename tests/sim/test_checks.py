@@ -12,7 +12,7 @@ from trio_nova.testing import sim
 from trio_nova.testing._frames import encode_frame
 from trio_nova.testing.sim._scenario import CANARY, ELSEWHERE, ILLEGAL_NUMBER
 
-SCENARIO = sim.Scenario(length=40.0, tracked=True, limit=200, clients=1)
+SCENARIO = sim.Scenario(length=40.0, tracked=True, limit=200, budget=5, clients=1)
 FAULTS = (
     sim.Fault("reset", 9.0, args={"end": "both"}),
     sim.Fault("http status", 20.0, args={"status": 503, "retry_after": "3", "times": 1}),
@@ -149,7 +149,9 @@ def what_stands_behind_an_illegal_frame_is_received(records: Records) -> Records
 @forgery("D4")
 def the_link_of_an_illegal_frame_is_kept(records: Records) -> Records:
     index = first(records, "net.open")
-    illegal = sim.Record(records[index].at, "server.illegal", {"link": records[index]["link"], "how": "x", "end": 1})
+    illegal = sim.Record(
+        records[index].at, "server.illegal", {"link": records[index]["link"], "how": "x", "code": 1002, "end": 1}
+    )
     return replaced(records, index, records[index], illegal)
 
 
@@ -215,6 +217,18 @@ def there_are_dials_without_end(records: Records) -> Records:
     return replaced(records, index, *[records[index]] * 60)
 
 
+@forgery("R2")
+def there_are_more_dials_than_agreed(records: Records) -> Records:
+    index = first(records, "client.event", event="DialStarted")
+    return replaced(records, index, *[records[index]] * 6)
+
+
+@forgery("R2")
+def retries_leave_no_reserve(records: Records) -> Records:
+    index = first(records, "client.event", event="DialStarted")
+    return replaced(records, index, *[changed(records[index], attempt=3)] * 3)
+
+
 @forgery("R4")
 def all_waits_are_equal(records: Records) -> Records:
     index = first(records, "client.event", event="RetryScheduled")
@@ -252,7 +266,7 @@ def a_stuck_write_is_waited_for(records: Records) -> Records:
 def the_session_is_ready_late(records: Records) -> Records:
     index = last(records, "client.event", event="StateChanged", new="ready")
     healed = records[first(records, "run.healed")].at
-    return replaced(records, index, changed(records[index], at=healed + 75.0))
+    return replaced(records, index, changed(records[index], at=healed + 80.0))
 
 
 @forgery("L2")

@@ -27,6 +27,8 @@ from trio_nova.testing._rates import worst_window
 from trio_nova.testing.sim._journal import Record
 from trio_nova.testing.sim._scenario import (
     BACKOFF_CAP,
+    BUDGET_PERIOD,
+    BUDGET_RESERVE,
     CANARY,
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
@@ -562,6 +564,9 @@ def _illegal(history: History) -> Found:
         if read_at is None or (link.broken is not None and link.broken <= read_at + CLOSE_TIMEOUT):
             continue
         closed = math.inf if link.client_closed is None else link.client_closed
+        said = [s.frame.code for s in link.sent if isinstance(s.frame, ClosePayload) and s.at >= read_at]
+        if said and said[0] != record["code"] and history.left_at(link) >= read_at:
+            yield read_at, f"link {link.number}: an illegal frame ({record['how']}) was answered with {said[0]}"
         if closed > read_at + CLOSE_TIMEOUT + SLACK and read_at < history.end - CLOSE_TIMEOUT - SLACK:
             yield read_at, f"link {link.number} was not given up after an illegal frame ({record['how']})"
 
@@ -674,6 +679,14 @@ def _rate(history: History) -> Found:
 
 @invariant("R2", "dials are paced: not before the back-off, nor before what the service asks for, and never many")
 def _pacing(history: History) -> Found:
+    if history.scenario.budget is not None:
+        started = history.events("DialStarted")
+        retries = [record for record in started if record["attempt"] > 2]  # the dial before it failed
+        share = max(1, math.floor(history.scenario.budget * (1.0 - BUDGET_RESERVE)))
+        for dialled, most, what in ((started, history.scenario.budget, "dials"), (retries, share, "retries")):
+            worst = worst_window([record.at for record in dialled], BUDGET_PERIOD)
+            if worst > most:
+                yield dialled[0].at, f"{worst} {what} began within {BUDGET_PERIOD:g} s, and {most} may"
     for owner, dials in history.dials.items():
         meddled = [r.at for r in history.all("client.invoke") if r["call"] == "reconnect" and _owner(r) == owner]
         worst = worst_window(dials, 60.0)
@@ -784,7 +797,7 @@ def _recovery(history: History) -> Found:
         late = (became[-1] if became else 0.0) - history.healed_at
         if rest["state"] != "ready":
             yield rest.at, f"session {_owner(rest)} is {rest['state']} in the end"
-        elif late > RECOVERY:
+        elif late > RECOVERY + (BUDGET_PERIOD if history.scenario.budget is not None else 0.0):
             yield became[-1], f"session {_owner(rest)} was ready for good {late:.3f} s after the last fault"
     if len(history.all("client.rest")) < history.scenario.clients and history.all("client.open"):
         yield history.end, "not every client has a session in the end"

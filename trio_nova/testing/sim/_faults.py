@@ -16,12 +16,13 @@ import attrs
 import msgspec
 import trio
 
+from trio_nova.links._frames import FRAGMENT_OVERHEAD
 from trio_nova.testing import _twists as twists
 from trio_nova.testing._frames import Opcode, encode_frame
 from trio_nova.testing._peer import Disconnected, Peer
 from trio_nova.testing._venue_link import VenueLink
 from trio_nova.testing.sim._net import DialFate, Host, Way, Weather
-from trio_nova.testing.sim._scenario import ELSEWHERE, ILLEGAL_NUMBER, Scenario
+from trio_nova.testing.sim._scenario import ELSEWHERE, ILLEGAL_NUMBER, MAX_MESSAGE, Scenario
 from trio_nova.testing.sim._servers import SimServer
 from trio_nova.testing.sim._world import World
 
@@ -170,7 +171,7 @@ def _host(world: World) -> Host:
 
 
 def _links(world: World) -> list[Any]:
-    return world.net.links_of(_host(world).name)
+    return [link for name in _server(world).addresses for link in world.net.links_of(name)]
 
 
 _DIRECTIONS = ("c2s", "s2c", "both")
@@ -440,21 +441,22 @@ def _flood(world: World, fault: Fault) -> None:
             server.emit(channel)
 
 
-_ILLEGAL: Mapping[str, Callable[[bytes], bytes]] = {
-    "reserved opcode": lambda text: encode_frame(3, text),
-    "masked": lambda text: encode_frame(Opcode.TEXT, text, mask=True),
-    "reserved bit": lambda text: encode_frame(Opcode.TEXT, text, rsv=2),
-    "fragmented ping": lambda text: encode_frame(Opcode.PING, b"x", fin=False),
-    "long ping": lambda text: encode_frame(Opcode.PING, bytes(126)),
-    "continuation without a start": lambda text: encode_frame(Opcode.CONTINUATION, text),
-    "message within a message": lambda text: (
-        encode_frame(Opcode.TEXT, b" ", fin=False) + encode_frame(Opcode.TEXT, text)
+_ILLEGAL: Mapping[str, tuple[int, Callable[[bytes], bytes]]] = {
+    "reserved opcode": (1002, lambda text: encode_frame(3, text)),
+    "masked": (1002, lambda text: encode_frame(Opcode.TEXT, text, mask=True)),
+    "reserved bit": (1002, lambda text: encode_frame(Opcode.TEXT, text, rsv=2)),
+    "fragmented ping": (1002, lambda text: encode_frame(Opcode.PING, b"x", fin=False)),
+    "long ping": (1002, lambda text: encode_frame(Opcode.PING, bytes(126))),
+    "continuation without a start": (1002, lambda text: encode_frame(Opcode.CONTINUATION, text)),
+    "message within a message": (
+        1002,
+        lambda text: encode_frame(Opcode.TEXT, b" ", fin=False) + encode_frame(Opcode.TEXT, text),
     ),
-    "not UTF-8": lambda text: encode_frame(Opcode.TEXT, b"\xff\xfe"),
-    "huge": lambda text: encode_frame(Opcode.TEXT, b"", length=2**40),
-    "close code": lambda text: encode_frame(Opcode.CLOSE, b"\x03\xe7"),
+    "not UTF-8": (1007, lambda text: encode_frame(Opcode.TEXT, b"\xff\xfe")),
+    "huge": (1009, lambda text: encode_frame(Opcode.TEXT, b"", length=2**40)),
+    "close code": (1002, lambda text: encode_frame(Opcode.CLOSE, b"\x03\xe7")),
 }
-"""Each with a legal message inside, where there is room for one."""
+"""The close code that answers each, and how it is made: with a legal message inside, where there is room for one."""
 
 
 def _not_to_be_heard(server: SimServer, link: VenueLink) -> list[bytes]:
@@ -472,13 +474,33 @@ def _illegal_frame(world: World, fault: Fault) -> None:
 async def _say_illegally(world: World, link: VenueLink, how: str) -> None:
     server = _server(world)
     number, texts = server.net_link(link), _not_to_be_heard(server, link)
-    illegal = _ILLEGAL[how](texts[0] if texts else b"{}")
+    code, forge = _ILLEGAL[how]
+    illegal = forge(texts[0] if texts else b"{}")
     behind = b"".join(encode_frame(Opcode.TEXT, text) for text in texts)
     with suppress(Disconnected):
         await link.peer.send_raw(illegal + behind)
         if number in world.net.links:
             end = world.net.links[number].s2c.sent - len(behind)
-            world.journal.add("server.illegal", link=number, how=how, end=end)
+            world.journal.add("server.illegal", link=number, how=how, code=code, end=end)
+
+
+_MOST_FRAGMENTS = MAX_MESSAGE // FRAGMENT_OVERHEAD
+
+
+@fault_kind("fragments", count=(_MOST_FRAGMENTS + 1, 3 * _MOST_FRAGMENTS), size=(0, 1))
+def _fragments(world: World, fault: Fault) -> None:
+    for link in _server(world).venue.live_links:
+        world.start(_say_in_pieces, world, link, fault.args["count"], fault.args["size"])
+
+
+async def _say_in_pieces(world: World, link: VenueLink, count: int, size: int) -> None:
+    server = _server(world)
+    number, piece = server.net_link(link), encode_frame(Opcode.CONTINUATION, b" " * size, fin=False)
+    with suppress(Disconnected):
+        await link.peer.send_raw(encode_frame(Opcode.TEXT, b"", fin=False) + piece * count)
+        if number in world.net.links:
+            end = world.net.links[number].s2c.sent
+            world.journal.add("server.illegal", link=number, how="fragments", code=1009, end=end)
 
 
 @fault_kind("half a message", then=("reset", "fin", "goodbye", "another"))

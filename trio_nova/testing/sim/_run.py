@@ -19,7 +19,7 @@ from trio_nova.testing.sim._determinism import deterministic
 from trio_nova.testing.sim._faults import Fault, draw_schedule, make_fair, play_schedule
 from trio_nova.testing.sim._journal import Journal
 from trio_nova.testing.sim._net import SimNet
-from trio_nova.testing.sim._scenario import CANARY, ELSEWHERE, Scenario, draw_scenario
+from trio_nova.testing.sim._scenario import BACKUP, CANARY, ELSEWHERE, Scenario, draw_scenario
 from trio_nova.testing.sim._servers import SERVERS
 from trio_nova.testing.sim._sights import look
 from trio_nova.testing.sim._workload import drive
@@ -203,7 +203,10 @@ def _make_world(seed: int, scenario: Scenario, journal: Journal, transport: Tran
     world = World(seed, scenario, journal, net, transport)
     server = SERVERS[scenario.server](HOST, net, scenario)
     world.servers[HOST] = server
-    make_fair(server.host.c2s, scenario)
-    make_fair(server.host.s2c, scenario)
+    if scenario.has_backup:
+        server.listen_at(BACKUP)
+    for host in net.hosts.values():
+        make_fair(host.c2s, scenario)
+        make_fair(host.s2c, scenario)
     net.listen(ELSEWHERE, lambda stream, host, port: None)
     return world

@@ -54,6 +54,8 @@ class SimServer(abc.ABC):
     scenario: Scenario
     host: Host = attrs.field(init=False, repr=False)
     venue: VenueServer = attrs.field(init=False, repr=False)
+    addresses: list[str] = attrs.field(init=False)
+    """All host names that it serves."""
     restarts: int = attrs.field(default=0, init=False)
     """How often it has lost its memory."""
     _net_links: dict[int, int] = attrs.field(factory=dict, init=False, repr=False)
@@ -61,8 +63,14 @@ class SimServer(abc.ABC):
 
     def __attrs_post_init__(self) -> None:
         self.host = self.net.listen(self.name, self._take_stream)
+        self.addresses = [self.name]
         self.venue = self.make_venue()
         self.venue.on_asked = self._note_asked
+
+    def listen_at(self, name: str) -> None:
+        """Serve another host name too."""
+        self.net.listen(name, self._take_stream)
+        self.addresses.append(name)
 
     @abc.abstractmethod
     def make_venue(self) -> VenueServer:

@@ -39,6 +39,7 @@ from trio_nova.testing.sim._scenario import (
     ILLEGAL_NUMBER,
     INBOX_SIZE,
     LIMIT_PERIOD,
+    MAX_MESSAGE,
     MIN_UPTIME,
     PING_INTERVAL,
     PONG_TIMEOUT,
@@ -108,6 +109,7 @@ class Client:
         limits = [RollingWindow(scenario.limit, LIMIT_PERIOD)] if scenario.limit else []
         return {
             **self.dialect.options(),
+            **(self.dialect.backup_options() if scenario.has_backup else {}),
             **self.world.options,
             "stream_factory": partial(self.world.net.stream_factory, owner=f"{self.number}.{self.sessions}"),
             "ping_interval": PING_INTERVAL,
@@ -118,6 +120,7 @@ class Client:
             "subscription_timeout": SETUP_TIMEOUT,
             "backoff": ExponentialBackoff(base=2.0, cap=BACKOFF_CAP),
             "min_uptime": MIN_UPTIME,
+            "max_message_size": MAX_MESSAGE,
             "inbox_size": INBOX_SIZE,
             "when_down": when_down if scenario.when_down == "buffer" else scenario.when_down,
             "retry_first_connect": scenario.patient,
