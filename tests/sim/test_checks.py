@@ -370,6 +370,13 @@ def a_session_ends_of_a_lost_link(records: Records) -> Records:
     return replaced(records, index, changed(records[index], error=["LinkLost"]))
 
 
+@forgery("E2")
+def a_session_ends_of_something_else_than_its_fault(records: Records) -> Records:
+    index, begun = first(records, "client.left"), first(records, "fault.begin")
+    records = replaced(records, begun, changed(records[begun], ends_with=["TlsFailed"]))
+    return replaced(records, index, changed(records[index], error=["HandshakeRejected"]))
+
+
 @forgery("E3")
 def a_state_is_skipped(records: Records) -> Records:
     index = first(records, "client.event", event="StateChanged", new="connecting")
@@ -421,6 +428,13 @@ def a_service_makes_a_session_wait_for_an_hour(records: Records) -> Records:
 def a_service_silences_a_session_for_an_hour(records: Records) -> Records:
     index = first(records, "client.event", event="RetryScheduled")
     return replaced(records, index, changed(records[index], event="RateLimitSlowed", until=3600.0 + records[index].at))
+
+
+@forgery("X6")
+def a_redirect_is_remembered(records: Records) -> Records:
+    index = first(records, "net.write", end="client", link=2)
+    request = records[index]["data"].replace(b"/stream", b"/detour")
+    return replaced(records, index, changed(records[index], data=request))
 
 
 @forgery("X7")

@@ -32,6 +32,7 @@ from trio_nova.testing.sim._scenario import (
     CANARY,
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
+    DETOUR,
     ELSEWHERE,
     ILLEGAL_NUMBER,
     INBOX_SIZE,
@@ -75,6 +76,10 @@ OUTCOMES = {
     "pause": set[str](),
 }
 """What each call is documented to raise."""
+
+
+FIRST_FAILURES = {"AuthFailed", "ConnectFailed", "ConnectTimeout", "HandshakeInvalid", "HandshakeRejected", "LinkLost"}
+"""What may end a session whose first connect is not retried."""
 
 
 @attrs.frozen
@@ -128,6 +133,11 @@ class LinkHistory:
     server_closed: float | None = None
     broken: float | None = None
     """When one end or the other was reset."""
+
+    @property
+    def path(self) -> str:
+        """What the client asked for; "" where it asked for nothing."""
+        return " ".join(self.request.split(" ")[1:2])
 
     def lives_at(self, at: float) -> bool:
         """Return whether the client holds it open."""
@@ -891,11 +901,12 @@ def _documented(history: History) -> Found:
 
 @invariant("E2", "a session ends by itself only of what no other attempt can mend")
 def _dispositions(history: History) -> Found:
-    fatal = any(record["fatal"] for record in history.all("fault.begin"))
     opened = {_owner(record) for record in history.all("client.opened")}
     for record in history.all("client.left"):
-        first = not history.scenario.patient and _owner(record) not in opened
-        if record["error"] and not fatal and not first:
+        possible = {error for r in history.all("fault.begin") if r.at <= record.at for error in r["ends_with"]}
+        if not history.scenario.patient and _owner(record) not in opened:
+            possible |= FIRST_FAILURES
+        if not possible.issuperset(record["error"]):
             yield record.at, f"session {_owner(record)} ended with {record['error']}"
 
 
@@ -964,7 +975,9 @@ def _escaped(history: History) -> Found:
                 yield record.at, f"{record.get('event', 'a log line')} has raw text of the peer's in {name}"
 
 
-@invariant("X6", "no number of a peer's makes a session wait for longer than is sensible")
+@invariant(
+    "X6", "no number of a peer's makes a session wait for longer than is sensible, and no redirect is remembered"
+)
 def _clamped(history: History) -> Found:
     for record in history.events("RetryScheduled"):
         if record["delay"] > MAX_RETRY_AFTER + BACKOFF_CAP:
@@ -972,6 +985,12 @@ def _clamped(history: History) -> Found:
     for record in history.events("RateLimitSlowed"):
         if record["until"] > record.at + MAX_RETRY_AFTER + SLACK:
             yield record.at, f"session {_owner(record)} sends nothing for {record['until'] - record.at:g} s"
+    redirected = {record["link"] for record in history.all("server.redirected")}
+    before: dict[str, LinkHistory] = {}
+    for link in history.links.values():
+        if link.path == DETOUR and before[link.owner].number not in redirected:
+            yield link.opened, f"link {link.number} begins where an earlier one had been redirected to"
+        before[link.owner] = link
 
 
 @invariant("X7", "the client keeps the service's rules, and uses nothing that it knows to have expired")

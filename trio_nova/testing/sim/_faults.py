@@ -22,7 +22,7 @@ from trio_nova.testing._frames import Opcode, encode_frame
 from trio_nova.testing._peer import Disconnected, Peer
 from trio_nova.testing._venue_link import VenueLink
 from trio_nova.testing.sim._net import DialFate, Host, Way, Weather
-from trio_nova.testing.sim._scenario import ELSEWHERE, ILLEGAL_NUMBER, MAX_MESSAGE, Scenario
+from trio_nova.testing.sim._scenario import DETOUR, ELSEWHERE, ILLEGAL_NUMBER, MAX_MESSAGE, Scenario
 from trio_nova.testing.sim._servers import SimServer
 from trio_nova.testing.sim._world import World
 
@@ -62,8 +62,13 @@ class FaultKind:
     """What each of the fault's args may be."""
     servers: tuple[str, ...]
     """The kinds of service that it can happen to; none for all."""
-    is_fatal: bool
-    """Whether a session may end of it."""
+    ends_with: tuple[str, ...]
+    """The errors with which a session may end of it; none: it must survive."""
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether a session may end of it."""
+        return bool(self.ends_with)
 
     def draw(self, dice: random.Random, at: float) -> Fault:
         """Return a fault of this kind."""
@@ -81,13 +86,13 @@ def fault_kind(
     *,
     lasts: tuple[float, float] = (0.0, 0.0),
     servers: Iterable[str] = (),
-    is_fatal: bool = False,
+    ends_with: Iterable[str] = (),
     **choices: tuple[Any, ...],
 ) -> Callable[[Begin], Begin]:
     """Put a kind of fault into the table."""
 
     def register(begin: Begin) -> Begin:
-        FAULTS[name] = FaultKind(name, begin, lasts, choices, tuple(servers), is_fatal)
+        FAULTS[name] = FaultKind(name, begin, lasts, choices, tuple(servers), tuple(ends_with))
         return begin
 
     return register
@@ -122,7 +127,7 @@ async def play_schedule(world: World, schedule: Iterable[Fault]) -> None:
         await world.net.pause(max(0.0, fault.at - trio.current_time()))
         kind = FAULTS[fault.kind]
         args = dict(fault.args)
-        world.journal.add("fault.begin", kind=kind.name, fatal=kind.is_fatal, lasts=fault.lasts, args=args)
+        world.journal.add("fault.begin", kind=kind.name, ends_with=list(kind.ends_with), lasts=fault.lasts, args=args)
         undo = kind.begin(world, fault)
         if undo is not None:
             undone.append((trio.current_time() + fault.lasts, number, undo))
@@ -274,11 +279,35 @@ _FATES: tuple[DialFate, ...] = (
     "refused",
     "silence",
     "tls failure",
+    "tls silence",
     "accepted, then fin",
     "accepted, then rst",
 )
 for _fate in _FATES:
     fault_kind(_fate, lasts=(2.0, 30.0), drop=(True, True, False))(partial(_change_fate, _fate))
+fault_kind("certificate refused", lasts=(2.0, 10.0), ends_with=("TlsFailed",), drop=(True, False))(
+    partial(_change_fate, "certificate refused")
+)
+
+
+@fault_kind("swizzle", lasts=(1.0, 30.0))
+def _swizzle(world: World, fault: Fault) -> Undo:
+    dice = world.dice("swizzle")
+    links = [link for link in _links(world) if dice.random() < 0.5]
+    for way in (way for link in links for way in link.ways):
+        way.held = True
+
+    def release(way: Way) -> None:
+        way.held = False
+        way.release()
+
+    def release_in_turn() -> None:
+        dice.shuffle(links)
+        for number, link in enumerate(links):
+            for way in link.ways:
+                world.net.call_at(trio.current_time() + number * dice.uniform(0.1, 3.0), partial(release, way))
+
+    return release_in_turn
 
 
 # --------------------------------------------------------------------------- of the upgrade
@@ -328,16 +357,53 @@ def _complain(world: World, fault: Fault) -> None:
     server.venue.twist(server.methods["request"], complain, fault.args["times"])
 
 
-@fault_kind("forbidden", is_fatal=True, status=(401, 403, 404))
+@fault_kind("forbidden", ends_with=("HandshakeRejected",), status=(401, 403, 404))
 def _forbidden(world: World, fault: Fault) -> None:
     _server(world).venue.refuse_dials(fault.args["status"])
     _drop_links(world)
 
 
-@fault_kind("redirect", is_fatal=True, status=(301, 302, 307, 308))
+@fault_kind("redirect", ends_with=("RedirectRefused",), status=(301, 302, 307, 308))
 def _redirect(world: World, fault: Fault) -> None:
     _server(world).venue.refuse_dials(fault.args["status"], headers={"Location": f"ws://{ELSEWHERE}/"})
     _drop_links(world)
+
+
+@fault_kind("detour", lasts=(1.0, 15.0), status=(301, 302, 307, 308))
+def _detour(world: World, fault: Fault) -> Undo:
+    server = _server(world)
+    server.venue.play_next(partial(_redirect_within, server, fault.args["status"]))
+    _drop_links(world)
+    return partial(_drop_links, world)
+
+
+async def _redirect_within(server: SimServer, status: int, peer: Peer) -> None:
+    server.net.journal.add("server.redirected", link=server.net_link_of(peer), path=DETOUR)
+    await peer.reject(status, {"Location": DETOUR})
+
+
+@fault_kind("no upgrade", how=("wrong key", "cut head", "junk", "endless head", "silence"), times=(1, 3))
+def _no_upgrade(world: World, fault: Fault) -> None:
+    _server(world).venue.play_next(partial(_answer_wrongly, fault.args["how"]), fault.args["times"])
+    _drop_links(world)
+
+
+async def _answer_wrongly(how: str, peer: Peer) -> None:
+    await peer.read_request()
+    match how:
+        case "wrong key":
+            await peer.send_raw(peer.upgrade_response(key="d3JvbmcgYW5zd2VyIHRvIGl0IQ=="))
+        case "cut head":
+            await peer.send_raw(peer.upgrade_response()[:40])
+            await peer.drop()
+            return
+        case "junk":
+            await peer.send_raw(b"SSH-2.0-OpenSSH_9.6\r\n\x00\xff\r\n\r\n")
+        case "endless head":
+            await peer.send_raw(b"HTTP/1.1 101 Switching Protocols\r\n" + b"X-More: and more\r\n" * 5_000)
+        case _:
+            pass
+    await peer.mute()
 
 
 async def _accept_then_close(peer: Peer, code: int) -> None:
@@ -377,6 +443,11 @@ def _close(world: World, fault: Fault) -> None:
     _server(world).venue.close(code, "" if code == 1005 else fault.args["reason"])
 
 
+@fault_kind("dropped")
+def _drop(world: World, fault: Fault) -> None:
+    _server(world).venue.drop()  # FIN, and no close frame before it
+
+
 @fault_kind("mute", lasts=(1.0, 40.0))
 def _mute(world: World, fault: Fault) -> Undo:
     venue = _server(world).venue
@@ -406,7 +477,7 @@ def _reorder(world: World, fault: Fault) -> None:
     _server(world).venue.hold_answers(fault.args["count"])
 
 
-@fault_kind("auth refused", is_fatal=True, servers=("json",))
+@fault_kind("auth refused", ends_with=("AuthFailed",), servers=("json",))
 def _refuse_auth(world: World, fault: Fault) -> None:
     server = _server(world)
     server.venue.twist(server.methods["auth"], lambda answer: [{"type": "auth_error", "reason": HOSTILE_TEXT}])

@@ -28,7 +28,7 @@ from typing import Literal, NoReturn, TypeAlias
 import attrs
 import trio
 
-from trio_nova.errors import ConnectFailed, RetryAdvice
+from trio_nova.errors import ConnectFailed, RetryAdvice, TlsFailed
 from trio_nova.testing._memory import ResettableStream
 from trio_nova.testing.sim._journal import Journal
 
@@ -38,7 +38,16 @@ Direction: TypeAlias = Literal["c2s", "s2c"]
 End: TypeAlias = Literal["client", "server"]
 
 DialFate: TypeAlias = Literal[
-    "ok", "dns failure", "dns silence", "refused", "silence", "tls failure", "accepted, then fin", "accepted, then rst"
+    "ok",
+    "dns failure",
+    "dns silence",
+    "refused",
+    "silence",
+    "tls failure",
+    "tls silence",
+    "certificate refused",
+    "accepted, then fin",
+    "accepted, then rst",
 ]
 """What becomes of a dial. Silence lasts until the caller gives up."""
 
@@ -436,7 +445,8 @@ class SimNet:
 
         Raises:
             OSError: nobody listens there.
-            ConnectFailed: the name has no address, or TLS failed.
+            ConnectFailed: the name has no address, or the TLS handshake was cut off.
+            TlsFailed: the certificate is not to be trusted.
         """
         self.dials += 1
         number = self.dials
@@ -457,6 +467,10 @@ class SimNet:
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         if fate == "tls failure":
             raise ConnectFailed(f"{host} broke off the TLS handshake", phase="tls", retry=RetryAdvice.BACKOFF)
+        if fate == "certificate refused":
+            raise TlsFailed(f"the certificate of {host} is refused", reason="untrusted")
+        if fate == "tls silence":
+            await trio.sleep_forever()
         link = self._open(found, number, owner)
         match fate:
             case "accepted, then fin":

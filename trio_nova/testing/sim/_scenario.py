@@ -13,6 +13,8 @@ CANARY = "canary-3f9a61c0"
 """The secret of every simulated client: it may be seen on the wire to its service, and nowhere else."""
 ELSEWHERE = "elsewhere.sim"
 """Another origin: nothing secret may get there."""
+DETOUR = "/detour"
+"""Where a redirect within the origin leads to."""
 ILLEGAL_NUMBER = 7_000_000_007
 """Of messages that must not be delivered: beyond all others, so that who watches a sequence would take them too."""
 
