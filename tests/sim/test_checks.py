@@ -12,7 +12,7 @@ from trio_nova.testing import sim
 from trio_nova.testing._frames import encode_frame
 from trio_nova.testing.sim._scenario import CANARY, ELSEWHERE, ILLEGAL_NUMBER
 
-SCENARIO = sim.Scenario(length=40.0, tracked=True, limit=200, budget=5, clients=1)
+SCENARIO = sim.Scenario(length=40.0, tracked=True, limit=200, budget=5, grant=20.0, clients=1)
 FAULTS = (
     sim.Fault("reset", 9.0, args={"end": "both"}),
     sim.Fault("http status", 20.0, args={"status": 503, "retry_after": "3", "times": 1}),
@@ -85,6 +85,14 @@ def what_was_done_is_called_not_sent(records: Records) -> Records:
 def what_was_never_done_is_called_ok(records: Records) -> Records:
     index = first(records, "client.return", call="request", outcome="ok")
     return replaced(records, index, changed(records[index], op="op-999999"))
+
+
+@forgery("S1")
+def what_was_sent_on_a_perfect_network_is_lost(records: Records) -> Records:
+    healed = records[first(records, "run.healed")].at
+    sent = next(r for r in records if r.what == "client.return" and r["call"] == "send" and r.at > healed + 5.0)
+    index = first(records, "server.asked", op=sent["op"])
+    return replaced(records, index, changed(records[index], op="", done=False))
 
 
 @forgery("S2")
@@ -180,6 +188,13 @@ def a_channel_is_asked_for_before_authentication(records: Records) -> Records:
     return replaced(records, index, changed(records[index], verb="subscribe", channels=["ticks.0"]))
 
 
+@forgery("U2")
+def a_channel_is_asked_for_before_the_authentication_is_confirmed(records: Records) -> Records:
+    index = next(i for i, r in enumerate(records) if r.what == "net.write" and b"auth_success" in r["data"])
+    data = records[index]["data"].replace(b"auth_success", b"auth_delayed")
+    return replaced(records, index, changed(records[index], data=data))
+
+
 @forgery("U3")
 def a_channel_that_nobody_wants_is_asked_for(records: Records) -> Records:
     index = first(records, "server.asked", verb="subscribe")
@@ -249,6 +264,12 @@ def heartbeats_stop(records: Records) -> Records:
         for record in records
         if not (record.what == "net.write" and record["end"] == "client" and rest - 25.0 < record.at < rest)
     ]
+
+
+@forgery("R3")
+def an_authentication_waits_behind_others(records: Records) -> Records:
+    index = last(records, "client.event", event="AuthStarted", refresh=True)
+    return replaced(records, index, changed(records[index], at=records[index].at - 1.1))
 
 
 @forgery("L1")
@@ -394,6 +415,17 @@ def two_links_live_at_once(records: Records) -> Records:
     return replaced(records, index)
 
 
+@forgery("E3")
+def a_session_ends_twice(records: Records) -> Records:
+    index = first(records, "client.ended")
+    return replaced(records, index, records[index], records[index])
+
+
+@forgery("E3")
+def a_session_does_not_tell_of_its_end(records: Records) -> Records:
+    return replaced(records, first(records, "client.ended"))
+
+
 @forgery("X1")
 def a_secret_is_in_an_event(records: Records) -> Records:
     index = first(records, "client.event", event="LinkClosed")
@@ -418,6 +450,12 @@ def a_peers_text_is_logged_as_it_is(records: Records) -> Records:
     return replaced(records, index, changed(records[index], reason="go\naway"))
 
 
+@forgery("X5")
+def a_peers_text_is_logged_whole(records: Records) -> Records:
+    index = first(records, "client.event", event="LinkClosed")
+    return replaced(records, index, changed(records[index], reason="go away" * 200))
+
+
 @forgery("X6")
 def a_service_makes_a_session_wait_for_an_hour(records: Records) -> Records:
     index = first(records, "client.event", event="RetryScheduled")
@@ -440,6 +478,12 @@ def a_redirect_is_remembered(records: Records) -> Records:
 @forgery("X7")
 def a_rule_of_the_service_is_broken(records: Records) -> Records:
     return with_record(records, "server.breach", text="a batch of 101 channels")
+
+
+@forgery("X7")
+def an_authentication_is_used_after_its_end(records: Records) -> Records:
+    index = first(records, "client.event", event="Authenticated")
+    return replaced(records, index, changed(records[index], expires_in=0.01))
 
 
 def test_an_honest_journal_is_found_so(honest: sim.Run) -> None:

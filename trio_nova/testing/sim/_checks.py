@@ -63,6 +63,8 @@ MOST_STEPS_EACH = 3
 """Steps that the tasks of sessions may take for each thing that happens to them or that they do."""
 LONGEST_SEND = 30.0
 """Seconds that a message may wait on a perfect network: for a limit, after a burst."""
+MOST_TEXT = 1_000
+"""Characters of what a peer says, or of a line of the log."""
 ASK_AGAIN_AFTER = 0.9
 """Seconds after which a subscription that was not granted may be asked for again on the same link."""
 
@@ -125,6 +127,8 @@ class LinkHistory:
     """The head of its upgrade request."""
     breach: tuple[float, str] | None = None
     """When and how the client broke the protocol, if it did."""
+    confirmation: int | None = None
+    """Where in the stream of the server it says that the client is authenticated; None: nowhere."""
     taken: int = 0
     """Bytes that the server has read."""
     reads: list[tuple[float, int]] = attrs.field(factory=list)
@@ -199,6 +203,8 @@ class History:
         """All connections, by their number."""
         links: dict[int, LinkHistory] = {}
         readers: dict[int, _ClientReader] = {}
+        said: dict[int, bytearray] = defaultdict(bytearray)
+        confirmation = re.compile(_CONFIRMATIONS.get(self.scenario.server, "(?!)").encode())
         for record in self.records:
             match record.what:
                 case "net.open":
@@ -206,6 +212,12 @@ class History:
                     readers[record["link"]] = _ClientReader(links[record["link"]])
                 case "net.write" if record["end"] == "client":
                     readers[record["link"]].read(record)
+                case "net.write" if links[record["link"]].confirmation is None:
+                    text = said[record["link"]]
+                    start = max(0, len(text) - _LONGEST_CONFIRMATION)
+                    text += record["data"]
+                    if found := confirmation.search(text, start):
+                        links[record["link"]].confirmation = found.end()
                 case "net.read" if record["end"] == "server":
                     links[record["link"]].taken += record["size"]
                 case "net.read":
@@ -220,6 +232,11 @@ class History:
                 case _:
                     pass
         return links
+
+    def link_of(self, owner: str, at: float) -> LinkHistory | None:
+        """Return the link that a session holds open at a time; None where it holds none, or is closing one."""
+        living = [link for link in self.links.values() if link.owner == owner and link.lives_at(at)]
+        return living[-1] if living else None
 
     @cached_property
     def feeds(self) -> list[FeedHistory]:
@@ -368,6 +385,13 @@ class History:
         return Counter(record["op"] for record in self.all("server.asked") if record["op"] and not record["done"])
 
 
+_CONFIRMATIONS = {"json": '"auth_success"', "deribit": '"access_token"', "gateway": '"op":"(ready|resumed)"'}
+"""How each kind of service says that a client is authenticated."""
+_LONGEST_CONFIRMATION = 20
+_PROOFS = ('"auth"', '"public/auth"', '"identify"', '"resume"')
+"""What is in a message that authenticates."""
+
+
 @attrs.define(eq=False)
 class _ClientReader:
     """Reads the frames of one client out of what it wrote."""
@@ -470,6 +494,11 @@ def _outcomes(history: History) -> Found:
             yield record.at, f"{op} ({call}) ended as {outcome}, and was written {written} times"
         elif done > min(most, written) or (call != "send" and done + refused < least):
             yield record.at, f"{op} ({call}) ended as {outcome}, and was done {done} times"
+        elif call == "send" and outcome == "ok" and not done + refused:
+            link, sent = history.ops_written[op][-1]
+            rest = next((each.at for each in history.all("client.rest") if _owner(each) == link.owner), -math.inf)
+            if history.healed_at < sent.at < rest - LATE and link.lives_at(rest):
+                yield record.at, f"{op} ({call}) was sent on a perfect network, and was not done"
 
 
 @invariant("S2", "what the server reads always parses; only the end of a connection may cut it off")
@@ -611,18 +640,18 @@ def _granted(history: History) -> Found:
 
 @invariant("U2", "on each link a channel is asked for once, and after authentication")
 def _asked_once(history: History) -> Found:
-    round_trip = 1.9 * history.scenario.latency
     for link, asked in history.asked_by_link.items():
         wanted: dict[str, float] = {}
-        proved = math.inf
+        confirmation = history.links[link].confirmation
+        heard = None if confirmation is None else history.links[link].when_read(confirmation)
+        proved = math.inf if heard is None else heard
         for record, at in asked:
             match record["verb"]:
                 case "auth":
-                    proved = min(proved, at)
                     wanted.clear()  # what was refused for want of it is asked for again
                 case "subscribe":
-                    if at < proved + round_trip and history.scenario.server != "node":
-                        yield at, f"link {link}: {record['channels']} were asked for before authentication"
+                    if at < proved and history.scenario.server != "node":
+                        yield at, f"link {link}: {record['channels']} were asked for before it was authenticated"
                     for channel in record["channels"]:
                         if at < wanted.get(channel, -math.inf) + ASK_AGAIN_AFTER:
                             yield at, f"link {link}: {channel} was asked for twice"
@@ -759,7 +788,11 @@ def _is_heartbeat(frame: FromClient) -> bool:
     return isinstance(frame, Ping) or (isinstance(frame, str) and '"heartbeat"' in frame)
 
 
-@invariant("R3", "heartbeats are not late, whatever waits to be sent")
+def _is_proof(frame: FromClient) -> bool:
+    return isinstance(frame, str) and any(proof in frame for proof in _PROOFS)
+
+
+@invariant("R3", "heartbeats and authentications are not late, whatever waits to be sent")
 def _heartbeats(history: History) -> Found:
     for rest in history.all("client.rest"):
         for link in history.links.values():
@@ -771,6 +804,15 @@ def _heartbeats(history: History) -> Found:
                     late = after - before - PING_INTERVAL - 4 * history.scenario.latency - history.scenario.jitter
                     if late > 1.0 and not history.is_held(link.owner, before, after):
                         yield after, f"link {link.number}: no ping for {after - before:.3f} s"
+    for record in history.events("AuthStarted"):
+        on = history.link_of(_owner(record), record.at)
+        proofs = [sent for sent in on.sent if _is_proof(sent.frame) and sent.at >= record.at] if on else []
+        if on and proofs and (first := proofs[0].since) > record.at + 1.0:
+            ends = {r.at for r in history.events("AuthUnsuccessful") + history.events("Authenticated")}
+            is_of_another = any(record.at <= end < first for end in ends)
+            is_stalled = any(sent.since < first and sent.at > record.at and sent.at > sent.since for sent in on.sent)
+            if not (is_of_another or is_stalled):
+                yield first, f"link {on.number}: the authentication of {record.at:.3f} was written at {first:.3f}"
 
 
 # --------------------------------------------------------------------------- liveness
@@ -910,11 +952,15 @@ def _dispositions(history: History) -> Found:
             yield record.at, f"session {_owner(record)} ended with {record['error']}"
 
 
-@invariant("E3", "states follow the table; links follow one another, and each ends once")
+@invariant("E3", "states follow the table; links follow one another, and each ends once, as does the session")
 def _one_at_a_time(history: History) -> Found:
     legal = {(old.value, new.value) for old, events in TRANSITIONS.items() for new in events.values()}
     living: dict[str, int] = {}
     states: dict[str, str] = {}
+    ended = Counter(_owner(record) for record in history.all("client.ended"))
+    for record in history.all("client.left"):
+        if (times := ended[_owner(record)]) != 1:
+            yield record.at, f"session {_owner(record)} told {times} times of its end"
     for record in history.all("client.event"):
         owner, epoch = _owner(record), record["epoch"]
         match record["event"]:
@@ -967,12 +1013,14 @@ def _masks(history: History) -> Found:
             yield link.opened, f"link {link.number}: {len(set(masks))} masks for {len(masks)} frames"
 
 
-@invariant("X5", "what a peer says is escaped before it reaches a log")
+@invariant("X5", "what a peer says is escaped and cut before it reaches a log")
 def _escaped(history: History) -> Found:
     for record in history.all("client.event") + history.all("log.line"):
         for name, value in record.fields.items():
             if isinstance(value, str) and not value.isprintable():
                 yield record.at, f"{record.get('event', 'a log line')} has raw text of the peer's in {name}"
+            elif isinstance(value, str) and len(value) > MOST_TEXT:
+                yield record.at, f"{record.get('event', 'a log line')} has {len(value)} characters in {name}"
 
 
 @invariant(
@@ -997,3 +1045,21 @@ def _clamped(history: History) -> Found:
 def _rules(history: History) -> Found:
     for record in history.all("server.breach"):
         yield record.at, record["text"]
+    if history.scenario.server == "json":
+        yield from _late_traffic(history)
+
+
+def _late_traffic(history: History) -> Found:
+    """Find what needs authentication and was written after the client had been told that it ends."""
+    for owner in history.owners:
+        for number, asked in history.asked_by_link.items():
+            link = history.links[number]
+            grants = [
+                record
+                for record in history.events("Authenticated")
+                if _owner(record) == owner == link.owner and link.lives_at(record.at) and record["expires_in"]
+            ]
+            for record, at in asked:
+                known = [grant.at + grant["expires_in"] for grant in grants if grant.at <= at]
+                if known and record["verb"] != "auth" and at > known[-1] + SLACK:
+                    yield at, f"link {number}: {record['verb']} {at - known[-1]:.3f} s after the authentication ended"

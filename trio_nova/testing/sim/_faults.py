@@ -30,6 +30,8 @@ __all__ = ["FAULTS", "Fault", "FaultKind", "draw_schedule", "fault_kind", "heal"
 
 HOSTILE_TEXT = "go\naway\r\n\x1b[2J‮now"
 """A reason that must reach no log as it is."""
+LONG_TEXT = HOSTILE_TEXT + " and more" * 500
+"""One that must not reach it whole either."""
 
 
 @attrs.frozen
@@ -330,7 +332,7 @@ async def _refuse(server: SimServer, status: int, retry_after: str | None, peer:
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     link = server.net_link_of(peer)
     server.net.journal.add("server.refused", link=link, status=status, retry_after=retry_after)
-    await peer.reject(status, headers, HOSTILE_TEXT.encode())
+    await peer.reject(status, headers, LONG_TEXT.encode())
 
 
 @fault_kind("endless patience", retry_after=("3600", "99999999999", "9" * 60))
@@ -349,7 +351,7 @@ async def _refuse_for_ages(world: World, retry_after: str, peer: Peer) -> None:
 @fault_kind("complaint", retry_after=(2, "4", -1, "junk", None), code=(429, 10028), times=(1, 3))
 def _complain(world: World, fault: Fault) -> None:
     server = _server(world)
-    error = {"code": fault.args["code"], "message": "slower", "data": {"retry_after": fault.args["retry_after"]}}
+    error = {"code": fault.args["code"], "message": LONG_TEXT, "data": {"retry_after": fault.args["retry_after"]}}
 
     def complain(answer: dict[str, Any]) -> list[Any]:
         return [{"id": answer.get("id"), "type": "response", "error": error}]
@@ -480,7 +482,7 @@ def _reorder(world: World, fault: Fault) -> None:
 @fault_kind("auth refused", ends_with=("AuthFailed",), servers=("json",))
 def _refuse_auth(world: World, fault: Fault) -> None:
     server = _server(world)
-    server.venue.twist(server.methods["auth"], lambda answer: [{"type": "auth_error", "reason": HOSTILE_TEXT}])
+    server.venue.twist(server.methods["auth"], lambda answer: [{"type": "auth_error", "reason": LONG_TEXT}])
     _drop_links(world)
 
 

@@ -14,7 +14,7 @@ import trio.testing
 
 from trio_nova.links import Transport
 from trio_nova.testing._frames import ProtocolBreach
-from trio_nova.testing.sim._checks import History, Violation, check
+from trio_nova.testing.sim._checks import MOST_TEXT, History, Violation, check
 from trio_nova.testing.sim._determinism import deterministic
 from trio_nova.testing.sim._faults import Fault, draw_schedule, make_fair, play_schedule
 from trio_nova.testing.sim._journal import Journal
@@ -170,7 +170,7 @@ class _SpinWatch(trio.abc.Instrument):
 
 @attrs.define(eq=False)
 class _LogWatch(logging.Handler):
-    """Writes to the journal what should not have been logged: secrets, and raw text of a peer's."""
+    """Writes to the journal what should not have been logged: secrets, raw text of a peer's, and endless lines."""
 
     journal: Journal
 
@@ -179,7 +179,7 @@ class _LogWatch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        if CANARY in text or not text.replace("\n", "").isprintable():
+        if CANARY in text or len(text) > MOST_TEXT or not text.replace("\n", "").isprintable():
             self.journal.add("log.line", text=text)
 
 

@@ -29,8 +29,8 @@ from trio_nova import Buffer, Connection, ExponentialBackoff, FeedOptions, RateL
 from trio_nova.core.limits import RollingWindow
 from trio_nova.core.session import State
 from trio_nova.errors import NovaError
-from trio_nova.handlers.logging import describe
-from trio_nova.messages import Dropped, Event, FeedStale, Gap, Resynced, RetryScheduled
+from trio_nova.handlers.logging import LoggingHandler, describe
+from trio_nova.messages import ConnectionEvent, Dropped, Event, FeedStale, Gap, Resynced, RetryScheduled, SessionEnded
 from trio_nova.testing.sim._dialects import DIALECTS, Dialect
 from trio_nova.testing.sim._scenario import (
     BACKOFF_CAP,
@@ -72,6 +72,18 @@ async def drive(world: World) -> None:
             )
 
 
+@attrs.define(eq=False, kw_only=True)
+class _Ears(LoggingHandler):
+    """Hears the end of a session, which whoever listens in its block does not live to hear."""
+
+    note: Callable[..., object]
+
+    def log_connection_event(self, event: ConnectionEvent) -> None:
+        super().log_connection_event(event)
+        if isinstance(event, SessionEnded):
+            self.note("client.ended")
+
+
 @attrs.define(eq=False)
 class Client:
     """One program with one session at a time."""
@@ -111,6 +123,7 @@ class Client:
             **self.dialect.options(),
             **(self.dialect.backup_options() if scenario.has_backup else {}),
             **self.world.options,
+            "logging_handler": partial(_Ears, note=self.note),
             "stream_factory": partial(self.world.net.stream_factory, owner=f"{self.number}.{self.sessions}"),
             "ping_interval": PING_INTERVAL,
             "pong_timeout": PONG_TIMEOUT,
