@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -211,6 +212,20 @@ def test_a_failing_schedule_is_made_as_small_as_it_gets() -> None:
     test = sim.replay_test(small)
     assert "sim.Fault(kind='hole'" in test
     assert eval(test[test.index("[") : test.rindex("]") + 1], {"sim": sim}) == [left]
+
+
+def test_the_test_of_a_failed_run_can_be_run_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(history: sim.History) -> list[sim.Violation]:
+        return [sim.Violation("Q1", record.at, record["kind"]) for record in history.all("fault.begin")]
+
+    monkeypatch.setitem(sim.CHECKS, "Q1", sim.Check("Q1", "nothing goes wrong", judge))
+    failed = sim.run(5, scenario=SHORT, faults=[sim.Fault("fin", 3.0, args={"direction": "s2c"})])
+    made: dict[str, Any] = {}
+    exec(sim.replay_test(failed), made)
+    with pytest.raises(AssertionError, match=r"Q1 at 3\.000: fin"):
+        made["test_seed_5"]()
+    monkeypatch.undo()
+    made["test_seed_5"]()
 
 
 async def sleepless(world: sim.World) -> None:
