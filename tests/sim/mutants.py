@@ -46,6 +46,8 @@ from trio_nova.testing import sim
 
 MOST_SEEDS = 500
 """Through which no mutant may live."""
+MOST_CRASHES = 20
+"""Runs that a mutant may break off before the search for a rule that it breaks is given up."""
 CONTROL_SEEDS = 20
 """Through which the session as it is must live."""
 
@@ -94,6 +96,8 @@ class Mutant:
     rules: str
     """The invariants that it is meant to break, of which one must be seen broken."""
     edits: Sequence[Edit]
+    may_crash: bool = False
+    """Whether it counts as found where it breaks the run itself, and no rule."""
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -112,9 +116,9 @@ MUTANTS: dict[str, Mutant] = {}
 """All of them, by name."""
 
 
-def mutant(name: str, defect: str, rules: str, *edits: Edit) -> None:
+def mutant(name: str, defect: str, rules: str, *edits: Edit, may_crash: bool = False) -> None:
     """Put a mutant into the table."""
-    MUTANTS[name] = Mutant(name, defect, rules, edits)
+    MUTANTS[name] = Mutant(name, defect, rules, edits, may_crash)
 
 
 _WireLink = wire._WireLink
@@ -597,13 +601,26 @@ class Hunt:
     rules: tuple[str, ...] = ()
     """What the last of them was found to break; none where the mutant lives."""
     first: str = ""
-    """The first violation."""
+    """The first violation, or crash."""
+    crashes: int = 0
+    """How many of the runs ended in an exception."""
+
+    @property
+    def is_caught(self) -> bool:
+        """Whether a rule found it, or a crash, and that is enough for this one."""
+        return bool(self.rules) or (self.crashes > 0 and MUTANTS[self.name].may_crash)
+
+    @property
+    def verdict(self) -> str:
+        """What is to be said of it."""
+        lives = f"only a crash: {self.first}" if self.crashes else "IT LIVES"
+        return " ".join(self.rules) or lives
 
 
 def hunt(name: str, seeds: Iterable[int] = range(1, MOST_SEEDS + 1)) -> Hunt:
-    """Plant a mutant and run seeds until one shows it."""
+    """Plant a mutant and run seeds until one breaks a rule that it is meant for; a crash shows no rule."""
     planted = MUTANTS[name]
-    started, count = time.perf_counter(), 0
+    started, count, crashes, crash = time.perf_counter(), 0, 0, ""
     with planted.planted():
         for seed in seeds:
             count += 1
@@ -612,12 +629,15 @@ def hunt(name: str, seeds: Iterable[int] = range(1, MOST_SEEDS + 1)) -> Hunt:
             except BaseException as exc:  # a mutant may break the run itself
                 if isinstance(exc, KeyboardInterrupt):
                     raise
-                return Hunt(name, count, time.perf_counter() - started, ("crash",), f"{type(exc).__name__}: {exc}")
+                crashes, crash = crashes + 1, crash or f"{type(exc).__name__}: {exc}"
+                if planted.may_crash or crashes == MOST_CRASHES:
+                    break
+                continue
             rules = tuple(dict.fromkeys(violation.rule for violation in violations))
             if any(rule in planted.rules.split() for rule in rules):
                 first = next(each for each in violations if each.rule in planted.rules.split())
-                return Hunt(name, count, time.perf_counter() - started, rules, str(first))
-    return Hunt(name, count, time.perf_counter() - started)
+                return Hunt(name, count, time.perf_counter() - started, rules, str(first), crashes)
+    return Hunt(name, count, time.perf_counter() - started, first=crash, crashes=crashes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -634,17 +654,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"as it is: {len(control.failures)} of {CONTROL_SEEDS} seeds broke a rule, {control.seconds:.1f} s\n")
     width = max(map(len, names))
     print(f"{'mutant':{width}}  seeds  seconds  meant for    broken")
-    alive = 0
+    alive = crashed = 0
     jobs = [(name, range(1, options.seeds + 1)) for name in names]
     with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
         for found in pool.imap(_hunt, jobs, chunksize=1):
-            alive += not found.rules
-            verdict = " ".join(found.rules) or "IT LIVES"
+            alive += not found.is_caught
+            crashed += not found.rules and found.crashes > 0
             meant = MUTANTS[found.name].rules
-            print(f"{found.name:{width}}  {found.seeds:5}  {found.seconds:7.1f}  {meant:11}  {verdict}", flush=True)
+            print(
+                f"{found.name:{width}}  {found.seeds:5}  {found.seconds:7.1f}  {meant:11}  {found.verdict}", flush=True
+            )
             if options.verbose and found.first:
                 print(f"    {MUTANTS[found.name].defect} {found.first}")
-    print(f"\n{len(names) - alive} of {len(names)} mutants caught")
+    print(f"\n{len(names) - alive} of {len(names)} mutants caught, {crashed} of all only by a crash")
     return 1 if alive or control.failures else 0
 
 
