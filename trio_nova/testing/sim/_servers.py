@@ -104,6 +104,16 @@ class SimServer(abc.ABC):
     def has_executed(self, asked: Asked, op: str) -> bool:
         """Return whether what was asked last, an operation of this name, was done, and not refused."""
 
+    @property
+    def first_number(self) -> int:
+        """The number to begin with in its present life: behind those of the last one, and ahead of them, in turn.
+
+        So that they continue nothing, in neither direction. Who asks to go on where it was must not be told that
+        there is something: then it is always ahead.
+        """
+        behind = self.restarts % 2 == 1 and not self.scenario.resumes
+        return 1 + ERA_STRIDE * (-self.restarts if behind else self.restarts)
+
     def breaches(self) -> list[str]:
         """Return how clients broke the service's rules, where they could have kept them."""
         return self.venue.breaches
@@ -247,9 +257,7 @@ class JsonServer(SimServer):
         return {"channel": channel, "seq": number, "data": None}
 
     def forget(self) -> None:
-        # Behind and ahead in turn: the numbers continue nothing, in neither direction.
-        behind = self.restarts % 2 == 1 and not self.scenario.resumes
-        self._json.first = 1 + ERA_STRIDE * (-self.restarts if behind else self.restarts)
+        self._json.first = self.first_number
         self._json.emitted.clear()
 
     def expire(self) -> None:
@@ -318,7 +326,8 @@ class DeribitServer(SimServer):
         return {"jsonrpc": "2.0", "method": "subscription", "params": {"channel": channel, "data": data}}
 
     def forget(self) -> None:
-        self._deribit.expire_tokens()
+        self._deribit.tokens.granted.clear()
+        self._deribit.market.begin_anew(self.first_number)
 
     def expire(self) -> None:
         self._deribit.expire_tokens()
@@ -432,7 +441,7 @@ class NodeServer(SimServer):
         return self._node.message(self._node.ids_of(link, channel)[0], {"number": number})
 
     def forget(self) -> None:
-        """Do nothing: all that a node knows of its clients goes with their links."""
+        self._numbers = dict.fromkeys(self.channels(), self.first_number)
 
     def expire(self) -> None:
         """Do nothing: nobody is authenticated."""
