@@ -835,7 +835,8 @@ def _silence(history: History) -> Found:
     progress: dict[int, float] = {}
     for record in history.all("net.write"):
         if record["end"] == "client" and record["link"] in history.links:
-            took = record.at - max(record["since"], progress.get(record["link"], -math.inf))
+            left = history.left_at(history.links[record["link"]])  # from then on, the goodbye has a clock of its own
+            took = min(record.at, left) - max(record["since"], progress.get(record["link"], -math.inf))
             progress[record["link"]] = record.at
             if took > PONG_TIMEOUT + SLACK:
                 yield record.at, f"link {record['link']} was not given up, though a write took {took:.3f} s"
