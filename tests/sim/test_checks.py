@@ -483,7 +483,8 @@ def a_rule_of_the_service_is_broken(records: Records) -> Records:
 @forgery("X7")
 def an_authentication_is_used_after_its_end(records: Records) -> Records:
     index = first(records, "client.event", event="Authenticated")
-    return replaced(records, index, changed(records[index], expires_in=0.01))
+    failed = changed(records[index], at=records[index].at + 0.001, event="AuthUnsuccessful")
+    return replaced(records, index, changed(records[index], expires_in=0.001), failed)
 
 
 def test_an_honest_journal_is_found_so(honest: sim.Run) -> None:

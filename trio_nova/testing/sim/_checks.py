@@ -129,6 +129,8 @@ class LinkHistory:
     """When and how the client broke the protocol, if it did."""
     confirmation: int | None = None
     """Where in the stream of the server it says that the client is authenticated; None: nowhere."""
+    said: int = 0
+    """Bytes that the server has written."""
     taken: int = 0
     """Bytes that the server has read."""
     reads: list[tuple[float, int]] = attrs.field(factory=list)
@@ -212,12 +214,14 @@ class History:
                     readers[record["link"]] = _ClientReader(links[record["link"]])
                 case "net.write" if record["end"] == "client":
                     readers[record["link"]].read(record)
-                case "net.write" if links[record["link"]].confirmation is None:
-                    text = said[record["link"]]
-                    start = max(0, len(text) - _LONGEST_CONFIRMATION)
-                    text += record["data"]
-                    if found := confirmation.search(text, start):
-                        links[record["link"]].confirmation = found.end()
+                case "net.write":
+                    link, text = links[record["link"]], said[record["link"]]
+                    link.said += len(record["data"])
+                    if link.confirmation is None:
+                        start = max(0, len(text) - _LONGEST_CONFIRMATION)
+                        text += record["data"]
+                        if found := confirmation.search(text, start):
+                            link.confirmation = found.end()
                 case "net.read" if record["end"] == "server":
                     links[record["link"]].taken += record["size"]
                 case "net.read":
@@ -739,7 +743,8 @@ def _pacing(history: History) -> Found:
         for r in history.all("server.refused"):
             link = history.links[r["link"]]
             asked = r["retry_after"] or ""
-            if link.owner == owner and link.reads and asked.isdigit():
+            is_read = bool(link.reads) and link.reads[-1][1] >= link.said
+            if link.owner == owner and is_read and asked.isdigit():
                 waits.append((r.at, min(float(asked), MAX_RETRY_AFTER), f"Retry-After: {asked}"))
         for at, seconds, why in waits:
             following = next((dial for dial in dials if dial > at), math.inf)
@@ -1051,16 +1056,26 @@ def _rules(history: History) -> Found:
 
 
 def _late_traffic(history: History) -> Found:
-    """Find what needs authentication and was written after the client had been told that it ends."""
-    for owner in history.owners:
-        for number, asked in history.asked_by_link.items():
-            link = history.links[number]
-            grants = [
-                record
-                for record in history.events("Authenticated")
-                if _owner(record) == owner == link.owner and link.lives_at(record.at) and record["expires_in"]
-            ]
-            for record, at in asked:
-                known = [grant.at + grant["expires_in"] for grant in grants if grant.at <= at]
-                if known and record["verb"] != "auth" and at > known[-1] + SLACK:
-                    yield at, f"link {number}: {record['verb']} {at - known[-1]:.3f} s after the authentication ended"
+    """Find what was written after an authentication had ended, as the client was told, and a renewal had failed.
+
+    Behind a renewal that is under way it may be written: the service reads that first.
+    """
+    for number, asked in history.asked_by_link.items():
+        link = history.links[number]
+        mine = [
+            record
+            for name in ("Authenticated", "AuthUnsuccessful")
+            for record in history.events(name)
+            if _owner(record) == link.owner and link.lives_at(record.at)
+        ]
+        if not any(record["event"] == "AuthUnsuccessful" for record in mine):
+            continue
+        for record, at in asked:
+            earlier = sorted((each for each in mine if each.at <= at), key=lambda each: each.at)
+            grants = [each for each in earlier if each["event"] == "Authenticated" and each["expires_in"]]
+            if record["verb"] == "auth" or not grants or earlier[-1]["event"] == "Authenticated":
+                continue
+            ended = grants[-1].at + grants[-1]["expires_in"]
+            is_renewed = any(other["verb"] == "auth" and earlier[-1].at < before <= at for other, before in asked)
+            if at > ended + SLACK and not is_renewed:
+                yield at, f"link {number}: {record['verb']} {at - ended:.3f} s after the authentication ended"

@@ -30,8 +30,8 @@ __all__ = ["FAULTS", "Fault", "FaultKind", "draw_schedule", "fault_kind", "heal"
 
 HOSTILE_TEXT = "go\naway\r\n\x1b[2J‮now"
 """A reason that must reach no log as it is."""
-LONG_TEXT = HOSTILE_TEXT + " and more" * 500
-"""One that must not reach it whole either."""
+LONG_TEXT = HOSTILE_TEXT + " and more" * 300
+"""One that must not reach it whole either; short enough to be read whole."""
 
 
 @attrs.frozen
@@ -472,6 +472,13 @@ _TWISTS: Mapping[str, twists.Twist] = {
 def _reply(world: World, fault: Fault) -> None:
     server = _server(world)
     server.venue.twist(server.methods[fault.args["verb"]], _TWISTS[fault.args["how"]], fault.args["times"])
+
+
+@fault_kind("restore held up", times=(2, 12))
+def _hold_restore_up(world: World, fault: Fault) -> None:
+    server = _server(world)
+    server.venue.twist(server.methods["subscribe"], twists.never, fault.args["times"])
+    _drop_links(world)
 
 
 @fault_kind("replies reordered", count=(2, 3, 5))
