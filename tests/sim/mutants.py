@@ -32,6 +32,7 @@ from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
 from trio_nova._supervisor import Supervisor
 from trio_nova.core import backoff, recovery
+from trio_nova.core.bounded import BoundedQueue
 from trio_nova.core.ledger import Ledger
 from trio_nova.core.limits import RollingWindow
 from trio_nova.core.outbox import Outbox
@@ -39,12 +40,14 @@ from trio_nova.core.pulse import Pulse
 from trio_nova.core.subscriptions import Book
 from trio_nova.core.verdict import Attempts
 from trio_nova.handlers import logging as log
-from trio_nova.links import _block, wire
+from trio_nova.links import ConnectGovernor, _block, _handshake, wire
 from trio_nova.links._wire import WireProtocol
 from trio_nova.testing import sim
 
 MOST_SEEDS = 500
 """Through which no mutant may live."""
+MOST_CRASHES = 20
+"""Runs that a mutant may break off before the search for a rule that it breaks is given up."""
 CONTROL_SEEDS = 20
 """Through which the session as it is must live."""
 
@@ -93,6 +96,8 @@ class Mutant:
     rules: str
     """The invariants that it is meant to break, of which one must be seen broken."""
     edits: Sequence[Edit]
+    may_crash: bool = False
+    """Whether it counts as found where it breaks the run itself, and no rule."""
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -111,9 +116,9 @@ MUTANTS: dict[str, Mutant] = {}
 """All of them, by name."""
 
 
-def mutant(name: str, defect: str, rules: str, *edits: Edit) -> None:
+def mutant(name: str, defect: str, rules: str, *edits: Edit, may_crash: bool = False) -> None:
     """Put a mutant into the table."""
-    MUTANTS[name] = Mutant(name, defect, rules, edits)
+    MUTANTS[name] = Mutant(name, defect, rules, edits, may_crash)
 
 
 _WireLink = wire._WireLink
@@ -255,6 +260,33 @@ mutant(
     "D4",
     Edit(WireProtocol, "feed", "self._fail(violation)", "self._partial.clear()"),
 )
+mutant(
+    "reserved bits ignored",
+    "A frame with a bit that nobody has agreed on is taken for one without.",
+    "D4",
+    Edit(WireProtocol, "_judge_start", "if first & _RSV & ~allowed:", "if False:"),
+)
+mutant(
+    "reads on",
+    "The link of an illegal frame is given up, and what stands behind the frame is delivered all the same.",
+    "D4",
+    Edit(
+        WireProtocol,
+        "feed",
+        "self._fail(violation)",
+        "self._fail(violation)\n"
+        "if 0 < data.rfind(b'\\x81'):\n"
+        "    ending, self.ending = self.ending, None\n"
+        "    self._split(data[data.rfind(b'\\x81') :], frames)\n"
+        "    self.ending = ending",
+    ),
+)
+mutant(
+    "hasty parser",
+    "The first fragment of a message is delivered, whatever becomes of the rest.",
+    "D4",
+    Edit(WireProtocol, "_assemble", "if fin:", "if fin or begins:"),
+)
 
 # --------------------------------------------------------------------------- subscriptions
 
@@ -371,6 +403,18 @@ mutant(
     ),
 )
 mutant(
+    "endless patience",
+    "The service may ask for any wait.",
+    "X6",
+    Edit(_handshake, "parse_retry_after", "return min(float(value), MAX_RETRY_AFTER)", "return float(value)"),
+)
+mutant(
+    "broken budget",
+    "No dial is counted.",
+    "R2",
+    Edit(ConnectGovernor, "turn", "limits.spend(now)", "pass"),
+)
+mutant(
     "no jitter",
     "All clients wait equally long.",
     "R4",
@@ -435,6 +479,24 @@ mutant(
 )
 
 # --------------------------------------------------------------------------- resources, errors, states
+
+mutant(
+    "bottomless inbox",
+    "The inbox takes whatever comes.",
+    "M1",
+    Edit(BoundedQueue, "offer_all", "if len(self.items) + len(items) > self.max_items", "if False"),
+)
+mutant(
+    "restless heartbeat",
+    "Whether a ping is due is looked at a hundred times a second.",
+    "M3",
+    Edit(
+        LinkTasks,
+        "_watch",
+        "await self.pulse_changed.wait(until)",
+        "await self.pulse_changed.wait(min(until, trio.current_time() + 0.01))",
+    ),
+)
 
 mutant(
     "link left open",
@@ -539,13 +601,26 @@ class Hunt:
     rules: tuple[str, ...] = ()
     """What the last of them was found to break; none where the mutant lives."""
     first: str = ""
-    """The first violation."""
+    """The first violation, or crash."""
+    crashes: int = 0
+    """How many of the runs ended in an exception."""
+
+    @property
+    def is_caught(self) -> bool:
+        """Whether a rule found it, or a crash, and that is enough for this one."""
+        return bool(self.rules) or (self.crashes > 0 and MUTANTS[self.name].may_crash)
+
+    @property
+    def verdict(self) -> str:
+        """What is to be said of it."""
+        lives = f"only a crash: {self.first}" if self.crashes else "IT LIVES"
+        return " ".join(self.rules) or lives
 
 
 def hunt(name: str, seeds: Iterable[int] = range(1, MOST_SEEDS + 1)) -> Hunt:
-    """Plant a mutant and run seeds until one shows it."""
+    """Plant a mutant and run seeds until one breaks a rule that it is meant for; a crash shows no rule."""
     planted = MUTANTS[name]
-    started, count = time.perf_counter(), 0
+    started, count, crashes, crash = time.perf_counter(), 0, 0, ""
     with planted.planted():
         for seed in seeds:
             count += 1
@@ -554,12 +629,15 @@ def hunt(name: str, seeds: Iterable[int] = range(1, MOST_SEEDS + 1)) -> Hunt:
             except BaseException as exc:  # a mutant may break the run itself
                 if isinstance(exc, KeyboardInterrupt):
                     raise
-                return Hunt(name, count, time.perf_counter() - started, ("crash",), f"{type(exc).__name__}: {exc}")
+                crashes, crash = crashes + 1, crash or f"{type(exc).__name__}: {exc}"
+                if planted.may_crash or crashes == MOST_CRASHES:
+                    break
+                continue
             rules = tuple(dict.fromkeys(violation.rule for violation in violations))
             if any(rule in planted.rules.split() for rule in rules):
                 first = next(each for each in violations if each.rule in planted.rules.split())
-                return Hunt(name, count, time.perf_counter() - started, rules, str(first))
-    return Hunt(name, count, time.perf_counter() - started)
+                return Hunt(name, count, time.perf_counter() - started, rules, str(first), crashes)
+    return Hunt(name, count, time.perf_counter() - started, first=crash, crashes=crashes)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -576,17 +654,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"as it is: {len(control.failures)} of {CONTROL_SEEDS} seeds broke a rule, {control.seconds:.1f} s\n")
     width = max(map(len, names))
     print(f"{'mutant':{width}}  seeds  seconds  meant for    broken")
-    alive = 0
+    alive = crashed = 0
     jobs = [(name, range(1, options.seeds + 1)) for name in names]
     with multiprocessing.get_context("spawn").Pool(options.processes, maxtasksperchild=1) as pool:
         for found in pool.imap(_hunt, jobs, chunksize=1):
-            alive += not found.rules
-            verdict = " ".join(found.rules) or "IT LIVES"
+            alive += not found.is_caught
+            crashed += not found.rules and found.crashes > 0
             meant = MUTANTS[found.name].rules
-            print(f"{found.name:{width}}  {found.seeds:5}  {found.seconds:7.1f}  {meant:11}  {verdict}", flush=True)
+            print(
+                f"{found.name:{width}}  {found.seeds:5}  {found.seconds:7.1f}  {meant:11}  {found.verdict}", flush=True
+            )
             if options.verbose and found.first:
                 print(f"    {MUTANTS[found.name].defect} {found.first}")
-    print(f"\n{len(names) - alive} of {len(names)} mutants caught")
+    print(f"\n{len(names) - alive} of {len(names)} mutants caught, {crashed} of all only by a crash")
     return 1 if alive or control.failures else 0
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from trio_nova.testing import sim
 from trio_nova.testing._frames import encode_frame
-from trio_nova.testing.sim._scenario import CANARY, ELSEWHERE
+from trio_nova.testing.sim._scenario import CANARY, ELSEWHERE, ILLEGAL_NUMBER
 
-SCENARIO = sim.Scenario(length=40.0, tracked=True, limit=200, clients=1)
+SCENARIO = sim.Scenario(length=40.0, tracked=True, limit=200, budget=5, grant=20.0, clients=1)
 FAULTS = (
     sim.Fault("reset", 9.0, args={"end": "both"}),
     sim.Fault("http status", 20.0, args={"status": 503, "retry_after": "3", "times": 1}),
@@ -87,6 +87,14 @@ def what_was_never_done_is_called_ok(records: Records) -> Records:
     return replaced(records, index, changed(records[index], op="op-999999"))
 
 
+@forgery("S1")
+def what_was_sent_on_a_perfect_network_is_lost(records: Records) -> Records:
+    healed = records[first(records, "run.healed")].at
+    sent = next(r for r in records if r.what == "client.return" and r["call"] == "send" and r.at > healed + 5.0)
+    index = first(records, "server.asked", op=sent["op"])
+    return replaced(records, index, changed(records[index], op="", done=False))
+
+
 @forgery("S2")
 def a_frame_is_not_masked(records: Records) -> Records:
     index = a_frame(records)
@@ -137,13 +145,21 @@ def two_messages_change_places(records: Records) -> Records:
 @forgery("D4")
 def an_illegal_frame_is_delivered(records: Records) -> Records:
     index = first(records, "client.data")
-    return replaced(records, index, changed(records[index], number=-7))
+    return replaced(records, index, changed(records[index], number=ILLEGAL_NUMBER))
+
+
+@forgery("D4")
+def what_stands_behind_an_illegal_frame_is_received(records: Records) -> Records:
+    about = {"client": 1, "session": 1, "number": ILLEGAL_NUMBER}
+    return with_record(records, "client.unclaimed", **about)
 
 
 @forgery("D4")
 def the_link_of_an_illegal_frame_is_kept(records: Records) -> Records:
     index = first(records, "net.open")
-    illegal = sim.Record(records[index].at, "server.illegal", {"link": records[index]["link"], "how": "x", "end": 1})
+    illegal = sim.Record(
+        records[index].at, "server.illegal", {"link": records[index]["link"], "how": "x", "code": 1002, "end": 1}
+    )
     return replaced(records, index, records[index], illegal)
 
 
@@ -170,6 +186,13 @@ def a_channel_is_asked_for_twice(records: Records) -> Records:
 def a_channel_is_asked_for_before_authentication(records: Records) -> Records:
     index = first(records, "server.asked", verb="auth")
     return replaced(records, index, changed(records[index], verb="subscribe", channels=["ticks.0"]))
+
+
+@forgery("U2")
+def a_channel_is_asked_for_before_the_authentication_is_confirmed(records: Records) -> Records:
+    index = next(i for i, r in enumerate(records) if r.what == "net.write" and b"auth_success" in r["data"])
+    data = records[index]["data"].replace(b"auth_success", b"auth_delayed")
+    return replaced(records, index, changed(records[index], data=data))
 
 
 @forgery("U3")
@@ -209,6 +232,18 @@ def there_are_dials_without_end(records: Records) -> Records:
     return replaced(records, index, *[records[index]] * 60)
 
 
+@forgery("R2")
+def there_are_more_dials_than_agreed(records: Records) -> Records:
+    index = first(records, "client.event", event="DialStarted")
+    return replaced(records, index, *[records[index]] * 6)
+
+
+@forgery("R2")
+def retries_leave_no_reserve(records: Records) -> Records:
+    index = first(records, "client.event", event="DialStarted")
+    return replaced(records, index, *[changed(records[index], attempt=3)] * 3)
+
+
 @forgery("R4")
 def all_waits_are_equal(records: Records) -> Records:
     index = first(records, "client.event", event="RetryScheduled")
@@ -231,6 +266,12 @@ def heartbeats_stop(records: Records) -> Records:
     ]
 
 
+@forgery("R3")
+def an_authentication_waits_behind_others(records: Records) -> Records:
+    index = last(records, "client.event", event="AuthStarted", refresh=True)
+    return replaced(records, index, changed(records[index], at=records[index].at - 1.1))
+
+
 @forgery("L1")
 def a_silent_peer_is_kept(records: Records) -> Records:
     return [record for record in records if not (record.what == "net.read" and 45.0 < record.at < 90.0)]
@@ -238,7 +279,7 @@ def a_silent_peer_is_kept(records: Records) -> Records:
 
 @forgery("L1")
 def a_stuck_write_is_waited_for(records: Records) -> Records:
-    index = a_frame(records)
+    index = first(records, "net.write", end="client")
     return replaced(records, index, changed(records[index], since=records[index].at - 15.0))
 
 
@@ -246,7 +287,7 @@ def a_stuck_write_is_waited_for(records: Records) -> Records:
 def the_session_is_ready_late(records: Records) -> Records:
     index = last(records, "client.event", event="StateChanged", new="ready")
     healed = records[first(records, "run.healed")].at
-    return replaced(records, index, changed(records[index], at=healed + 75.0))
+    return replaced(records, index, changed(records[index], at=healed + 80.0))
 
 
 @forgery("L2")
@@ -303,6 +344,24 @@ def a_queue_is_full_in_the_end(records: Records) -> Records:
     return replaced(records, index, changed(records[index], outbox=1000))
 
 
+@forgery("M1")
+def more_waits_to_be_sent_than_was_asked_for(records: Records) -> Records:
+    index = first(records, "client.peaks")
+    return replaced(records, index, changed(records[index], outbox=2000))
+
+
+@forgery("M1")
+def more_waits_to_be_received_than_may(records: Records) -> Records:
+    index = first(records, "client.peaks")
+    return replaced(records, index, changed(records[index], inbox=65))
+
+
+@forgery("M3")
+def tasks_run_without_need(records: Records) -> Records:
+    index = first(records, "run.steps")
+    return replaced(records, index, changed(records[index], session=1_000_000))
+
+
 @forgery("M2")
 def a_link_is_left_open(records: Records) -> Records:
     index = first(records, "run.end")
@@ -332,6 +391,13 @@ def a_session_ends_of_a_lost_link(records: Records) -> Records:
     return replaced(records, index, changed(records[index], error=["LinkLost"]))
 
 
+@forgery("E2")
+def a_session_ends_of_something_else_than_its_fault(records: Records) -> Records:
+    index, begun = first(records, "client.left"), first(records, "fault.begin")
+    records = replaced(records, begun, changed(records[begun], ends_with=["TlsFailed"]))
+    return replaced(records, index, changed(records[index], error=["HandshakeRejected"]))
+
+
 @forgery("E3")
 def a_state_is_skipped(records: Records) -> Records:
     index = first(records, "client.event", event="StateChanged", new="connecting")
@@ -347,6 +413,17 @@ def a_change_of_state_is_not_told(records: Records) -> Records:
 def two_links_live_at_once(records: Records) -> Records:
     index = first(records, "client.event", event="LinkClosed")
     return replaced(records, index)
+
+
+@forgery("E3")
+def a_session_ends_twice(records: Records) -> Records:
+    index = first(records, "client.ended")
+    return replaced(records, index, records[index], records[index])
+
+
+@forgery("E3")
+def a_session_does_not_tell_of_its_end(records: Records) -> Records:
+    return replaced(records, first(records, "client.ended"))
 
 
 @forgery("X1")
@@ -373,9 +450,41 @@ def a_peers_text_is_logged_as_it_is(records: Records) -> Records:
     return replaced(records, index, changed(records[index], reason="go\naway"))
 
 
+@forgery("X5")
+def a_peers_text_is_logged_whole(records: Records) -> Records:
+    index = first(records, "client.event", event="LinkClosed")
+    return replaced(records, index, changed(records[index], reason="go away" * 200))
+
+
+@forgery("X6")
+def a_service_makes_a_session_wait_for_an_hour(records: Records) -> Records:
+    index = first(records, "client.event", event="RetryScheduled")
+    return replaced(records, index, changed(records[index], delay=3600.0))
+
+
+@forgery("X6")
+def a_service_silences_a_session_for_an_hour(records: Records) -> Records:
+    index = first(records, "client.event", event="RetryScheduled")
+    return replaced(records, index, changed(records[index], event="RateLimitSlowed", until=3600.0 + records[index].at))
+
+
+@forgery("X6")
+def a_redirect_is_remembered(records: Records) -> Records:
+    index = first(records, "net.write", end="client", link=2)
+    request = records[index]["data"].replace(b"/stream", b"/detour")
+    return replaced(records, index, changed(records[index], data=request))
+
+
 @forgery("X7")
 def a_rule_of_the_service_is_broken(records: Records) -> Records:
     return with_record(records, "server.breach", text="a batch of 101 channels")
+
+
+@forgery("X7")
+def an_authentication_is_used_after_its_end(records: Records) -> Records:
+    index = first(records, "client.event", event="Authenticated")
+    failed = changed(records[index], at=records[index].at + 0.001, event="AuthUnsuccessful")
+    return replaced(records, index, changed(records[index], expires_in=0.001), failed)
 
 
 def test_an_honest_journal_is_found_so(honest: sim.Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from tests.sim.mutants import MUTANTS, hunt
@@ -24,6 +25,19 @@ def test_every_mutant_is_meant_for_rules_that_there_are() -> None:
 @pytest.mark.parametrize(("name", "rule"), [("forgotten channel", "U1"), ("stale masks", "X3")], ids=["U1", "X3"])
 def test_a_planted_defect_is_found_within_a_few_seeds(name: str, rule: str) -> None:
     assert rule in hunt(name, range(1, 21)).rules
+
+
+def test_a_mutant_that_only_breaks_the_run_is_not_caught_unless_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(seed: int) -> sim.Run:
+        raise ZeroDivisionError("a mutant")
+
+    monkeypatch.setattr(sim, "run", crash)
+    found = hunt("stale masks", range(1, 100))
+    assert (found.seeds, found.crashes, found.rules, found.is_caught) == (20, 20, (), False)
+    assert found.verdict == "only a crash: ZeroDivisionError: a mutant"
+    monkeypatch.setitem(MUTANTS, "stale masks", attrs.evolve(MUTANTS["stale masks"], may_crash=True))
+    found = hunt("stale masks", range(1, 100))
+    assert (found.seeds, found.is_caught) == (1, True)
 
 
 def test_a_mutant_that_is_not_found_is_said_to_live() -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -130,6 +131,47 @@ def test_a_campaign_that_saw_too_little_fails(capsys: pytest.CaptureFixture[str]
     assert "never seen: " in capsys.readouterr().out
 
 
+@pytest.fixture
+def contented(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask of a campaign that it sees a gap notice, and nothing else."""
+    for name in sim.SIGHTS.keys() - {"a gap notice"}:
+        monkeypatch.delitem(sim.SIGHTS, name)
+
+
+@pytest.mark.usefixtures("contented")
+def test_a_campaign_leaves_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "campaign.json"
+    assert main(["--seeds", "2", "--report", str(kept)]) == 0
+    report = json.loads(kept.read_bytes())
+    assert report["seeds"] == {"first": 1, "last": 2, "count": 2}
+    assert report["digest"] in capsys.readouterr().out
+    assert report["versions"]["trio"] == trio.__version__
+    assert report["violations"] == {}
+    assert report["sights"] == {"a gap notice": 2}
+    assert {"date", "records", "seconds", "virtual_hours"} <= report.keys()
+
+
+@pytest.mark.usefixtures("contented")
+def test_a_campaign_that_takes_too_long_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seeds", "1", "--within", "600"]) == 0
+    assert main(["--seeds", "1", "--within", "0.001"]) == 1
+    assert "and 0.001 s were allowed" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("contented")
+def test_a_campaign_that_is_run_twice_is_the_same_whatever_the_hash_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
+    assert main(["--seeds", "2", "--twice"]) == 0
+    assert os.environ["PYTHONHASHSEED"] == "7"
+
+
+def test_seeds_that_are_not_the_same_run_are_named() -> None:
+    report = sim.campaign([1, 2])
+    other = attrs.evolve(report.outcomes[1], digest="another")
+    assert report.differing(attrs.evolve(report, outcomes=(report.outcomes[0], other))) == (2,)
+    assert report.differing(report) == ()
+
+
 def test_one_seed_is_shown_with_its_faults_and_its_journal_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +212,20 @@ def test_a_failing_schedule_is_made_as_small_as_it_gets() -> None:
     test = sim.replay_test(small)
     assert "sim.Fault(kind='hole'" in test
     assert eval(test[test.index("[") : test.rindex("]") + 1], {"sim": sim}) == [left]
+
+
+def test_the_test_of_a_failed_run_can_be_run_and_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(history: sim.History) -> list[sim.Violation]:
+        return [sim.Violation("Q1", record.at, record["kind"]) for record in history.all("fault.begin")]
+
+    monkeypatch.setitem(sim.CHECKS, "Q1", sim.Check("Q1", "nothing goes wrong", judge))
+    failed = sim.run(5, scenario=SHORT, faults=[sim.Fault("fin", 3.0, args={"direction": "s2c"})])
+    made: dict[str, Any] = {}
+    exec(sim.replay_test(failed), made)
+    with pytest.raises(AssertionError, match=r"Q1 at 3\.000: fin"):
+        made["test_seed_5"]()
+    monkeypatch.undo()
+    made["test_seed_5"]()
 
 
 async def sleepless(world: sim.World) -> None:

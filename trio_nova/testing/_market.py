@@ -100,6 +100,8 @@ class Market:
     """All data of each channel but snapshots, oldest first, heard or not."""
     books: dict[str, Book] = attrs.field(factory=dict)
     """By channel."""
+    first: int = 1
+    """The number that trades begin with; books begin a thousand later."""
 
     def has(self, channel: Channel) -> bool:
         """Return whether the channel is about something that is traded here."""
@@ -107,7 +109,13 @@ class Market:
 
     def book(self, name: str) -> Book:
         """Return the book of a channel, which begins with five levels on each side."""
-        return self.books.setdefault(name, Book())
+        return self.books.setdefault(name, Book(change_id=self.first + 999))
+
+    def begin_anew(self, first: int) -> None:
+        """Forget all that was, and count from `first`."""
+        self.first = first
+        self.emitted.clear()
+        self.books.clear()
 
     def emit(self, name: str, data: Any) -> Any:
         """Keep `data` as a channel's truth, and return it."""
@@ -123,7 +131,7 @@ class Market:
         channel = parse_channel(name)
         if channel is None or channel.private or not self.has(channel):
             raise ValueError(f"no market data on {name!r}")
-        number = len(self.emitted.get(name, ())) + 1
+        number = self.first + len(self.emitted.get(name, ()))
         about = {"instrument_name": channel.instrument, "timestamp": epoch_ms()}
         price = 30_000.0 + 0.5 * number
         if channel.kind == "ticker":

@@ -94,6 +94,8 @@ class VenueLink:
     _writing: bool = False
     _cut: bool = False
     """`CUT` was due: nothing more is queued, and the link is dropped once all is written."""
+    _client_is_leaving: bool = False
+    """The client has said goodbye: what it would be told after what was taken back would come behind a hole."""
     _work: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, repr=False)
     _idle: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, repr=False)
     _reading: trio.CancelScope = attrs.field(factory=trio.CancelScope, repr=False)
@@ -190,6 +192,7 @@ class VenueLink:
                     take(frame)
                 elif isinstance(frame, ClosePayload) and not self.muted:
                     self._backlog.clear()  # nobody reads it any more
+                    self._client_is_leaving = True
                     return
         except Disconnected:
             self._all.cancel(reason="the client is gone")
@@ -221,7 +224,7 @@ class VenueLink:
             self._writing = False
 
     def _enqueue(self, at: float, message: Any) -> None:
-        if not self.live or self._cut:
+        if not self.live or self._cut or self._client_is_leaving:
             return
         if message is CUT:
             self._cut = True

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import multiprocessing
+import os
+import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import attrs
@@ -17,6 +21,8 @@ from trio_nova.testing.sim._run import run
 from trio_nova.testing.sim._sights import SIGHTS
 
 __all__ = ["Outcome", "Report", "campaign"]
+
+_HASH_SEED = "PYTHONHASHSEED"
 
 
 @attrs.frozen(kw_only=True)
@@ -62,11 +68,43 @@ class Report:
         """A hash of all digests."""
         return hashlib.blake2b("".join(each.digest for each in self.outcomes).encode(), digest_size=16).hexdigest()
 
+    @property
+    def virtual_hours(self) -> float:
+        """Of all runs together."""
+        return sum(each.virtual for each in self.outcomes) / 3600
+
+    @property
+    def records(self) -> int:
+        """Of all journals together."""
+        return sum(each.records for each in self.outcomes)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is worth keeping of it, as JSON values, with what it was made by, and when."""
+        seeds = [each.seed for each in self.outcomes]
+        return {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: importlib.metadata.version(name) for name in ("trio", "trio-nova")},
+            },
+            "seeds": {"first": min(seeds, default=None), "last": max(seeds, default=None), "count": len(seeds)},
+            "virtual_hours": round(self.virtual_hours, 3),
+            "records": self.records,
+            "seconds": round(self.seconds, 1),
+            "digest": self.digest,
+            "violations": {str(each.seed): [str(violation) for violation in each.violations] for each in self.failures},
+            "sights": {name: self.sights[name] for name in SIGHTS},
+        }
+
+    def differing(self, other: Report) -> tuple[int, ...]:
+        """Return the seeds that did not run there as they did here."""
+        pairs = zip(self.outcomes, other.outcomes, strict=True)
+        return tuple(here.seed for here, there in pairs if here.digest != there.digest)
+
     def __str__(self) -> str:
-        virtual, records = sum(each.virtual for each in self.outcomes), sum(each.records for each in self.outcomes)
         lines = [
-            f"{len(self.outcomes)} seeds, {virtual / 3600:.1f} virtual hours, {records} records, {self.seconds:.1f} s; "
-            f"digest {self.digest}",
+            f"{len(self.outcomes)} seeds, {self.virtual_hours:.1f} virtual hours, {self.records} records, "
+            f"{self.seconds:.1f} s; digest {self.digest}",
             f"{len(self.failures)} seeds broke a rule",
         ]
         for outcome in self.failures:
@@ -77,10 +115,19 @@ class Report:
         return "\n".join(lines)
 
 
-def campaign(seeds: Iterable[int], *, processes: int = 1) -> Report:
-    """Run every seed and return the report; the order of the seeds and the number of processes change nothing in it."""
+def campaign(seeds: Iterable[int], *, processes: int = 1, hash_seed: int | None = None) -> Report:
+    """Run every seed and return the report.
+
+    The order of the seeds and the number of processes change nothing in it, nor does `hash_seed`.
+
+    Args:
+        seeds: which to run.
+        processes: how many run at once.
+        hash_seed: Python's, for the hashes of `str` and `bytes`, on which the order of sets depends; the
+            seeds are then run in processes of their own.
+    """
     started = time.perf_counter()
-    with _workers(processes) as play_all:
+    with _workers(processes, hash_seed) as play_all:
         outcomes = tuple(play_all(tuple(seeds)))
     return Report(outcomes=outcomes, seconds=time.perf_counter() - started)
 
@@ -101,10 +148,27 @@ def play(seed: int) -> Outcome:
 
 
 @contextmanager
-def _workers(processes: int) -> Iterator[Any]:
-    if processes == 1:
+def _workers(processes: int, hash_seed: int | None) -> Iterator[Any]:
+    if processes == 1 and hash_seed is None:
         yield lambda seeds: map(play, seeds)
         return
     # Not forked: a child that begins like its parent would prove nothing about other processes.
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with _hash_seed(hash_seed):
+        pool = multiprocessing.get_context("spawn").Pool(processes)
+    with pool:
         yield lambda seeds: pool.imap(play, seeds, chunksize=4)
+
+
+@contextmanager
+def _hash_seed(hash_seed: int | None) -> Iterator[None]:
+    """Let the processes that are started in the block have a hash seed."""
+    before = os.environ.get(_HASH_SEED)
+    if hash_seed is not None:
+        os.environ[_HASH_SEED] = str(hash_seed)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_HASH_SEED] = before
+        elif hash_seed is not None:
+            del os.environ[_HASH_SEED]

@@ -2,6 +2,9 @@
 
 `CHECKS` lists them. Each takes a `History` and yields a `Violation` for every way in which the run broke
 it; none looks at anything but the journal, so that a journal kept in a file can be judged as well.
+
+X4, that certificates are verified and nothing talks a client out of it, has no rule here: there is no TLS
+in a simulation. It is proven by the tests of TLS, on real handshakes.
 """
 
 from __future__ import annotations
@@ -17,16 +20,22 @@ from typing import TypeAlias
 import attrs
 
 from trio_nova.core.session import TRANSITIONS
+from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.messages import Ping, Pong
 from trio_nova.testing._frames import ClientFrames, ClosePayload, FromClient, ProtocolBreach
 from trio_nova.testing._rates import worst_window
 from trio_nova.testing.sim._journal import Record
 from trio_nova.testing.sim._scenario import (
     BACKOFF_CAP,
+    BUDGET_PERIOD,
+    BUDGET_RESERVE,
     CANARY,
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
+    DETOUR,
     ELSEWHERE,
+    ILLEGAL_NUMBER,
+    INBOX_SIZE,
     LIMIT_PERIOD,
     MIN_UPTIME,
     PING_INTERVAL,
@@ -49,12 +58,15 @@ RECOVERY = PING_INTERVAL + PONG_TIMEOUT + LONGEST_RETRY_AFTER + BACKOFF_CAP + CO
 MOST_DIALS = 25
 """In a minute: the back-off's mean is a third of that."""
 MOST_WAITING = 20
+"""Messages that may wait to be sent beside those of calls: heartbeats, subscriptions, what answers the service."""
+MOST_STEPS_EACH = 3
+"""Steps that the tasks of sessions may take for each thing that happens to them or that they do."""
 LONGEST_SEND = 30.0
 """Seconds that a message may wait on a perfect network: for a limit, after a burst."""
+MOST_TEXT = 1_000
+"""Characters of what a peer says, or of a line of the log."""
 ASK_AGAIN_AFTER = 0.9
 """Seconds after which a subscription that was not granted may be asked for again on the same link."""
-ILLEGAL_NUMBER = -7
-"""The number of the message in an illegal frame."""
 
 _SENDING = {"NotSent", "Expired", "OutcomeUnknown", "SessionOver"}
 OUTCOMES = {
@@ -66,6 +78,10 @@ OUTCOMES = {
     "pause": set[str](),
 }
 """What each call is documented to raise."""
+
+
+FIRST_FAILURES = {"AuthFailed", "ConnectFailed", "ConnectTimeout", "HandshakeInvalid", "HandshakeRejected", "LinkLost"}
+"""What may end a session whose first connect is not retried."""
 
 
 @attrs.frozen
@@ -111,6 +127,10 @@ class LinkHistory:
     """The head of its upgrade request."""
     breach: tuple[float, str] | None = None
     """When and how the client broke the protocol, if it did."""
+    confirmation: int | None = None
+    """Where in the stream of the server it says that the client is authenticated; None: nowhere."""
+    said: int = 0
+    """Bytes that the server has written."""
     taken: int = 0
     """Bytes that the server has read."""
     reads: list[tuple[float, int]] = attrs.field(factory=list)
@@ -119,6 +139,11 @@ class LinkHistory:
     server_closed: float | None = None
     broken: float | None = None
     """When one end or the other was reset."""
+
+    @property
+    def path(self) -> str:
+        """What the client asked for; "" where it asked for nothing."""
+        return " ".join(self.request.split(" ")[1:2])
 
     def lives_at(self, at: float) -> bool:
         """Return whether the client holds it open."""
@@ -180,6 +205,8 @@ class History:
         """All connections, by their number."""
         links: dict[int, LinkHistory] = {}
         readers: dict[int, _ClientReader] = {}
+        said: dict[int, bytearray] = defaultdict(bytearray)
+        confirmation = re.compile(_CONFIRMATIONS.get(self.scenario.server, "(?!)").encode())
         for record in self.records:
             match record.what:
                 case "net.open":
@@ -187,6 +214,14 @@ class History:
                     readers[record["link"]] = _ClientReader(links[record["link"]])
                 case "net.write" if record["end"] == "client":
                     readers[record["link"]].read(record)
+                case "net.write":
+                    link, text = links[record["link"]], said[record["link"]]
+                    link.said += len(record["data"])
+                    if link.confirmation is None:
+                        start = max(0, len(text) - _LONGEST_CONFIRMATION)
+                        text += record["data"]
+                        if found := confirmation.search(text, start):
+                            link.confirmation = found.end()
                 case "net.read" if record["end"] == "server":
                     links[record["link"]].taken += record["size"]
                 case "net.read":
@@ -201,6 +236,11 @@ class History:
                 case _:
                     pass
         return links
+
+    def link_of(self, owner: str, at: float) -> LinkHistory | None:
+        """Return the link that a session holds open at a time; None where it holds none, or is closing one."""
+        living = [link for link in self.links.values() if link.owner == owner and link.lives_at(at)]
+        return living[-1] if living else None
 
     @cached_property
     def feeds(self) -> list[FeedHistory]:
@@ -293,9 +333,39 @@ class History:
             found[owner].append((since, math.inf))
         return found
 
+    def holds(self, owner: str) -> Sequence[tuple[float, float]]:
+        """Return when a session did not read, by its own doing."""
+        return self._held.get(owner, ())
+
+    @cached_property
+    def _leavings(self) -> dict[str, list[float]]:
+        """When each session began to leave a link, or had lost it."""
+        found: dict[str, list[float]] = defaultdict(list)
+        for record in self.records:
+            if record.what == "client.leave" or record.get("new") in ("disconnected", "closing", "failed"):
+                found[_owner(record)].append(record.at)
+        return found
+
+    def left_at(self, link: LinkHistory) -> float:
+        """Return when the session of a link began to leave it; the end of the journal where it never did."""
+        return next((at for at in self._leavings.get(link.owner, ()) if at >= link.opened), self.end)
+
     def is_held(self, owner: str, since: float, until: float) -> bool:
         """Return whether a session did not read, by its own doing, at some time between the two."""
         return any(begin <= until and end >= since for begin, end in self._held.get(owner, ()))
+
+    @cached_property
+    def most_calls(self) -> Counter[str]:
+        """How many calls each session had under way at most."""
+        found, now = Counter[str](), Counter[str]()
+        for record in self.records:
+            if record.what == "client.invoke":
+                owner = _owner(record)
+                now[owner] += 1
+                found[owner] = max(found[owner], now[owner])
+            elif record.what == "client.return":
+                now[_owner(record)] -= 1
+        return found
 
     @cached_property
     def ops_written(self) -> dict[str, list[tuple[LinkHistory, Sent]]]:
@@ -317,6 +387,13 @@ class History:
     def ops_refused(self) -> Counter[str]:
         """How often the service has refused each operation: to ask again then does no harm."""
         return Counter(record["op"] for record in self.all("server.asked") if record["op"] and not record["done"])
+
+
+_CONFIRMATIONS = {"json": '"auth_success"', "deribit": '"access_token"', "gateway": '"op":"(ready|resumed)"'}
+"""How each kind of service says that a client is authenticated."""
+_LONGEST_CONFIRMATION = 20
+_PROOFS = ('"auth"', '"public/auth"', '"identify"', '"resume"')
+"""What is in a message that authenticates."""
 
 
 @attrs.define(eq=False)
@@ -421,6 +498,11 @@ def _outcomes(history: History) -> Found:
             yield record.at, f"{op} ({call}) ended as {outcome}, and was written {written} times"
         elif done > min(most, written) or (call != "send" and done + refused < least):
             yield record.at, f"{op} ({call}) ended as {outcome}, and was done {done} times"
+        elif call == "send" and outcome == "ok" and not done + refused:
+            link, sent = history.ops_written[op][-1]
+            rest = next((each.at for each in history.all("client.rest") if _owner(each) == link.owner), -math.inf)
+            if history.healed_at < sent.at < rest - LATE and link.lives_at(rest):
+                yield record.at, f"{op} ({call}) was sent on a perfect network, and was not done"
 
 
 @invariant("S2", "what the server reads always parses; only the end of a connection may cut it off")
@@ -514,17 +596,20 @@ def _ordered(history: History) -> Found:
             last, announced = number, False
 
 
-@invariant("D4", "nothing is delivered from an illegal frame, and its link is given up")
+@invariant("D4", "nothing is delivered of an illegal frame, behind one, or of half a message, and its link is given up")
 def _illegal(history: History) -> Found:
-    for record in history.all("client.data"):
+    for record in history.all("client.data") + history.all("client.unclaimed"):
         if record["number"] == ILLEGAL_NUMBER:
-            yield record.at, "the content of an illegal frame was delivered"
+            yield record.at, "what stood in an illegal frame, behind one, or in half a message was delivered"
     for record in history.all("server.illegal"):
         link = history.links[record["link"]]
         read_at = link.when_read(record["end"])
         if read_at is None or (link.broken is not None and link.broken <= read_at + CLOSE_TIMEOUT):
             continue
         closed = math.inf if link.client_closed is None else link.client_closed
+        said = [s.frame.code for s in link.sent if isinstance(s.frame, ClosePayload) and s.at >= read_at]
+        if said and said[0] != record["code"] and history.left_at(link) >= read_at:
+            yield read_at, f"link {link.number}: an illegal frame ({record['how']}) was answered with {said[0]}"
         if closed > read_at + CLOSE_TIMEOUT + SLACK and read_at < history.end - CLOSE_TIMEOUT - SLACK:
             yield read_at, f"link {link.number} was not given up after an illegal frame ({record['how']})"
 
@@ -559,18 +644,18 @@ def _granted(history: History) -> Found:
 
 @invariant("U2", "on each link a channel is asked for once, and after authentication")
 def _asked_once(history: History) -> Found:
-    round_trip = 1.9 * history.scenario.latency
     for link, asked in history.asked_by_link.items():
         wanted: dict[str, float] = {}
-        proved = math.inf
+        confirmation = history.links[link].confirmation
+        heard = None if confirmation is None else history.links[link].when_read(confirmation)
+        proved = math.inf if heard is None else heard
         for record, at in asked:
             match record["verb"]:
                 case "auth":
-                    proved = min(proved, at)
                     wanted.clear()  # what was refused for want of it is asked for again
                 case "subscribe":
-                    if at < proved + round_trip and history.scenario.server != "node":
-                        yield at, f"link {link}: {record['channels']} were asked for before authentication"
+                    if at < proved and history.scenario.server != "node":
+                        yield at, f"link {link}: {record['channels']} were asked for before it was authenticated"
                     for channel in record["channels"]:
                         if at < wanted.get(channel, -math.inf) + ASK_AGAIN_AFTER:
                             yield at, f"link {link}: {channel} was asked for twice"
@@ -637,6 +722,14 @@ def _rate(history: History) -> Found:
 
 @invariant("R2", "dials are paced: not before the back-off, nor before what the service asks for, and never many")
 def _pacing(history: History) -> Found:
+    if history.scenario.budget is not None:
+        started = history.events("DialStarted")
+        retries = [record for record in started if record["attempt"] > 2]  # the dial before it failed
+        share = max(1, math.floor(history.scenario.budget * (1.0 - BUDGET_RESERVE)))
+        for dialled, most, what in ((started, history.scenario.budget, "dials"), (retries, share, "retries")):
+            worst = worst_window([record.at for record in dialled], BUDGET_PERIOD)
+            if worst > most:
+                yield dialled[0].at, f"{worst} {what} began within {BUDGET_PERIOD:g} s, and {most} may"
     for owner, dials in history.dials.items():
         meddled = [r.at for r in history.all("client.invoke") if r["call"] == "reconnect" and _owner(r) == owner]
         worst = worst_window(dials, 60.0)
@@ -650,8 +743,9 @@ def _pacing(history: History) -> Found:
         for r in history.all("server.refused"):
             link = history.links[r["link"]]
             asked = r["retry_after"] or ""
-            if link.owner == owner and link.reads and asked.isdigit():
-                waits.append((r.at, float(asked), f"Retry-After: {asked}"))
+            is_read = bool(link.reads) and link.reads[-1][1] >= link.said
+            if link.owner == owner and is_read and asked.isdigit():
+                waits.append((r.at, min(float(asked), MAX_RETRY_AFTER), f"Retry-After: {asked}"))
         for at, seconds, why in waits:
             following = next((dial for dial in dials if dial > at), math.inf)
             if following < at + seconds - SLACK and not any(at - 30.0 <= each <= following for each in meddled):
@@ -699,7 +793,11 @@ def _is_heartbeat(frame: FromClient) -> bool:
     return isinstance(frame, Ping) or (isinstance(frame, str) and '"heartbeat"' in frame)
 
 
-@invariant("R3", "heartbeats are not late, whatever waits to be sent")
+def _is_proof(frame: FromClient) -> bool:
+    return isinstance(frame, str) and any(proof in frame for proof in _PROOFS)
+
+
+@invariant("R3", "heartbeats and authentications are not late, whatever waits to be sent")
 def _heartbeats(history: History) -> Found:
     for rest in history.all("client.rest"):
         for link in history.links.values():
@@ -711,6 +809,15 @@ def _heartbeats(history: History) -> Found:
                     late = after - before - PING_INTERVAL - 4 * history.scenario.latency - history.scenario.jitter
                     if late > 1.0 and not history.is_held(link.owner, before, after):
                         yield after, f"link {link.number}: no ping for {after - before:.3f} s"
+    for record in history.events("AuthStarted"):
+        on = history.link_of(_owner(record), record.at)
+        proofs = [sent for sent in on.sent if _is_proof(sent.frame) and sent.at >= record.at] if on else []
+        if on and proofs and (first := proofs[0].since) > record.at + 1.0:
+            ends = {r.at for r in history.events("AuthUnsuccessful") + history.events("Authenticated")}
+            is_of_another = any(record.at <= end < first for end in ends)
+            is_stalled = any(sent.since < first and sent.at > record.at and sent.at > sent.since for sent in on.sent)
+            if not (is_of_another or is_stalled):
+                yield first, f"link {on.number}: the authentication of {record.at:.3f} was written at {first:.3f}"
 
 
 # --------------------------------------------------------------------------- liveness
@@ -718,19 +825,26 @@ def _heartbeats(history: History) -> Found:
 
 @invariant("L1", "a silent peer is given up in time, whatever the senders do")
 def _silence(history: History) -> Found:
-    patience = PING_INTERVAL + PONG_TIMEOUT + CLOSE_TIMEOUT + SLACK
+    patience = PING_INTERVAL + PONG_TIMEOUT + SLACK
     for link in history.links.values():
         if not link.owner:
             continue
-        end = min(history.end, link.client_closed if link.client_closed is not None else math.inf)
-        times = [link.opened, *(at for at, _ in link.reads if at < end), end]
-        for before, after in itertools.pairwise(times):
-            if after - before > patience and not history.is_held(link.owner, before, after):
+        end = min(history.left_at(link), link.client_closed if link.client_closed is not None else math.inf)
+        held = [(since, until) for since, until in history.holds(link.owner) if since < end and until > link.opened]
+        # What is held against nobody is no silence, and at its end the patience begins anew.
+        marks = [link.opened, end, *(at for at, _ in link.reads if at < end)]
+        marks += [at for hold in held for at in hold if link.opened < at < end]
+        for before, after in itertools.pairwise(sorted(marks)):
+            if after - before > patience and not any(since <= before and after <= until for since, until in held):
                 yield before + patience, f"link {link.number} was silent for {after - before:.3f} s"
+    progress: dict[int, float] = {}
     for record in history.all("net.write"):
-        took = record.at - record["since"]
-        if record["end"] == "client" and record["link"] in history.links and took > patience - PING_INTERVAL:
-            yield record.at, f"link {record['link']} was not given up, though a write took {took:.3f} s"
+        if record["end"] == "client" and record["link"] in history.links:
+            left = history.left_at(history.links[record["link"]])  # from then on, the goodbye has a clock of its own
+            took = min(record.at, left) - max(record["since"], progress.get(record["link"], -math.inf))
+            progress[record["link"]] = record.at
+            if took > PONG_TIMEOUT + SLACK:
+                yield record.at, f"link {record['link']} was not given up, though a write took {took:.3f} s"
 
 
 @invariant("L2", "after the last fault the session is soon ready again, and stays so")
@@ -741,7 +855,7 @@ def _recovery(history: History) -> Found:
         late = (became[-1] if became else 0.0) - history.healed_at
         if rest["state"] != "ready":
             yield rest.at, f"session {_owner(rest)} is {rest['state']} in the end"
-        elif late > RECOVERY:
+        elif late > RECOVERY + (BUDGET_PERIOD if history.scenario.budget is not None else 0.0):
             yield became[-1], f"session {_owner(rest)} was ready for good {late:.3f} s after the last fault"
     if len(history.all("client.rest")) < history.scenario.clients and history.all("client.open"):
         yield history.end, "not every client has a session in the end"
@@ -787,11 +901,25 @@ def _no_standstill(history: History) -> Found:
 # --------------------------------------------------------------------------- resources
 
 
-@invariant("M1", "queues are empty, or nearly so, when all is well")
+@invariant("M1", "queues keep within their bounds, and are empty, or nearly so, when all is well")
 def _queues(history: History) -> Found:
     for rest in history.all("client.rest"):
         if rest["inbox"] > MOST_WAITING or rest["outbox"] > MOST_WAITING:
             yield rest.at, f"{rest['inbox']} messages wait to be received, {rest['outbox']} to be sent"
+    most_calls = history.most_calls
+    for record in history.all("client.peaks"):
+        if record["inbox"] > INBOX_SIZE:
+            yield record.at, f"{record['inbox']} messages waited to be received, and {INBOX_SIZE} may"
+        if record["outbox"] > (most := most_calls[_owner(record)] + MOST_WAITING):
+            yield record.at, f"{record['outbox']} messages waited to be sent, and {most} may"
+
+
+@invariant("M3", "work is in proportion to what happens")
+def _proportion(history: History) -> Found:
+    for record in history.all("run.steps"):
+        things = sum(each.get("end") == "client" or each.what.startswith("client.") for each in history.records)
+        if record["session"] > MOST_STEPS_EACH * (100 + things):
+            yield record.at, f"sessions took {record['session']} steps, and {things} things happened"
 
 
 @invariant("M2", "no stream and no task is left")
@@ -821,19 +949,24 @@ def _documented(history: History) -> Found:
 
 @invariant("E2", "a session ends by itself only of what no other attempt can mend")
 def _dispositions(history: History) -> Found:
-    fatal = any(record["fatal"] for record in history.all("fault.begin"))
     opened = {_owner(record) for record in history.all("client.opened")}
     for record in history.all("client.left"):
-        first = not history.scenario.patient and _owner(record) not in opened
-        if record["error"] and not fatal and not first:
+        possible = {error for r in history.all("fault.begin") if r.at <= record.at for error in r["ends_with"]}
+        if not history.scenario.patient and _owner(record) not in opened:
+            possible |= FIRST_FAILURES
+        if not possible.issuperset(record["error"]):
             yield record.at, f"session {_owner(record)} ended with {record['error']}"
 
 
-@invariant("E3", "states follow the table; links follow one another, and each ends once")
+@invariant("E3", "states follow the table; links follow one another, and each ends once, as does the session")
 def _one_at_a_time(history: History) -> Found:
     legal = {(old.value, new.value) for old, events in TRANSITIONS.items() for new in events.values()}
     living: dict[str, int] = {}
     states: dict[str, str] = {}
+    ended = Counter(_owner(record) for record in history.all("client.ended"))
+    for record in history.all("client.left"):
+        if (times := ended[_owner(record)]) != 1:
+            yield record.at, f"session {_owner(record)} told {times} times of its end"
     for record in history.all("client.event"):
         owner, epoch = _owner(record), record["epoch"]
         match record["event"]:
@@ -886,15 +1019,63 @@ def _masks(history: History) -> Found:
             yield link.opened, f"link {link.number}: {len(set(masks))} masks for {len(masks)} frames"
 
 
-@invariant("X5", "what a peer says is escaped before it reaches a log")
+@invariant("X5", "what a peer says is escaped and cut before it reaches a log")
 def _escaped(history: History) -> Found:
     for record in history.all("client.event") + history.all("log.line"):
         for name, value in record.fields.items():
             if isinstance(value, str) and not value.isprintable():
                 yield record.at, f"{record.get('event', 'a log line')} has raw text of the peer's in {name}"
+            elif isinstance(value, str) and len(value) > MOST_TEXT:
+                yield record.at, f"{record.get('event', 'a log line')} has {len(value)} characters in {name}"
+
+
+@invariant(
+    "X6", "no number of a peer's makes a session wait for longer than is sensible, and no redirect is remembered"
+)
+def _clamped(history: History) -> Found:
+    for record in history.events("RetryScheduled"):
+        if record["delay"] > MAX_RETRY_AFTER + BACKOFF_CAP:
+            yield record.at, f"session {_owner(record)} waits {record['delay']:g} s before it dials"
+    for record in history.events("RateLimitSlowed"):
+        if record["until"] > record.at + MAX_RETRY_AFTER + SLACK:
+            yield record.at, f"session {_owner(record)} sends nothing for {record['until'] - record.at:g} s"
+    redirected = {record["link"] for record in history.all("server.redirected")}
+    before: dict[str, LinkHistory] = {}
+    for link in history.links.values():
+        if link.path == DETOUR and before[link.owner].number not in redirected:
+            yield link.opened, f"link {link.number} begins where an earlier one had been redirected to"
+        before[link.owner] = link
 
 
 @invariant("X7", "the client keeps the service's rules, and uses nothing that it knows to have expired")
 def _rules(history: History) -> Found:
     for record in history.all("server.breach"):
         yield record.at, record["text"]
+    if history.scenario.server == "json":
+        yield from _late_traffic(history)
+
+
+def _late_traffic(history: History) -> Found:
+    """Find what was written after an authentication had ended, as the client was told, and a renewal had failed.
+
+    Behind a renewal that is under way it may be written: the service reads that first.
+    """
+    for number, asked in history.asked_by_link.items():
+        link = history.links[number]
+        mine = [
+            record
+            for name in ("Authenticated", "AuthUnsuccessful")
+            for record in history.events(name)
+            if _owner(record) == link.owner and link.lives_at(record.at)
+        ]
+        if not any(record["event"] == "AuthUnsuccessful" for record in mine):
+            continue
+        for record, at in asked:
+            earlier = sorted((each for each in mine if each.at <= at), key=lambda each: each.at)
+            grants = [each for each in earlier if each["event"] == "Authenticated" and each["expires_in"]]
+            if record["verb"] == "auth" or not grants or earlier[-1]["event"] == "Authenticated":
+                continue
+            ended = grants[-1].at + grants[-1]["expires_in"]
+            is_renewed = any(other["verb"] == "auth" and earlier[-1].at < before <= at for other, before in asked)
+            if at > ended + SLACK and not is_renewed:
+                yield at, f"link {number}: {record['verb']} {at - ended:.3f} s after the authentication ended"

@@ -21,6 +21,8 @@ from trio_nova.handlers import (
     AuthOk,
     AuthRefused,
     Channel,
+    ConnectionHandler,
+    ConnectionInfo,
     Granted,
     MessageHandler,
     MessageHeartbeat,
@@ -28,9 +30,21 @@ from trio_nova.handlers import (
 )
 from trio_nova.handlers.auth import reveal
 from trio_nova.handlers.subscription import SubscriptionAnswer
-from trio_nova.testing.sim._scenario import CANARY, Scenario, ServerKind
+from trio_nova.testing.sim._scenario import BACKUP, CANARY, Scenario, ServerKind
 
 __all__ = ["DIALECTS", "DeribitDialect", "Dialect", "JsonDialect"]
+
+
+@attrs.define(eq=False)
+class _Alternating(ConnectionHandler):
+    """Dials the other address after the first failure in a row, and then in turn."""
+
+    other: str
+
+    def connection_info(self, info: ConnectionInfo) -> ConnectionInfo:
+        if info.attempt % 2 == 0:
+            return info
+        return attrs.evolve(info, url=info.url.full.replace(info.url.host, self.other, 1))
 
 
 @attrs.define(eq=False)
@@ -55,6 +69,10 @@ class Dialect(abc.ABC):
     @abc.abstractmethod
     def question(self, op: str) -> Any:
         """Return a request that carries the name of an operation."""
+
+    def backup_options(self) -> dict[str, Any]:
+        """Return the options for a service with another address."""
+        return {"connection_handler": lambda: _Alternating(BACKUP), "redirect_origins": [f"ws://{BACKUP}"]}
 
     def statement(self, op: str) -> Any:
         """Return a message without an answer that carries the name of an operation."""
@@ -138,6 +156,9 @@ class DeribitDialect(Dialect):
     def question(self, op: str) -> Any:
         order = {"instrument_name": "BTC-PERPETUAL", "amount": 10.0, "type": "market", "label": op}
         return make_request("private/buy", order)
+
+    def backup_options(self) -> dict[str, Any]:
+        return {}  # the adapter has a handler of its own
 
     def number(self, channel: str, item: Any) -> int:
         number: int = item["change_id"] if channel.startswith("book.") else item[0]["trade_seq"]

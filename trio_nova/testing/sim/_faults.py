@@ -13,13 +13,16 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import attrs
+import msgspec
 import trio
 
+from trio_nova.links._frames import FRAGMENT_OVERHEAD
 from trio_nova.testing import _twists as twists
 from trio_nova.testing._frames import Opcode, encode_frame
 from trio_nova.testing._peer import Disconnected, Peer
+from trio_nova.testing._venue_link import VenueLink
 from trio_nova.testing.sim._net import DialFate, Host, Way, Weather
-from trio_nova.testing.sim._scenario import ELSEWHERE, Scenario
+from trio_nova.testing.sim._scenario import DETOUR, ELSEWHERE, ILLEGAL_NUMBER, MAX_MESSAGE, Scenario
 from trio_nova.testing.sim._servers import SimServer
 from trio_nova.testing.sim._world import World
 
@@ -27,6 +30,8 @@ __all__ = ["FAULTS", "Fault", "FaultKind", "draw_schedule", "fault_kind", "heal"
 
 HOSTILE_TEXT = "go\naway\r\n\x1b[2J‮now"
 """A reason that must reach no log as it is."""
+LONG_TEXT = HOSTILE_TEXT + " and more" * 300
+"""One that must not reach it whole either; short enough to be read whole."""
 
 
 @attrs.frozen
@@ -59,8 +64,13 @@ class FaultKind:
     """What each of the fault's args may be."""
     servers: tuple[str, ...]
     """The kinds of service that it can happen to; none for all."""
-    is_fatal: bool
-    """Whether a session may end of it."""
+    ends_with: tuple[str, ...]
+    """The errors with which a session may end of it; none: it must survive."""
+
+    @property
+    def is_fatal(self) -> bool:
+        """Whether a session may end of it."""
+        return bool(self.ends_with)
 
     def draw(self, dice: random.Random, at: float) -> Fault:
         """Return a fault of this kind."""
@@ -78,13 +88,13 @@ def fault_kind(
     *,
     lasts: tuple[float, float] = (0.0, 0.0),
     servers: Iterable[str] = (),
-    is_fatal: bool = False,
+    ends_with: Iterable[str] = (),
     **choices: tuple[Any, ...],
 ) -> Callable[[Begin], Begin]:
     """Put a kind of fault into the table."""
 
     def register(begin: Begin) -> Begin:
-        FAULTS[name] = FaultKind(name, begin, lasts, choices, tuple(servers), is_fatal)
+        FAULTS[name] = FaultKind(name, begin, lasts, choices, tuple(servers), tuple(ends_with))
         return begin
 
     return register
@@ -119,7 +129,7 @@ async def play_schedule(world: World, schedule: Iterable[Fault]) -> None:
         await world.net.pause(max(0.0, fault.at - trio.current_time()))
         kind = FAULTS[fault.kind]
         args = dict(fault.args)
-        world.journal.add("fault.begin", kind=kind.name, fatal=kind.is_fatal, lasts=fault.lasts, args=args)
+        world.journal.add("fault.begin", kind=kind.name, ends_with=list(kind.ends_with), lasts=fault.lasts, args=args)
         undo = kind.begin(world, fault)
         if undo is not None:
             undone.append((trio.current_time() + fault.lasts, number, undo))
@@ -168,7 +178,7 @@ def _host(world: World) -> Host:
 
 
 def _links(world: World) -> list[Any]:
-    return world.net.links_of(_host(world).name)
+    return [link for name in _server(world).addresses for link in world.net.links_of(name)]
 
 
 _DIRECTIONS = ("c2s", "s2c", "both")
@@ -271,11 +281,35 @@ _FATES: tuple[DialFate, ...] = (
     "refused",
     "silence",
     "tls failure",
+    "tls silence",
     "accepted, then fin",
     "accepted, then rst",
 )
 for _fate in _FATES:
     fault_kind(_fate, lasts=(2.0, 30.0), drop=(True, True, False))(partial(_change_fate, _fate))
+fault_kind("certificate refused", lasts=(2.0, 10.0), ends_with=("TlsFailed",), drop=(True, False))(
+    partial(_change_fate, "certificate refused")
+)
+
+
+@fault_kind("swizzle", lasts=(1.0, 30.0))
+def _swizzle(world: World, fault: Fault) -> Undo:
+    dice = world.dice("swizzle")
+    links = [link for link in _links(world) if dice.random() < 0.5]
+    for way in (way for link in links for way in link.ways):
+        way.held = True
+
+    def release(way: Way) -> None:
+        way.held = False
+        way.release()
+
+    def release_in_turn() -> None:
+        dice.shuffle(links)
+        for number, link in enumerate(links):
+            for way in link.ways:
+                world.net.call_at(trio.current_time() + number * dice.uniform(0.1, 3.0), partial(release, way))
+
+    return release_in_turn
 
 
 # --------------------------------------------------------------------------- of the upgrade
@@ -298,19 +332,80 @@ async def _refuse(server: SimServer, status: int, retry_after: str | None, peer:
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     link = server.net_link_of(peer)
     server.net.journal.add("server.refused", link=link, status=status, retry_after=retry_after)
-    await peer.reject(status, headers, HOSTILE_TEXT.encode())
+    await peer.reject(status, headers, LONG_TEXT.encode())
 
 
-@fault_kind("forbidden", is_fatal=True, status=(401, 403, 404))
+@fault_kind("endless patience", retry_after=("3600", "99999999999", "9" * 60))
+def _ask_for_ages(world: World, fault: Fault) -> None:
+    _server(world).venue.play_next(partial(_refuse_for_ages, world, fault.args["retry_after"]))
+    _drop_links(world)
+
+
+async def _refuse_for_ages(world: World, retry_after: str, peer: Peer) -> None:
+    server = _server(world)
+    link = world.net.links.get(server.net_link_of(peer))
+    knows_us = link is not None and link.owner in world.opened
+    await _refuse(server, 503, retry_after if knows_us else None, peer)
+
+
+@fault_kind("complaint", retry_after=(2, "4", -1, "junk", None), code=(429, 10028), times=(1, 3))
+def _complain(world: World, fault: Fault) -> None:
+    server = _server(world)
+    error = {"code": fault.args["code"], "message": LONG_TEXT, "data": {"retry_after": fault.args["retry_after"]}}
+
+    def complain(answer: dict[str, Any]) -> list[Any]:
+        return [{"id": answer.get("id"), "type": "response", "error": error}]
+
+    server.venue.twist(server.methods["request"], complain, fault.args["times"])
+
+
+@fault_kind("forbidden", ends_with=("HandshakeRejected",), status=(401, 403, 404))
 def _forbidden(world: World, fault: Fault) -> None:
     _server(world).venue.refuse_dials(fault.args["status"])
     _drop_links(world)
 
 
-@fault_kind("redirect", is_fatal=True, status=(301, 302, 307, 308))
+@fault_kind("redirect", ends_with=("RedirectRefused",), status=(301, 302, 307, 308))
 def _redirect(world: World, fault: Fault) -> None:
     _server(world).venue.refuse_dials(fault.args["status"], headers={"Location": f"ws://{ELSEWHERE}/"})
     _drop_links(world)
+
+
+@fault_kind("detour", lasts=(1.0, 15.0), status=(301, 302, 307, 308))
+def _detour(world: World, fault: Fault) -> Undo:
+    server = _server(world)
+    server.venue.play_next(partial(_redirect_within, server, fault.args["status"]))
+    _drop_links(world)
+    return partial(_drop_links, world)
+
+
+async def _redirect_within(server: SimServer, status: int, peer: Peer) -> None:
+    server.net.journal.add("server.redirected", link=server.net_link_of(peer), path=DETOUR)
+    await peer.reject(status, {"Location": DETOUR})
+
+
+@fault_kind("no upgrade", how=("wrong key", "cut head", "junk", "endless head", "silence"), times=(1, 3))
+def _no_upgrade(world: World, fault: Fault) -> None:
+    _server(world).venue.play_next(partial(_answer_wrongly, fault.args["how"]), fault.args["times"])
+    _drop_links(world)
+
+
+async def _answer_wrongly(how: str, peer: Peer) -> None:
+    await peer.read_request()
+    match how:
+        case "wrong key":
+            await peer.send_raw(peer.upgrade_response(key="d3JvbmcgYW5zd2VyIHRvIGl0IQ=="))
+        case "cut head":
+            await peer.send_raw(peer.upgrade_response()[:40])
+            await peer.drop()
+            return
+        case "junk":
+            await peer.send_raw(b"SSH-2.0-OpenSSH_9.6\r\n\x00\xff\r\n\r\n")
+        case "endless head":
+            await peer.send_raw(b"HTTP/1.1 101 Switching Protocols\r\n" + b"X-More: and more\r\n" * 5_000)
+        case _:
+            pass
+    await peer.mute()
 
 
 async def _accept_then_close(peer: Peer, code: int) -> None:
@@ -350,6 +445,11 @@ def _close(world: World, fault: Fault) -> None:
     _server(world).venue.close(code, "" if code == 1005 else fault.args["reason"])
 
 
+@fault_kind("dropped")
+def _drop(world: World, fault: Fault) -> None:
+    _server(world).venue.drop()  # FIN, and no close frame before it
+
+
 @fault_kind("mute", lasts=(1.0, 40.0))
 def _mute(world: World, fault: Fault) -> Undo:
     venue = _server(world).venue
@@ -374,15 +474,22 @@ def _reply(world: World, fault: Fault) -> None:
     server.venue.twist(server.methods[fault.args["verb"]], _TWISTS[fault.args["how"]], fault.args["times"])
 
 
+@fault_kind("restore held up", times=(2, 12))
+def _hold_restore_up(world: World, fault: Fault) -> None:
+    server = _server(world)
+    server.venue.twist(server.methods["subscribe"], twists.never, fault.args["times"])
+    _drop_links(world)
+
+
 @fault_kind("replies reordered", count=(2, 3, 5))
 def _reorder(world: World, fault: Fault) -> None:
     _server(world).venue.hold_answers(fault.args["count"])
 
 
-@fault_kind("auth refused", is_fatal=True, servers=("json",))
+@fault_kind("auth refused", ends_with=("AuthFailed",), servers=("json",))
 def _refuse_auth(world: World, fault: Fault) -> None:
     server = _server(world)
-    server.venue.twist(server.methods["auth"], lambda answer: [{"type": "auth_error", "reason": HOSTILE_TEXT}])
+    server.venue.twist(server.methods["auth"], lambda answer: [{"type": "auth_error", "reason": LONG_TEXT}])
     _drop_links(world)
 
 
@@ -414,30 +521,90 @@ def _flood(world: World, fault: Fault) -> None:
             server.emit(channel)
 
 
-_ILLEGAL: Mapping[str, bytes] = {
-    "reserved opcode": encode_frame(3, b"x"),
-    "masked": encode_frame(Opcode.TEXT, b'{"channel": "ticks.0", "seq": -7}', mask=True),
-    "reserved bit": encode_frame(Opcode.TEXT, b"{}", rsv=2),
-    "fragmented ping": encode_frame(Opcode.PING, b"x", fin=False),
-    "continuation without a start": encode_frame(Opcode.CONTINUATION, b"x"),
-    "not UTF-8": encode_frame(Opcode.TEXT, b"\xff\xfe"),
-    "huge": encode_frame(Opcode.TEXT, b"", length=2**40),
-    "close code": encode_frame(Opcode.CLOSE, b"\x03\xe7"),
+_ILLEGAL: Mapping[str, tuple[int, Callable[[bytes], bytes]]] = {
+    "reserved opcode": (1002, lambda text: encode_frame(3, text)),
+    "masked": (1002, lambda text: encode_frame(Opcode.TEXT, text, mask=True)),
+    "reserved bit": (1002, lambda text: encode_frame(Opcode.TEXT, text, rsv=2)),
+    "fragmented ping": (1002, lambda text: encode_frame(Opcode.PING, b"x", fin=False)),
+    "long ping": (1002, lambda text: encode_frame(Opcode.PING, bytes(126))),
+    "continuation without a start": (1002, lambda text: encode_frame(Opcode.CONTINUATION, text)),
+    "message within a message": (
+        1002,
+        lambda text: encode_frame(Opcode.TEXT, b" ", fin=False) + encode_frame(Opcode.TEXT, text),
+    ),
+    "not UTF-8": (1007, lambda text: encode_frame(Opcode.TEXT, b"\xff\xfe")),
+    "huge": (1009, lambda text: encode_frame(Opcode.TEXT, b"", length=2**40)),
+    "close code": (1002, lambda text: encode_frame(Opcode.CLOSE, b"\x03\xe7")),
 }
+"""The close code that answers each, and how it is made: with a legal message inside, where there is room for one."""
+
+
+def _not_to_be_heard(server: SimServer, link: VenueLink) -> list[bytes]:
+    """Return messages that the client would deliver, one for each of its channels, and must not be given."""
+    messages = [server.message(link, channel, ILLEGAL_NUMBER) for channel in link.subscriptions]
+    return [msgspec.json.encode(message) for message in messages]
 
 
 @fault_kind("illegal frame", how=tuple(_ILLEGAL))
 def _illegal_frame(world: World, fault: Fault) -> None:
+    for link in _server(world).venue.live_links:
+        world.start(_say_illegally, world, link, fault.args["how"])
+
+
+async def _say_illegally(world: World, link: VenueLink, how: str) -> None:
     server = _server(world)
-    for link in server.venue.live_links:
-        world.start(_say_illegally, world, server.net_link_of(link.peer), link.peer, fault.args["how"])
-
-
-async def _say_illegally(world: World, link: int, peer: Peer, how: str) -> None:
+    number, texts = server.net_link(link), _not_to_be_heard(server, link)
+    code, forge = _ILLEGAL[how]
+    illegal = forge(texts[0] if texts else b"{}")
+    behind = b"".join(encode_frame(Opcode.TEXT, text) for text in texts)
     with suppress(Disconnected):
-        await peer.send_raw(_ILLEGAL[how])
-        if link in world.net.links:
-            world.journal.add("server.illegal", link=link, how=how, end=world.net.links[link].s2c.sent)
+        await link.peer.send_raw(illegal + behind)
+        if number in world.net.links:
+            end = world.net.links[number].s2c.sent - len(behind)
+            world.journal.add("server.illegal", link=number, how=how, code=code, end=end)
+
+
+_MOST_FRAGMENTS = MAX_MESSAGE // FRAGMENT_OVERHEAD
+
+
+@fault_kind("fragments", count=(_MOST_FRAGMENTS + 1, 3 * _MOST_FRAGMENTS), size=(0, 1))
+def _fragments(world: World, fault: Fault) -> None:
+    for link in _server(world).venue.live_links:
+        world.start(_say_in_pieces, world, link, fault.args["count"], fault.args["size"])
+
+
+async def _say_in_pieces(world: World, link: VenueLink, count: int, size: int) -> None:
+    server = _server(world)
+    number, piece = server.net_link(link), encode_frame(Opcode.CONTINUATION, b" " * size, fin=False)
+    with suppress(Disconnected):
+        await link.peer.send_raw(encode_frame(Opcode.TEXT, b"", fin=False) + piece * count)
+        if number in world.net.links:
+            end = world.net.links[number].s2c.sent
+            world.journal.add("server.illegal", link=number, how="fragments", code=1009, end=end)
+
+
+@fault_kind("half a message", then=("reset", "fin", "goodbye", "another"))
+def _half_a_message(world: World, fault: Fault) -> None:
+    for link in _server(world).venue.live_links:
+        world.start(_say_half, world, link, fault.args["then"])
+
+
+async def _say_half(world: World, link: VenueLink, then: str) -> None:
+    server = _server(world)
+    number = server.net_link(link)
+    with suppress(Disconnected):
+        for text in _not_to_be_heard(server, link)[:1]:
+            await link.peer.send_raw(encode_frame(Opcode.TEXT, text, fin=False))
+            match then:
+                case "goodbye":
+                    await link.peer.send_raw(encode_frame(Opcode.CLOSE, b"\x03\xe9"))
+                case "fin" if number in world.net.links:
+                    world.net.links[number].end_way("s2c")
+                case "reset" if number in world.net.links:
+                    below = world.net.links[number]
+                    world.net.call_at(below.s2c.last_arrival, below.reset)
+                case _:
+                    pass  # the next message of the service's is illegal, within this one
 
 
 @fault_kind(

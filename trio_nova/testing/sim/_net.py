@@ -28,7 +28,7 @@ from typing import Literal, NoReturn, TypeAlias
 import attrs
 import trio
 
-from trio_nova.errors import ConnectFailed, RetryAdvice
+from trio_nova.errors import ConnectFailed, RetryAdvice, TlsFailed
 from trio_nova.testing._memory import ResettableStream
 from trio_nova.testing.sim._journal import Journal
 
@@ -38,7 +38,16 @@ Direction: TypeAlias = Literal["c2s", "s2c"]
 End: TypeAlias = Literal["client", "server"]
 
 DialFate: TypeAlias = Literal[
-    "ok", "dns failure", "dns silence", "refused", "silence", "tls failure", "accepted, then fin", "accepted, then rst"
+    "ok",
+    "dns failure",
+    "dns silence",
+    "refused",
+    "silence",
+    "tls failure",
+    "tls silence",
+    "certificate refused",
+    "accepted, then fin",
+    "accepted, then rst",
 ]
 """What becomes of a dial. Silence lasts until the caller gives up."""
 
@@ -311,6 +320,8 @@ class SimLink:
 
     net: SimNet = attrs.field(repr=False)
     number: int
+    owner: str
+    """Who dialled, for the journal."""
     host: str
     c2s: Way = attrs.field(repr=False)
     s2c: Way = attrs.field(repr=False)
@@ -434,7 +445,8 @@ class SimNet:
 
         Raises:
             OSError: nobody listens there.
-            ConnectFailed: the name has no address, or TLS failed.
+            ConnectFailed: the name has no address, or the TLS handshake was cut off.
+            TlsFailed: the certificate is not to be trusted.
         """
         self.dials += 1
         number = self.dials
@@ -455,6 +467,10 @@ class SimNet:
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         if fate == "tls failure":
             raise ConnectFailed(f"{host} broke off the TLS handshake", phase="tls", retry=RetryAdvice.BACKOFF)
+        if fate == "certificate refused":
+            raise TlsFailed(f"the certificate of {host} is refused", reason="untrusted")
+        if fate == "tls silence":
+            await trio.sleep_forever()
         link = self._open(found, number, owner)
         match fate:
             case "accepted, then fin":
@@ -477,7 +493,7 @@ class SimNet:
     def _open(self, host: Host, dial: int, owner: str) -> SimLink:
         self.opened += 1
         there, back = Way(self, self.opened, "c2s", host.c2s), Way(self, self.opened, "s2c", host.s2c)
-        link = self.links[self.opened] = SimLink(self, self.opened, host.name, there, back)
+        link = self.links[self.opened] = SimLink(self, self.opened, owner, host.name, there, back)
         link.note("net.open", dial=dial, owner=owner, host=host.name)
         return link
 

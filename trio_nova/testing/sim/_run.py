@@ -14,12 +14,12 @@ import trio.testing
 
 from trio_nova.links import Transport
 from trio_nova.testing._frames import ProtocolBreach
-from trio_nova.testing.sim._checks import History, Violation, check
+from trio_nova.testing.sim._checks import MOST_TEXT, History, Violation, check
 from trio_nova.testing.sim._determinism import deterministic
 from trio_nova.testing.sim._faults import Fault, draw_schedule, make_fair, play_schedule
 from trio_nova.testing.sim._journal import Journal
 from trio_nova.testing.sim._net import SimNet
-from trio_nova.testing.sim._scenario import CANARY, ELSEWHERE, Scenario, draw_scenario
+from trio_nova.testing.sim._scenario import BACKUP, CANARY, ELSEWHERE, Scenario, draw_scenario
 from trio_nova.testing.sim._servers import SERVERS
 from trio_nova.testing.sim._sights import look
 from trio_nova.testing.sim._workload import drive
@@ -123,6 +123,7 @@ async def _play(world: World, schedule: tuple[Fault, ...], session: Session) -> 
             trio.lowlevel.remove_instrument(watch)
         if patience.cancelled_caught and not watch.fired:
             journal.add("run.stuck")
+        journal.add("run.steps", session=watch.of_sessions)
         for server in world.servers.values():
             for breach in server.breaches():
                 journal.add("server.breach", text=breach)
@@ -146,18 +147,21 @@ def _session_tasks() -> list[str]:
 
 @attrs.define(eq=False)
 class _SpinWatch(trio.abc.Instrument):
-    """Ends a run in which tasks take steps and time stands still."""
+    """Counts steps of tasks, and ends a run in which they are taken and time stands still."""
 
     world: World
     scope: trio.CancelScope
     now: float = -1.0
     steps: int = 0
+    of_sessions: int = 0
+    """Steps in all, of the tasks of sessions."""
     fired: bool = False
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         if (now := trio.current_time()) != self.now:
             self.now, self.steps = now, 0
         self.steps += 1
+        self.of_sessions += task.name.startswith("nova:")
         if self.steps == MOST_STEPS:
             self.fired = True
             self.world.journal.add("run.spins", steps=self.steps, task=task.name)
@@ -166,7 +170,7 @@ class _SpinWatch(trio.abc.Instrument):
 
 @attrs.define(eq=False)
 class _LogWatch(logging.Handler):
-    """Writes to the journal what should not have been logged: secrets, and raw text of a peer's."""
+    """Writes to the journal what should not have been logged: secrets, raw text of a peer's, and endless lines."""
 
     journal: Journal
 
@@ -175,7 +179,7 @@ class _LogWatch(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        if CANARY in text or not text.replace("\n", "").isprintable():
+        if CANARY in text or len(text) > MOST_TEXT or not text.replace("\n", "").isprintable():
             self.journal.add("log.line", text=text)
 
 
@@ -199,7 +203,10 @@ def _make_world(seed: int, scenario: Scenario, journal: Journal, transport: Tran
     world = World(seed, scenario, journal, net, transport)
     server = SERVERS[scenario.server](HOST, net, scenario)
     world.servers[HOST] = server
-    make_fair(server.host.c2s, scenario)
-    make_fair(server.host.s2c, scenario)
+    if scenario.has_backup:
+        server.listen_at(BACKUP)
+    for host in net.hosts.values():
+        make_fair(host.c2s, scenario)
+        make_fair(host.s2c, scenario)
     net.listen(ELSEWHERE, lambda stream, host, port: None)
     return world

@@ -13,6 +13,15 @@ CANARY = "canary-3f9a61c0"
 """The secret of every simulated client: it may be seen on the wire to its service, and nowhere else."""
 ELSEWHERE = "elsewhere.sim"
 """Another origin: nothing secret may get there."""
+DETOUR = "/detour"
+"""Where a redirect within the origin leads to."""
+ILLEGAL_NUMBER = 7_000_000_007
+"""Of messages that must not be delivered: beyond all others, so that who watches a sequence would take them too."""
+
+BACKUP = "backup.sim"
+"""Another address of the service."""
+MAX_MESSAGE = 65_536
+"""Bytes of the longest message that a client takes."""
 
 PING_INTERVAL = 8.0
 PONG_TIMEOUT = 8.0
@@ -23,7 +32,11 @@ CLOSE_TIMEOUT = 2.0
 BACKOFF_CAP = 15.0
 MIN_UPTIME = 30.0
 LIMIT_PERIOD = 10.0
+BUDGET_PERIOD = 10.0
+BUDGET_RESERVE = 0.6
 """Seconds; all of these are the same in every run, so that the journal can be judged without its program."""
+INBOX_SIZE = 64
+"""Messages that may wait to be received: few, so that a flood fills it."""
 
 ServerKind: TypeAlias = Literal["json", "deribit", "node", "gateway"]
 """A plain JSON service; one like Deribit; one like an Ethereum node, with a new id for each subscription; a gateway
@@ -56,6 +69,11 @@ class Scenario:
     """Channels that one message asks for."""
     limit: int | None = None
     """Messages that the client may send in any 10 s; None: any number."""
+    budget: int | None = None
+    """Dials that all clients together may begin in any 10 s; None: any number."""
+    has_backup: bool = False
+    """Whether the service has another address, which clients dial in turn after a failure; takes no adapter that has
+    a use of its own for the hook."""
     grant: float | None = None
     """For which the service lets a client in; None: for as long as the link lasts."""
     when_down: Literal["wait", "fail", "buffer"] = "wait"
@@ -83,8 +101,10 @@ def draw_scenario(seed: int) -> Scenario:
         resumes=tracked and rng.random() < 0.5,
         batch=rng.choice((1, 1, 4)),
         limit=rng.choice((None, None, 40, 80)),
-        grant=rng.choice((None, None, 20.0, 45.0)),
+        grant=rng.choice((None, None, 12.0, 20.0, 45.0)),
         when_down=rng.choice(("wait", "wait", "fail", "buffer")),
         patient=rng.random() < 0.8,
         verbose=rng.random() < 0.1,
+        budget=rng.choice((None, None, None, 5)),
+        has_backup=rng.random() < 0.3,
     )

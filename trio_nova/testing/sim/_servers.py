@@ -54,6 +54,8 @@ class SimServer(abc.ABC):
     scenario: Scenario
     host: Host = attrs.field(init=False, repr=False)
     venue: VenueServer = attrs.field(init=False, repr=False)
+    addresses: list[str] = attrs.field(init=False)
+    """All host names that it serves."""
     restarts: int = attrs.field(default=0, init=False)
     """How often it has lost its memory."""
     _net_links: dict[int, int] = attrs.field(factory=dict, init=False, repr=False)
@@ -61,8 +63,14 @@ class SimServer(abc.ABC):
 
     def __attrs_post_init__(self) -> None:
         self.host = self.net.listen(self.name, self._take_stream)
+        self.addresses = [self.name]
         self.venue = self.make_venue()
         self.venue.on_asked = self._note_asked
+
+    def listen_at(self, name: str) -> None:
+        """Serve another host name too."""
+        self.net.listen(name, self._take_stream)
+        self.addresses.append(name)
 
     @abc.abstractmethod
     def make_venue(self) -> VenueServer:
@@ -81,6 +89,10 @@ class SimServer(abc.ABC):
         """Tell again what a channel said last, if it said anything, and write that down."""
 
     @abc.abstractmethod
+    def message(self, link: VenueLink, channel: str, number: int) -> Any:
+        """Return what tells a link that something has happened on a channel, under a number of the caller's."""
+
+    @abc.abstractmethod
     def forget(self) -> None:
         """Lose all memory."""
 
@@ -91,6 +103,16 @@ class SimServer(abc.ABC):
     @abc.abstractmethod
     def has_executed(self, asked: Asked, op: str) -> bool:
         """Return whether what was asked last, an operation of this name, was done, and not refused."""
+
+    @property
+    def first_number(self) -> int:
+        """The number to begin with in its present life: behind those of the last one, and ahead of them, in turn.
+
+        So that they continue nothing, in neither direction. Who asks to go on where it was must not be told that
+        there is something: then it is always ahead.
+        """
+        behind = self.restarts % 2 == 1 and not self.scenario.resumes
+        return 1 + ERA_STRIDE * (-self.restarts if behind else self.restarts)
 
     def breaches(self) -> list[str]:
         """Return how clients broke the service's rules, where they could have kept them."""
@@ -231,10 +253,11 @@ class JsonServer(SimServer):
         if self._json.emitted.get(channel):
             self.net.journal.add("server.repeat", channel=channel, number=self._json.repeat(channel)["seq"])
 
+    def message(self, link: VenueLink, channel: str, number: int) -> Any:
+        return {"channel": channel, "seq": number, "data": None}
+
     def forget(self) -> None:
-        # Behind and ahead in turn: the numbers continue nothing, in neither direction.
-        behind = self.restarts % 2 == 1 and not self.scenario.resumes
-        self._json.first = 1 + ERA_STRIDE * (-self.restarts if behind else self.restarts)
+        self._json.first = self.first_number
         self._json.emitted.clear()
 
     def expire(self) -> None:
@@ -296,8 +319,15 @@ class DeribitServer(SimServer):
             number = _number_of(channel, self._deribit.repeat(channel))
             self.net.journal.add("server.repeat", channel=channel, number=number)
 
+    def message(self, link: VenueLink, channel: str, number: int) -> Any:
+        data: Any = [{"trade_seq": number}]
+        if channel.startswith("book."):
+            data = {"type": "snapshot", "change_id": number, "bids": [], "asks": []}
+        return {"jsonrpc": "2.0", "method": "subscription", "params": {"channel": channel, "data": data}}
+
     def forget(self) -> None:
-        self._deribit.expire_tokens()
+        self._deribit.tokens.granted.clear()
+        self._deribit.market.begin_anew(self.first_number)
 
     def expire(self) -> None:
         self._deribit.expire_tokens()
@@ -332,15 +362,16 @@ class _NodeVenue(VenueServer):
     def publish(self, channel: str, result: Any) -> None:
         """Tell who is subscribed to a channel."""
         for link in self.live_links:
-            for id, name in self.ids.get(link.number, {}).items():
-                if name == channel:
-                    link.say(
-                        {
-                            "jsonrpc": "2.0",
-                            "method": "eth_subscription",
-                            "params": {"subscription": id, "result": result},
-                        }
-                    )
+            for id in self.ids_of(link, channel):
+                link.say(self.message(id, result))
+
+    def ids_of(self, link: VenueLink, channel: str) -> list[str]:
+        """Return the ids that a link's subscriptions to a channel have."""
+        return [id for id, name in self.ids.get(link.number, {}).items() if name == channel]
+
+    def message(self, id: str, result: Any) -> dict[str, Any]:
+        """Return what tells a subscriber that something has happened."""
+        return {"jsonrpc": "2.0", "method": "eth_subscription", "params": {"subscription": id, "result": result}}
 
     def _take(self, link: VenueLink, payload: Frame) -> None:
         message = decode_json(payload) if isinstance(payload, str) else {}
@@ -406,8 +437,11 @@ class NodeServer(SimServer):
             self._node.publish(channel, {"number": number})
             self.net.journal.add("server.repeat", channel=channel, number=number)
 
+    def message(self, link: VenueLink, channel: str, number: int) -> Any:
+        return self._node.message(self._node.ids_of(link, channel)[0], {"number": number})
+
     def forget(self) -> None:
-        """Do nothing: all that a node knows of its clients goes with their links."""
+        self._numbers = dict.fromkeys(self.channels(), self.first_number)
 
     def expire(self) -> None:
         """Do nothing: nobody is authenticated."""
@@ -562,6 +596,9 @@ class GatewayServer(SimServer):
         if number := self._numbers.get(channel):
             self._gateway.publish(channel, number, again=True)
             self.net.journal.add("server.repeat", channel=channel, number=number)
+
+    def message(self, link: VenueLink, channel: str, number: int) -> Any:
+        return {"op": "event", "s": number, "channel": channel, "number": number}
 
     def forget(self) -> None:
         self._gateway.sessions.clear()

@@ -56,12 +56,15 @@ def shrink(failed: Run, *, most: int = 200, replay: Replay = run) -> Run:
 
 
 def replay_test(failed: Run) -> str:
-    """Return the text of a test that plays a run again."""
+    """Return the text of a test that plays a run again: a module that can be run as it is."""
     scenario, schedule = (
         pprint.pformat(value, width=110).replace("\n", "\n        ")
         for value in (failed.scenario, list(failed.schedule))
     )
     lines = [
+        "from trio_nova.testing import sim",
+        "",
+        "",
         f"def test_seed_{failed.seed}() -> None:",
         *(f"    # {violation}" for violation in failed.violations[:5]),
         f"    run = sim.run(\n        {failed.seed},",

@@ -7,10 +7,12 @@ lists what it must meet at least once; each is a function over the history of a 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 
+from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.testing.sim._checks import History
-from trio_nova.testing.sim._scenario import BACKOFF_CAP
+from trio_nova.testing.sim._scenario import BACKOFF_CAP, BACKUP
 
 __all__ = ["SIGHTS", "look", "sight"]
 
@@ -126,6 +128,40 @@ def _refresh_failed(history: History) -> bool:
     return any(record["refresh"] for record in history.events("AuthUnsuccessful"))
 
 
+@sight("a refresh of the authentication during a restore")
+def _refreshed_in_restore(history: History) -> bool:
+    restoring: dict[str, bool] = {}
+    for record in history.all("client.event"):
+        if record["event"] == "StateChanged":
+            restoring[record["client"]] = record["new"] == "restoring"
+        elif record["event"] == "AuthStarted" and record["refresh"] and restoring.get(record["client"]):
+            return True
+    return False
+
+
+@sight("a failover to another address")
+def _failed_over(history: History) -> bool:
+    return any(link.host == BACKUP for link in history.links.values())
+
+
+@sight("a budget of dials exhausted")
+def _over_budget(history: History) -> bool:
+    due: dict[str, float] = {}
+    for record in history.all("client.event"):
+        owner = f"{record['client']}.{record['session']}"
+        if record["event"] == "RetryScheduled":
+            due[owner] = record.at + record["delay"]
+        elif record["event"] == "DialStarted" and record.at > due.pop(owner, math.inf) + 0.1:
+            # With two clients, one may only have waited for the other to be done with the address.
+            return history.scenario.budget is not None and history.scenario.clients == 1
+    return False
+
+
+@sight("more fragments than a message may have")
+def _fragments(history: History) -> bool:
+    return any(record["how"] == "fragments" for record in history.all("server.illegal"))
+
+
 @sight("a back-off beyond half of its cap")
 def _long_backoff(history: History) -> bool:
     return any(record["delay"] > BACKOFF_CAP / 2 for record in history.events("RetryScheduled"))
@@ -139,6 +175,16 @@ def _five_failures(history: History) -> bool:
 @sight("a wait that the service asked for")
 def _retry_after(history: History) -> bool:
     return any((record["retry_after"] or "").isdigit() for record in history.all("server.refused"))
+
+
+@sight("a wait that was cut, as the service asked for too much")
+def _cut_short(history: History) -> bool:
+    return any(record["delay"] >= MAX_RETRY_AFTER for record in history.events("RetryScheduled"))
+
+
+@sight("a complaint about our pace")
+def _slowed(history: History) -> bool:
+    return bool(history.events("RateLimitSlowed"))
 
 
 @sight("a restart that lost the service's memory while somebody was connected")

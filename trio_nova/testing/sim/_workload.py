@@ -27,15 +27,19 @@ import trio
 
 from trio_nova import Buffer, Connection, ExponentialBackoff, FeedOptions, RateLimitHandler, open_connection
 from trio_nova.core.limits import RollingWindow
+from trio_nova.core.session import State
 from trio_nova.errors import NovaError
-from trio_nova.handlers.logging import describe
-from trio_nova.messages import Dropped, Event, FeedStale, Gap, Resynced
+from trio_nova.handlers.logging import LoggingHandler, describe
+from trio_nova.messages import ConnectionEvent, Dropped, Event, FeedStale, Gap, Resynced, RetryScheduled, SessionEnded
 from trio_nova.testing.sim._dialects import DIALECTS, Dialect
 from trio_nova.testing.sim._scenario import (
     BACKOFF_CAP,
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
+    ILLEGAL_NUMBER,
+    INBOX_SIZE,
     LIMIT_PERIOD,
+    MAX_MESSAGE,
     MIN_UPTIME,
     PING_INTERVAL,
     PONG_TIMEOUT,
@@ -48,6 +52,10 @@ __all__ = ["drive"]
 
 STORM_AFTER = 30.0
 """Seconds after the phase with faults."""
+HURRY_AFTER = 10.0
+"""Seconds after the phase with faults."""
+LONGEST_WAIT = 60.0
+"""Seconds that a client waits for a dial without a word."""
 
 _NOTICES = (Gap, Resynced, Dropped, FeedStale)
 
@@ -64,6 +72,18 @@ async def drive(world: World) -> None:
             )
 
 
+@attrs.define(eq=False, kw_only=True)
+class _Ears(LoggingHandler):
+    """Hears the end of a session, which whoever listens in its block does not live to hear."""
+
+    note: Callable[..., object]
+
+    def log_connection_event(self, event: ConnectionEvent) -> None:
+        super().log_connection_event(event)
+        if isinstance(event, SessionEnded):
+            self.note("client.ended")
+
+
 @attrs.define(eq=False)
 class Client:
     """One program with one session at a time."""
@@ -75,6 +95,10 @@ class Client:
     """Only looked at: which channels there are, and what was granted in the end."""
     ops: Iterator[int]
     sessions: int = 0
+    peaks: dict[str, int] = attrs.field(factory=dict)
+    """How many messages waited at most, in the present session."""
+    dials_at: float = 0.0
+    """When the session dials again, as it said last."""
     feeds: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
     dice: random.Random = attrs.field(init=False)
 
@@ -97,7 +121,9 @@ class Client:
         limits = [RollingWindow(scenario.limit, LIMIT_PERIOD)] if scenario.limit else []
         return {
             **self.dialect.options(),
+            **(self.dialect.backup_options() if scenario.has_backup else {}),
             **self.world.options,
+            "logging_handler": partial(_Ears, note=self.note),
             "stream_factory": partial(self.world.net.stream_factory, owner=f"{self.number}.{self.sessions}"),
             "ping_interval": PING_INTERVAL,
             "pong_timeout": PONG_TIMEOUT,
@@ -107,14 +133,20 @@ class Client:
             "subscription_timeout": SETUP_TIMEOUT,
             "backoff": ExponentialBackoff(base=2.0, cap=BACKOFF_CAP),
             "min_uptime": MIN_UPTIME,
+            "max_message_size": MAX_MESSAGE,
+            "inbox_size": INBOX_SIZE,
             "when_down": when_down if scenario.when_down == "buffer" else scenario.when_down,
             "retry_first_connect": scenario.patient,
-            "rate_limit_handler": lambda: RateLimitHandler(limits, reserve=5.0 if limits else 0.0, queue_size=500),
+            # Soon at full pace again after a complaint: the storm of the end shall not last.
+            "rate_limit_handler": lambda: RateLimitHandler(
+                limits, reserve=5.0 if limits else 0.0, queue_size=500, recovery_interval=2.0
+            ),
         }
 
     async def _hold_session(self) -> bool:
         """Open a session and use it; return whether it was the last."""
         self.sessions += 1
+        self.peaks = {"inbox": 0, "outbox": 0}
         self.note("client.open", patient=self.world.scenario.patient)
         life = self.dice.choice((20.0, 60.0, math.inf, math.inf, math.inf))
         if trio.current_time() + life >= self.world.scenario.length:
@@ -123,6 +155,7 @@ class Client:
         try:
             async with open_connection(self.dialect.target(), **self._options()) as conn:
                 self.note("client.opened")
+                self.world.opened.add(f"{self.number}.{self.sessions}")
                 try:
                     async with trio.open_nursery() as nursery:
                         self._use(conn, nursery)
@@ -131,6 +164,7 @@ class Client:
                             self._note_rest(conn)
                         nursery.cancel_scope.cancel(reason="the session has lived long enough")
                 finally:
+                    self.note("client.peaks", **self.peaks)
                     self.note("client.leave")
         except* NovaError as group:
             self.note("client.left", error=_names(group))
@@ -146,6 +180,7 @@ class Client:
         for _ in range(2):
             nursery.start_soon(self._operate, conn)
         nursery.start_soon(self._meddle, conn)
+        nursery.start_soon(self._hurry, conn)
         # Not over a transport that writes frame by frame: what is charged at once then leaves over a while, and
         # the next storm's worth comes too close behind its end.
         if self.world.scenario.limit is not None and self.dialect.sends and self.world.transport is None:
@@ -179,17 +214,24 @@ class Client:
         async with conn.listen(size=100_000) as events:
             self.note("client.event", event="Listening", state=conn.state.value, epoch=conn.epoch)
             async for event in events:
-                self._note_event(event)
-
-    def _note_event(self, event: Event) -> None:
-        self.note("client.event", **_fields(event))
+                self.note("client.event", **_fields(event))
+                self._watch_peaks(conn)
+                if isinstance(event, RetryScheduled):
+                    self.dials_at = trio.current_time() + event.delay
 
     async def _empty_inbox(self, conn: Connection) -> None:
         try:
-            async for _ in conn:
-                pass
+            async for message in conn:
+                self._watch_peaks(conn)
+                if str(ILLEGAL_NUMBER) in str(message):
+                    self.note("client.unclaimed", number=ILLEGAL_NUMBER)
         except NovaError as error:
             self.note("client.inbox", error=_kind(error))
+
+    def _watch_peaks(self, conn: Connection) -> None:
+        statistics = conn.statistics()
+        self.peaks["inbox"] = max(self.peaks["inbox"], statistics.inbox_messages)
+        self.peaks["outbox"] = max(self.peaks["outbox"], statistics.outbox_messages)
 
     # ------------------------------------------------------------------- feeds
 
@@ -255,6 +297,8 @@ class Client:
                 op = f"op-{next(self.ops)}"
                 do = partial(conn.send, self.dialect.statement(op))
                 nursery.start_soon(self._attempt, op, "send", do, patience)
+            await trio.sleep(0.001)
+            self._watch_peaks(conn)
 
     async def _storm(self, conn: Connection, count: int) -> None:
         """Send so much at once, when all is well again, that the limit holds it back for longer than a ping may be."""
@@ -298,6 +342,13 @@ class Client:
                     await self._attempt(op, "pause", partial(self._pause, conn), patience)
                 case _:
                     conn.reconfigure(ping_interval=self.dice.choice((PING_INTERVAL, PING_INTERVAL / 2)))
+
+    async def _hurry(self, conn: Connection) -> None:
+        """Dial at once, when all is well again, where the service has asked for a quarter of an hour."""
+        await self.world.healed.wait()
+        await trio.sleep(HURRY_AFTER)
+        if conn.state is State.RECONNECTING and self.dials_at > trio.current_time() + LONGEST_WAIT:
+            await self._attempt(f"meddling-{next(self.ops)}", "reconnect", conn.reconnect, 20.0)
 
     async def _pause(self, conn: Connection) -> None:
         async with conn.paused():

@@ -9,10 +9,11 @@ from typing import Any
 import attrs
 import trio
 
-from trio_nova.links import Transport
+from trio_nova.core.limits import RollingWindow
+from trio_nova.links import ConnectGovernor, Transport
 from trio_nova.testing.sim._journal import Journal
 from trio_nova.testing.sim._net import SimNet
-from trio_nova.testing.sim._scenario import Scenario
+from trio_nova.testing.sim._scenario import BUDGET_PERIOD, BUDGET_RESERVE, Scenario
 from trio_nova.testing.sim._servers import SimServer
 
 __all__ = ["EPOCH", "World"]
@@ -37,11 +38,21 @@ class World:
     """Seconds by which the wall clock has jumped so far."""
     healed: trio.Event = attrs.field(factory=trio.Event, repr=False)
     """Set when the last fault is over: from then on the network is perfect."""
+    opened: set[str] = attrs.field(factory=set, repr=False)
+    """The sessions that have had a ready link, by owner: what asks them for patience keeps no opening block waiting."""
     nursery: trio.Nursery | None = attrs.field(default=None, repr=False)
     """Where the world's own tasks run, while it does."""
     crash: Exception | None = attrs.field(default=None, repr=False)
     """What left the simulated program, if anything did."""
+    governor: ConnectGovernor = attrs.field(init=False, repr=False)
+    """What paces all dials."""
     _dice: dict[str, random.Random] = attrs.field(factory=dict, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        budget = self.scenario.budget
+        self.governor = ConnectGovernor(
+            [] if budget is None else [RollingWindow(budget, BUDGET_PERIOD)], reserve=BUDGET_RESERVE
+        )
 
     def dice(self, component: str) -> random.Random:
         """Return the generator of one component: a draw more in one does not shift the others."""
@@ -64,6 +75,7 @@ class World:
         return {
             "stream_factory": self.net.stream_factory,
             "resolver": self.net,
+            "governor": self.governor,
             "spread": self.dice("spread").random,
             "entropy": self.dice("entropy").randbytes,
             "wall_clock": self.wall_clock,
