@@ -237,6 +237,31 @@ async def test_a_refresh_that_fails_for_good_ends_the_session_loudly(autojump_cl
         assert [type(event) for event in seen if isinstance(event, AuthUnsuccessful)]
 
 
+async def test_a_link_whose_grant_has_expired_unrenewed_is_given_up_for_one_that_is_authenticated_afresh(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    heard: list[float] = []
+
+    async def grant_once(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_json()
+        await peer.send_json({"type": "auth_success", "expires_in": 600})
+        while isinstance(await peer.receive(), str):  # and no word about its renewal
+            heard.append(trio.current_time())
+        await peer.finish()
+
+    async with ScriptedServer(grant_once, then=Gate("open sesame")) as server:
+        async with connect(server, auth_timeout=45.0, backoff=ListBackoff([40.0])) as conn:
+            began = trio.current_time()
+            await conn.wait_state(State.DISCONNECTED)
+            left_at = trio.current_time()
+            await conn.wait_ready()
+            assert conn.epoch == 2
+    # 60 s before the end; at the end, where the back-off would let it lie; and no third time.
+    assert [at - began for at in heard] == pytest.approx([540.0, 600.0])
+    assert left_at - began == pytest.approx(645.0)
+
+
 async def _drain(events: Any) -> list[Any]:
     seen: list[Any] = []
     with trio.CancelScope(shield=True):

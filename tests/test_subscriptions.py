@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -428,3 +428,41 @@ async def test_who_subscribes_at_any_moment_of_a_loss_hears_on_the_next_link(aut
             async with conn.subscribe("news") as feed:
                 await service.publish("news", moment)
                 assert (await feed.receive())["n"] == moment
+
+
+async def test_what_is_given_up_in_the_instant_in_which_its_link_is_left_is_simply_forgotten(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class AskedAsRequests(SubscriptionHandler):
+        correlated = True
+
+    class GivesUp(JsonCodec):
+        """Gives the subscription up as it reads the last word, when nothing can be asked any more."""
+
+        def decode(self, payload: str | bytes) -> Any:
+            if payload == '"the last word"':
+                conn.unsubscribe("a")
+            return super().decode(payload)
+
+        def decode_all(self, payloads: Sequence[str | bytes]) -> Sequence[Any]:
+            return [self.decode(payload) for payload in payloads]
+
+    async def confirm(peer: Peer) -> None:
+        await peer.accept()
+        while isinstance(frame := await peer.receive(), str):
+            asked = json.loads(frame)
+            await peer.send_json({"type": "subscribed", "channel": asked["channel"], "id": asked.get("id")})
+        await peer.send_json("while goodbye is said")  # the reader's last
+        await trio.sleep(0.1)
+        await peer.send_json("the last word")
+        await peer.finish()
+
+    async with ScriptedServer(confirm, then=confirm) as server:
+        # With room for one message, the second clogs the inbox: that ends the reading at once.
+        async with connect(server, subscription_handler=AskedAsRequests, codec=GivesUp(), inbox_size=1) as conn:
+            conn.import_subscriptions('[{"channel": "a", "params": {}}]')
+            await wait_all_tasks_blocked()
+            assert conn.subscriptions() == {"a": "confirmed"}
+            await conn.reconnect()
+            assert (conn.epoch, conn.subscriptions()) == (2, {})
+            assert [await conn.receive() for _ in range(2)] == ["while goodbye is said", "the last word"]

@@ -209,7 +209,11 @@ class Authenticator:
         return ok
 
     async def keep_fresh(self) -> NovaError:
-        """Authenticate the living link again before each grant expires; return the error when that fails for good."""
+        """Authenticate the living link again before each grant expires; return the error when that fails for good.
+
+        So it does at the third failure in a row, and at the first after the grant has expired: the next
+        link is authenticated afresh, and on this one nobody would know any more who sends.
+        """
         session = self._session
         failures = 0
         while True:
@@ -226,10 +230,12 @@ class Authenticator:
                 failures = 0
             except (AuthFailed, ConnectFailed) as error:
                 failures += 1
-                if failures >= REFRESH_TRIES or error.retry is RetryAdvice.NEVER:
+                left = self._expires_at - trio.current_time()
+                if failures >= REFRESH_TRIES or error.retry is RetryAdvice.NEVER or left <= 0.0:
                     return error
                 session.note(error, "auth")
-                await trio.sleep(session.config.backoff.delay(failures, session.config.spread()) or 1.0)
+                delay = session.config.backoff.delay(failures, session.config.spread()) or 1.0
+                await trio.sleep(min(delay, left))
             except NovaError as error:
                 return error
 

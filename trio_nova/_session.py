@@ -194,6 +194,7 @@ class Session:
             self.counts.ready_time += now - self.ready_since
             self.ready_since = None
             self.down_since = now
+            self.attempts.unready(now)
         self.emit(StateChanged, old=old.value, new=new.value)
         if new is State.READY:
             self.emit(BecameReady)

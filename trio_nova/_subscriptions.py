@@ -265,7 +265,7 @@ class Subscriptions:
     async def _keep_in_step(self, nursery: trio.Nursery) -> None:
         """Ask for what is wanted, give up what is not, and notice what is not answered."""
         session, book, handler = self._session, self.book, self._session.handlers.subscription
-        while True:
+        while self._nursery is nursery:  # else the link is being left, though we were just woken
             now, timeout = trio.current_time(), session.config.subscription_timeout
             for subscription in book.expire(now, timeout, MAX_FAILURES):
                 self._answered(subscription)

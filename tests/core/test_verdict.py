@@ -337,3 +337,20 @@ def test_the_count_is_the_number_of_losses_since_the_last_long_session(
         started, now = now, now + lasted
         expected = 1 if was_ready and now - started >= min_uptime else expected + 1
         assert attempts.failed(now) == expected
+
+
+def test_what_comes_after_ready_is_no_uptime_though_nothing_has_failed() -> None:
+    """As when the program wishes for another link: closing the one and dialling the other may take long."""
+    attempts = Attempts(max_attempts=5, min_uptime=30.0)
+    attempts.failed(0.0)
+    attempts.ready(10.0)
+    attempts.unready(39.9)
+    assert (attempts.made, attempts.failed(50.0)) == (1, 2)
+
+
+def test_a_link_that_was_ready_for_long_starts_the_count_over_however_it_ends() -> None:
+    attempts = Attempts(max_attempts=5, min_uptime=30.0)
+    attempts.failed(0.0)
+    attempts.ready(10.0)
+    attempts.unready(40.0)
+    assert (attempts.made, attempts.failed(41.0)) == (0, 1)

@@ -40,7 +40,8 @@ from trio_nova.core.pulse import Pulse
 from trio_nova.core.subscriptions import Book
 from trio_nova.core.verdict import Attempts
 from trio_nova.handlers import logging as log
-from trio_nova.links import ConnectGovernor, _block, _handshake, wire
+from trio_nova.links import _block, _handshake, wire
+from trio_nova.links._governor import Turn
 from trio_nova.links._wire import WireProtocol
 from trio_nova.testing import sim
 
@@ -412,7 +413,7 @@ mutant(
     "broken budget",
     "No dial is counted.",
     "R2",
-    Edit(ConnectGovernor, "turn", "limits.spend(now)", "pass"),
+    Edit(Turn, "__aenter__", "self._limits.spend(now)", "pass"),
 )
 mutant(
     "no jitter",
@@ -430,7 +431,7 @@ mutant(
     "easy forgiveness",
     "A link that was ready for a moment lets the back-off start over.",
     "R5",
-    Edit(Attempts, "failed", ">= self.min_uptime", ">= 0.0"),
+    Edit(Attempts, "unready", ">= self.min_uptime", ">= 0.0"),
 )
 
 # --------------------------------------------------------------------------- liveness
@@ -484,7 +485,7 @@ mutant(
     "bottomless inbox",
     "The inbox takes whatever comes.",
     "M1",
-    Edit(BoundedQueue, "offer_all", "if len(self.items) + len(items) > self.max_items", "if False"),
+    Edit(BoundedQueue, "offer_all", "if len(self) + len(items) > self.max_items", "if False"),
 )
 mutant(
     "restless heartbeat",

@@ -245,11 +245,15 @@ class Attempts:
         """Note that the session became READY."""
         self._ready_since = now
 
-    def failed(self, now: float) -> int:
-        """Note that a dial failed or a link was lost; return which failure in a row it is, from 1."""
+    def unready(self, now: float) -> None:
+        """Note that the session is READY no more, for whatever reason: until it is again, no time counts as uptime."""
         if self._ready_since is not None and now - self._ready_since >= self.min_uptime:
             self.made = 0
             self.previous = 0.0
         self._ready_since = None
+
+    def failed(self, now: float) -> int:
+        """Note that a dial failed or a link was lost; return which failure in a row it is, from 1."""
+        self.unready(now)
         self.made += 1
         return self.made
