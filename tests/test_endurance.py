@@ -8,6 +8,7 @@ import logging
 import os
 import statistics
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import attrs
 import pytest
 import trio
 from trio._core._run import CancelReason
+from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import Authenticated, FeedOptions, Gap, JsonCodec, ListBackoff, open_connection
-from trio_nova.testing import GenericVenue, Peer, ScriptedServer
+from trio_nova.testing import GenericVenue, Peer, ScriptedServer, echo
 
 URL = "ws://server.test/"
 
@@ -54,6 +56,26 @@ def open_descriptors() -> set[str]:
 
 def living_tasks() -> int:
     return trio.lowlevel.current_statistics().tasks_living
+
+
+async def test_what_is_left_of_a_session_is_freed_without_a_collector(autojump_clock: trio.abc.Clock) -> None:
+    """One that had to find it would cost a program that opens many as much as a part of the dial."""
+    async with ScriptedServer(then=echo) as server:
+
+        async def hold_one() -> weakref.ref[object]:
+            async with open_connection(URL, stream_factory=server.stream_factory) as conn:
+                await conn.send_text("hi")
+                assert await conn.receive() == "hi"
+                return weakref.ref(conn._outbound)
+
+        gc.collect()
+        gc.disable()
+        try:
+            left = await hold_one()
+            await wait_all_tasks_blocked()
+            assert left() is None
+        finally:
+            gc.enable()
 
 
 async def test_a_day_with_an_outage_every_ten_minutes(autojump_clock: trio.abc.Clock) -> None:

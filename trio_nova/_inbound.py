@@ -339,6 +339,7 @@ class Inbound:
                 if not staged.is_data and not isinstance(staged.frame, Ping | Pong):
                     self._keep([(staged.message, len(staged.frame))])
         self.inbox.close(self._session.session_over() if self._session.failure is not None else None)
+        self.inbox.on_high_water = self.inbox.on_low_water = None
 
     def _high_water(self) -> None:
         self._session.emit(HighWater, messages=len(self.inbox), size=self.inbox.size)

@@ -289,6 +289,10 @@ class Session:
         if not self.is_over:
             self.apply(SessionEvent.END if self.failure is None else SessionEvent.GIVE_UP)
 
+    def let_go(self) -> None:
+        """Hold on to nothing that holds on to us: what is left of a session is freed at once, without a collector."""
+        self.send_replies, self.start_soon, self.on_leave = _no_replies, _no_tasks, None
+
     def reconfigure(self, config: Config, changed: tuple[str, ...]) -> None:
         """Use other options from now on; ConfigError where they would send secrets in plain text."""
         self.keep_secret(config)

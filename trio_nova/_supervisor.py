@@ -105,6 +105,8 @@ class Supervisor:
         session.emit(SessionEnded, error=session.failure)
         session.hub.close()
         session.opened.set()
+        self._requests.renewal = None
+        session.let_go()
 
     # ----------------------------------------------------------------- one link
 
