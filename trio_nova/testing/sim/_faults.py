@@ -16,7 +16,7 @@ import attrs
 import msgspec
 import trio
 
-from trio_nova.links._frames import FRAGMENT_OVERHEAD
+from trio_nova.links import FRAGMENT_OVERHEAD
 from trio_nova.testing import _twists as twists
 from trio_nova.testing._frames import Opcode, encode_frame
 from trio_nova.testing._peer import Disconnected, Peer
