@@ -86,15 +86,18 @@ def live(session: nox.Session) -> None:
 
 @nox.session
 def autobahn(session: nox.Session) -> None:
-    """Let the Autobahn test suite judge a transport: 517 cases; `-- --quick` leaves out 144 long ones.
+    """Let the Autobahn test suite judge both transports, the default one with compression: 517 cases each.
 
-    `-- --compression` offers permessage-deflate, `-- --transport trio-websocket` takes the other
-    transport. The suite is installed below .nox, where apt, gcc and python3 with pip are.
+    What follows `--` chooses one of them: `--transport trio-websocket`, or `--compression`, or neither;
+    `--quick` leaves out 144 long cases. The suite is installed below .nox, where apt, gcc and python3
+    with pip are.
     """
     session.install(".")
     suite = Path(session.virtualenv.location, "autobahn")
     session.run("sh", "tests/autobahn/install.sh", str(suite), external=True)
-    session.run("python", "tests/autobahn/run.py", "--suite", str(suite.resolve()), *session.posargs)
+    plays = [session.posargs] if session.posargs else [["--compression"], ["--transport", "trio-websocket"]]
+    for arguments in plays:
+        session.run("python", "tests/autobahn/run.py", "--suite", str(suite.resolve()), *arguments)
 
 
 @nox.session

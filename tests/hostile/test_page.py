@@ -16,13 +16,19 @@ page anew, which one of the tests below asks for::
 
     python tests/hostile/test_page.py
 
-Marks are read from the sources, so neither the page nor its tests run, or import, anything else.
+Marks are read from the sources, so neither the page nor its tests run, or import, anything else. What
+became of the tests is kept in `results.json` by the runs that prove everything::
+
+    nox -s tests -- --record-faults tests
+    nox -s soak -- --record-faults soak
 """
 
 from __future__ import annotations
 
 import ast
+import json
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +36,7 @@ import attrs
 
 TESTS = Path(__file__).parents[1]
 TABLE = Path(__file__).with_name("rows.toml")
+RESULTS = Path(__file__).with_name("results.json")
 PAGE = TESTS.parent / "docs" / "hostile-peers.md"
 PLACES = ("memory", "socket", "simulator")
 
@@ -40,7 +47,8 @@ What a server, a proxy, a name server or the network can do to a session, what i
 prove it. Tests run in *memory* (streams in memory, mostly in virtual time), over a *socket* of this machine, or in a
 *simulator* of a whole network.
 
-This page is drawn from `tests/hostile/rows.toml` and the marks of the tests: `python tests/hostile/test_page.py`.
+This page is drawn from `tests/hostile/rows.toml`, the marks of the tests, and what became of these when all of them
+were last run for it: `python tests/hostile/test_page.py`. A result is the number of cases, as most tests have several.
 """
 
 
@@ -93,18 +101,35 @@ def marks_of(source: str, file: str) -> Iterator[Mark]:
                     yield from (Mark(ast.literal_eval(row), where, file, function.name) for row in call.args)
 
 
-def draw(groups: Mapping[str, Sequence[Row]], marks: Sequence[Mark]) -> str:
+def read_results() -> Mapping[str, Counter[str]]:
+    """Return, for each row, how many of the cases that prove it had which outcome."""
+    found: dict[str, Counter[str]] = {}
+    for run in json.loads(RESULTS.read_text("utf-8")).values():
+        for row, outcomes in run["rows"].items():
+            found.setdefault(row, Counter()).update(outcomes)
+    return found
+
+
+def when_run() -> str:
+    """Return when, and on what, the results were had."""
+    runs = json.loads(RESULTS.read_text("utf-8"))
+    return "Results: " + "; ".join(f"`nox -s {name}` on {run['date']}, {run['on']}" for name, run in runs.items()) + "."
+
+
+def draw(groups: Mapping[str, Sequence[Row]], marks: Sequence[Mark], results: Mapping[str, Counter[str]]) -> str:
     """Return the text of the page."""
-    lines = [HEAD]
+    lines = [HEAD, when_run(), ""]
+    heads = ["", "The peer", "What is promised", "Runs in", "Result", "Proved by"]
     for title, rows in groups.items():
-        lines += [f"## {title}", "", "| | The peer | What is promised | Runs in | Proved by |", "|---|---|---|---|---|"]
+        lines += [f"## {title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for row in rows:
             proofs = list(dict.fromkeys(mark for mark in marks if mark.row == row.name))
             places = ", ".join(place for place in PLACES if any(mark.where == place for mark in proofs))
             names = dict.fromkeys((mark.file, mark.test) for mark in proofs)
             tests = "<br>".join(f"[`{file}::{test}`](../{file})" for file, test in names)
             proved = tests if row.missing is None else f"*nothing yet: {row.missing}*"
-            lines.append(f"| {row.name} | {row.peer} | {row.promise} | {places} | {proved} |")
+            outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(results[row.name].items()))
+            lines.append(f"| {row.name} | {row.peer} | {row.promise} | {places} | {outcomes} | {proved} |")
         lines.append("")
     return "\n".join(lines)
 
@@ -113,7 +138,14 @@ def draw(groups: Mapping[str, Sequence[Row]], marks: Sequence[Mark]) -> str:
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert draw(read_table(), read_marks()) == PAGE.read_text("utf-8"), "run: python tests/hostile/test_page.py"
+    page = draw(read_table(), read_marks(), read_results())
+    assert page == PAGE.read_text("utf-8"), "run: python tests/hostile/test_page.py"
+
+
+def test_every_row_was_proved_when_its_tests_were_last_run_for_the_page() -> None:
+    results = read_results()
+    rows = [row.name for group in read_table().values() for row in group]
+    assert [row for row in rows if results[row]["passed"] == 0 or results[row]["failed"] > 0] == []
 
 
 def test_every_row_is_proved_or_says_why_it_is_not() -> None:
@@ -147,4 +179,4 @@ async def test_something(n): ...
 
 
 if __name__ == "__main__":
-    PAGE.write_text(draw(read_table(), read_marks()), "utf-8")
+    PAGE.write_text(draw(read_table(), read_marks(), read_results()), "utf-8")
