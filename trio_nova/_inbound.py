@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, Literal, NoReturn
 
 import attrs
@@ -116,10 +115,12 @@ class Inbound:
 
     def take_in(self, frames: Sequence[Frame], on_probe_answer: Any) -> None:
         """Take in what a link returned. If `clogged` then, `wait_for_room` before you read on."""
-        messages, size = None, 0
-        with suppress(TypeError):  # a ping or a pong, which has no length
+        size = 0
+        try:
             size = sum(map(len, frames))  # type: ignore[arg-type]
             messages = self._decode_together(frames)
+        except TypeError:  # a ping or a pong, which has no length
+            messages = None
         if messages is None:
             self._take_in_each(frames, on_probe_answer)
             return
@@ -233,10 +234,14 @@ class Inbound:
             self._session.handler_failed(exc)
         return None
 
+    @property
+    def crowded(self) -> bool:
+        """Whether so much waits that those who receive had better be given turns before more is read."""
+        return self.inbox.crowded or self._subscriptions.crowded
+
     async def give_turns(self) -> None:
-        """Let those who receive run before more is read, where that helps: they take few messages at a time."""
-        if self.inbox.crowded:
-            await self.inbox.give_turns()
+        """Let those who receive run: they take few messages at a time."""
+        await self.inbox.give_turns()
         await self._subscriptions.give_turns()
 
     async def wait_for_room(self) -> None:

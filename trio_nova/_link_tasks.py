@@ -237,6 +237,7 @@ class LinkTasks:
             while not self._ending.is_set():
                 if inbound.pauses or inbound.clogged:
                     await self._stand_still()
+                    continue
                 frames = await link.receive_some()
                 pulse.heard(trio.current_time())
                 if inbound.pauses:
@@ -246,7 +247,8 @@ class LinkTasks:
                     frames, self._held = self._held, ()
                 if frames and not session.is_closing:
                     self._take_in(frames)
-                    await inbound.give_turns()
+                    if inbound.crowded:
+                        await inbound.give_turns()
         except LinkLost as lost:
             self.lose(lost)
 

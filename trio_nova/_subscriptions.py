@@ -499,6 +499,11 @@ class Subscriptions:
             self._clogged = dict.fromkeys(feed for feed in self._clogged if feed.clogged)
         return bool(self._clogged)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether much waits in some feed."""
+        return bool(self._crowded)
+
     async def give_turns(self) -> None:
         """Let the consumers of crowded feeds run; see `Inbound.give_turns`."""
         while self._crowded:

@@ -161,6 +161,8 @@ class WireProtocol:
         while self.ending is None:
             if self._opcode == _CONTINUATION:
                 at = self._take_messages(data, at, frames)
+                if at == len(data):
+                    return
             stop = self._take_frame(data, at, frames)
             if stop == at:
                 break

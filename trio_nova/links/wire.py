@@ -159,8 +159,10 @@ class _WireLink:
                 # What `receive_some` of the stream does, but it tries to read before it waits: in vain, most times.
                 assert self._socket is not None
                 await trio.lowlevel.wait_readable(self._socket)
-                with contextlib.suppress(BlockingIOError):
+                try:
                     data = os.read(self._socket.fileno(), self._read_size)
+                except BlockingIOError:
+                    data = None
             if data is None:
                 data = await self._stream.receive_some(self._read_size)
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
