@@ -78,6 +78,7 @@ async def test_what_is_left_of_a_session_is_freed_without_a_collector(autojump_c
             gc.enable()
 
 
+@pytest.mark.soak
 async def test_a_day_with_an_outage_every_ten_minutes(autojump_clock: trio.abc.Clock) -> None:
     async def live_ten_minutes(peer: Peer) -> None:
         await peer.accept()
