@@ -112,7 +112,8 @@ async def test_a_day_with_an_outage_every_ten_minutes(autojump_clock: trio.abc.C
 
 
 @pytest.mark.fault("F125", where="memory")
-@pytest.mark.parametrize("cycles", [2_000, pytest.param(10_000, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("cycles", [10_000])
 async def test_thousands_of_reconnects(autojump_clock: trio.abc.Clock, cycles: int) -> None:
     async def drop(peer: Peer) -> None:
         await peer.accept()

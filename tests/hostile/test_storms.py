@@ -282,7 +282,8 @@ class Outages:
 
 
 @pytest.mark.fault("F87", where="memory")
-@pytest.mark.parametrize("budget", [pytest.param(None, marks=pytest.mark.soak), 1000])
+@pytest.mark.soak
+@pytest.mark.parametrize("budget", [None, 1000])
 async def test_a_day_of_flapping_costs_what_was_agreed_on(autojump_clock: MockClock, budget: int | None) -> None:
     down_until = -math.inf
 
