@@ -327,6 +327,28 @@ async def test_reading_can_be_paused_on_purpose(autojump_clock: trio.abc.Clock) 
         assert kinds.count(ReadingPaused) == kinds.count(ReadingResumed) == 2
 
 
+async def test_what_one_read_brought_after_a_pause_is_received_once_though_its_link_is_left(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async def speak(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(1.0)
+        await peer.send("kept back")
+        await peer.serve_until_closed()
+
+    async with (
+        ScriptedServer(speak, then=echo) as server,
+        open_connection(URL, stream_factory=server.stream_factory) as conn,
+    ):
+        async with conn.paused():
+            await trio.sleep(2.0)
+            with pytest.raises(trio.WouldBlock):
+                conn.receive_nowait()
+            await conn.reconnect()
+        await conn.send_text("next")
+        assert [await conn.receive() for _ in range(2)] == ["kept back", "next"]
+
+
 async def test_the_receive_side_is_handed_over_without_loss(autojump_clock: trio.abc.Clock) -> None:
     async def send(peer: Peer) -> None:
         await peer.accept()

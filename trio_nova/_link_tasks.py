@@ -257,7 +257,8 @@ class LinkTasks:
 
         Nothing is taken that would wait for room: each reconnect would leave more of it behind.
         """
-        self._take_in(self._held)
+        held, self._held = self._held, ()  # the reader may be let go meanwhile: it must not take it in again
+        self._take_in(held)
         try:
             while not self._inbound.clogged:
                 self._take_in(await self._link.receive_some())
