@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from trio_nova.testing.sim._campaign import campaign
+from trio_nova.testing.sim._campaign import Outcome, campaign
 from trio_nova.testing.sim._run import run
 from trio_nova.testing.sim._shrink import replay_test, shrink
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.seed is not None:
         return _run_one(options.seed, options.journal)
     seeds = range(options.first, options.first + options.seeds)
-    report = campaign(seeds, processes=options.processes, hash_seed=1 if options.twice else None)
+    report = campaign(seeds, processes=options.processes, hash_seed=1 if options.twice else None, on_outcome=_tell)
     print(report)
     problems = [f"never seen: {name}" for name in report.never_seen]
     if options.within is not None and report.seconds > options.within:
@@ -44,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if report.failures:
         _explain(report.failures[0].seed)
     return 1 if report.failures or problems else 0
+
+
+def _tell(outcome: Outcome) -> None:
+    """Say at once what is worth breaking a long campaign off for."""
+    if outcome.violations:
+        print(outcome, file=sys.stderr, flush=True)
 
 
 def _run_one(seed: int, journal: Path | None) -> int:

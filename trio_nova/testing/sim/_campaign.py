@@ -9,7 +9,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -38,6 +38,12 @@ class Outcome:
     """Seconds of virtual time."""
     seconds: float
     """Real ones."""
+
+    def __str__(self) -> str:
+        if not self.violations:
+            return f"seed {self.seed}: every rule kept"
+        rules = Counter(violation.rule for violation in self.violations)
+        return f"seed {self.seed}: {dict(rules)}, first: {self.violations[0]}"
 
 
 @attrs.frozen(kw_only=True)
@@ -107,15 +113,19 @@ class Report:
             f"{self.seconds:.1f} s; digest {self.digest}",
             f"{len(self.failures)} seeds broke a rule",
         ]
-        for outcome in self.failures:
-            rules = Counter(violation.rule for violation in outcome.violations)
-            lines.append(f"  seed {outcome.seed}: {dict(rules)}, first: {outcome.violations[0]}")
+        lines += [f"  {outcome}" for outcome in self.failures]
         lines.append("seen, in how many seeds:")
         lines += [f"  {self.sights[name]:6}  {name}" for name in sorted(SIGHTS, key=lambda name: -self.sights[name])]
         return "\n".join(lines)
 
 
-def campaign(seeds: Iterable[int], *, processes: int = 1, hash_seed: int | None = None) -> Report:
+def campaign(
+    seeds: Iterable[int],
+    *,
+    processes: int = 1,
+    hash_seed: int | None = None,
+    on_outcome: Callable[[Outcome], object] | None = None,
+) -> Report:
     """Run every seed and return the report.
 
     The order of the seeds and the number of processes change nothing in it, nor does `hash_seed`.
@@ -125,11 +135,16 @@ def campaign(seeds: Iterable[int], *, processes: int = 1, hash_seed: int | None 
         processes: how many run at once.
         hash_seed: Python's, for the hashes of `str` and `bytes`, on which the order of sets depends; the
             seeds are then run in processes of their own.
+        on_outcome: called with each outcome as soon as it and all before it are known.
     """
     started = time.perf_counter()
+    outcomes: list[Outcome] = []
     with _workers(processes, hash_seed) as play_all:
-        outcomes = tuple(play_all(tuple(seeds)))
-    return Report(outcomes=outcomes, seconds=time.perf_counter() - started)
+        for outcome in play_all(tuple(seeds)):
+            outcomes.append(outcome)
+            if on_outcome is not None:
+                on_outcome(outcome)
+    return Report(outcomes=tuple(outcomes), seconds=time.perf_counter() - started)
 
 
 def play(seed: int) -> Outcome:
