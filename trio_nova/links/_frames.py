@@ -11,12 +11,14 @@ import attrs
 
 from trio_nova.messages import Ping, Pong
 
-__all__ = ["CloseFrame", "FrameScanner", "FrameViolation", "fit_reason", "mask_frame", "may_be_received"]
+__all__ = ["CloseFrame", "FrameScanner", "FrameViolation", "close_payload", "judge_close", "mask_frame"]
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 _CONTINUATION = 0x0
 _OPCODES = frozenset({_CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
 _NO_STATUS = 1005
+_REASON_LIMIT = 123
+"""Bytes that a close frame has for it."""
 FRAGMENT_OVERHEAD = 64
 """Bytes charged for each fragment besides its payload: roughly what keeping it costs, so empty ones are not free."""
 
@@ -38,12 +40,37 @@ class CloseFrame:
     reason: str
 
 
-def fit_reason(reason: str) -> str:
-    """Return what a close frame has room for of `reason`, cut between two characters (RFC 6455 section 5.5)."""
-    return reason.encode("utf-8", "replace")[:123].decode("utf-8", "ignore")
+def close_payload(code: int, reason: str) -> bytes:
+    """Return what a close frame carries: nothing for a `code` that must not be sent (RFC 6455 sections 5.5 and 7.4).
+
+    A reason that is too long is cut between two characters.
+    """
+    if not _may_be_said(code):
+        return b""
+    fitting = reason.encode("utf-8", "replace")[:_REASON_LIMIT].decode("utf-8", "ignore")
+    return code.to_bytes(2, "big") + fitting.encode()
 
 
-def may_be_received(code: int) -> bool:
+def judge_close(payload: bytes) -> CloseFrame:
+    """Return what a close frame says.
+
+    Raises:
+        FrameViolation: it says nothing that it may say (RFC 6455 section 5.5.1).
+    """
+    if not payload:
+        return CloseFrame(_NO_STATUS, "")
+    if len(payload) == 1:
+        raise FrameViolation(1002, "close-length")
+    try:
+        close = CloseFrame(int.from_bytes(payload[:2], "big"), payload[2:].decode())
+    except UnicodeDecodeError:
+        raise FrameViolation(1007, "close-reason") from None
+    if not _may_be_said(close.code):
+        raise FrameViolation(1002, "close-code")
+    return close
+
+
+def _may_be_said(code: int) -> bool:
     """Return whether a close frame may carry `code` (RFC 6455 section 7.4 and the IANA registry)."""
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
@@ -195,7 +222,7 @@ class FrameScanner:
             payload = bytes(self._control)
             self._control.clear()
             if self._opcode == CLOSE:
-                self.close = _judge_close(payload)
+                self.close = judge_close(payload)
             else:
                 self.controls.append((self.messages, Ping(payload) if self._opcode == PING else Pong(payload)))
         elif self._fin:
@@ -203,18 +230,3 @@ class FrameScanner:
                 raise FrameViolation(1007, "utf-8")
             self._message = None
             self.messages += 1
-
-
-def _judge_close(payload: bytes) -> CloseFrame:
-    """Judge the payload of a close frame (RFC 6455 section 5.5.1)."""
-    if not payload:
-        return CloseFrame(_NO_STATUS, "")
-    if len(payload) == 1:
-        raise FrameViolation(1002, "close-length")
-    try:
-        close = CloseFrame(int.from_bytes(payload[:2], "big"), payload[2:].decode())
-    except UnicodeDecodeError:
-        raise FrameViolation(1007, "close-reason") from None
-    if not may_be_received(close.code):
-        raise FrameViolation(1002, "close-code")
-    return close

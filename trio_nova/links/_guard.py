@@ -22,7 +22,7 @@ import trio
 
 from trio_nova.errors import BadMessage, MessageTooBig, NovaError
 from trio_nova.links._ending import Ending
-from trio_nova.links._frames import CLOSE, PING, FrameScanner, FrameViolation, fit_reason, mask_frame, may_be_received
+from trio_nova.links._frames import CLOSE, PING, FrameScanner, FrameViolation, close_payload, mask_frame
 from trio_nova.links._handshake import CHUNK, receive_rejection, receive_response
 from trio_nova.links._inbox import Inbox
 from trio_nova.links._patience import Patience
@@ -234,6 +234,4 @@ class Guard(trio.abc.Stream):
 
 
 def _close_frame(code: int, reason: str) -> bytes:
-    """Encode a close frame; a reason that is too long is cut between two characters (RFC 6455 section 5.5)."""
-    payload = code.to_bytes(2, "big") + fit_reason(reason).encode() if may_be_received(code) else b""
-    return mask_frame(CLOSE, payload, os.urandom(4))
+    return mask_frame(CLOSE, close_payload(code, reason), os.urandom(4))

@@ -1,14 +1,15 @@
 """The WebSocket protocol of a client, without I/O: bytes in, messages out, and back (RFC 6455, RFC 7692).
 
 Reading a frame's header costs less than a fifth of a microsecond, if nothing is done but that. So what is
-frequent is done here, in one loop over what arrived: a data frame that is whole and legal becomes a
-message, or a part of one. All else goes to the protocol object of the package websockets::
+frequent is done in one loop over what arrived, and all else frame by frame::
 
-    bytes ──► WireProtocol.feed ──┬─ data frames: legal, whole     ──► messages
-                                  └─ control frames, and what is illegal
-                                      └─► Protocol                 ──► pongs, the closing handshake, verdicts
+    bytes ──► WireProtocol.feed ──┬─ whole messages, one frame each ──► messages
+                                  ├─ fragments, compressed frames   ──► parts of messages
+                                  ├─ control frames                 ──► pongs, the closing handshake
+                                  └─ what is illegal                ──► a close frame
 
-Three rules of ours are stricter, or wiser, than the protocol object's: a length must be written in its
+The package websockets offers, negotiates and undoes compression, and masks; its protocol object is what a
+test compares this one with. Three rules of ours are stricter, or wiser: a length must be written in its
 shortest form (RFC 6455 section 5.2); fragments are charged by bytes, 64 more each, not counted; a close
 frame between two fragments is a close frame like any other (section 5.4).
 """
@@ -29,13 +30,22 @@ from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
 from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
-from websockets.protocol import Protocol, Side
 from websockets.typing import ExtensionParameter
 from websockets.uri import WebSocketURI
 
 from trio_nova.errors import BadMessage, HandshakeInvalid, MessageTooBig
 from trio_nova.links._ending import Ending
-from trio_nova.links._frames import BINARY, CLOSE, FRAGMENT_OVERHEAD, TEXT, FrameViolation, fit_reason
+from trio_nova.links._frames import (
+    BINARY,
+    CLOSE,
+    FRAGMENT_OVERHEAD,
+    PING,
+    PONG,
+    TEXT,
+    FrameViolation,
+    close_payload,
+    judge_close,
+)
 from trio_nova.links._seam import Dial
 from trio_nova.links._upgrade import Response, canonical_head, judge_upgrade, upgrade_request
 from trio_nova.messages import Frame, Ping, Pong
@@ -50,6 +60,7 @@ __all__ = ["WireProtocol"]
 _CONTINUATION = 0x0
 _FIN, _RSV1, _RSV = 0x80, 0x40, 0x70
 _WHOLE_TEXT, _WHOLE_BINARY = _FIN | TEXT, _FIN | BINARY
+_WHOLE_CLOSE, _WHOLE_PING, _WHOLE_PONG = _FIN | CLOSE, _FIN | PING, _FIN | PONG
 _EXTENSIONS_LIMIT = 1024
 """Characters of Sec-WebSocket-Extensions; what an honest server says is far shorter."""
 
@@ -73,8 +84,6 @@ class WireProtocol:
         self._negotiation = _negotiation(dial)
         self._key = base64.b64encode(os.urandom(16)).decode()
         """The Sec-WebSocket-Key of the upgrade (RFC 6455 section 4.1)."""
-        self._judge: Protocol | None = None
-        """Judges control frames, and takes part in the closing handshake: there from the first of them on."""
         self._dial = dial
         self.subprotocol: str | None = None
         self._limit = dial.max_message_size
@@ -93,6 +102,9 @@ class WireProtocol:
         self._decoder = _utf8()
         self._bytes = bytearray()
         self._masks: list[bytes] = []
+        self._answers: list[bytes] = []
+        self._parted = False
+        """Whether we have sent a close frame."""
         self.ending: Ending | None = None
         """Why no message will come any more."""
 
@@ -126,12 +138,6 @@ class WireProtocol:
             ) from negotiation.handshake_exc
         self._extensions = negotiation.extensions
         self._deflated = _RSV1 if negotiation.extensions else 0
-
-    @property
-    def _protocol(self) -> Protocol:
-        if self._judge is None:
-            self._judge = Protocol(Side.CLIENT, max_size=self._limit, logger=_silent)
-        return self._judge
 
     # ----------------------------------------------------------------- receiving
 
@@ -275,7 +281,7 @@ class WireProtocol:
             return at
         view = memoryview(data)  # it may be large: the less often it is copied, the better
         if first & 0x0F >= CLOSE:
-            self._control(bytes(view[at:stop]), frames)
+            self._control(first, bytes(view[start:stop]), frames)
         elif first == _WHOLE_TEXT:
             frames.append(str(view[start:stop], "utf-8"))
         elif first == _WHOLE_BINARY:
@@ -284,18 +290,24 @@ class WireProtocol:
             self._assemble(first, bytes(view[start:stop]), frames)
         return stop
 
-    def _control(self, frame: bytes, frames: list[Frame]) -> None:
-        """Let the protocol object judge, and answer, a whole control frame."""
-        protocol = self._protocol
-        protocol.receive_data(frame)
-        for event in protocol.events_received():
-            if isinstance(event, WebSocketFrame):
-                if event.opcode is Opcode.PING:
-                    frames.append(Ping(bytes(event.data)))
-                elif event.opcode is Opcode.PONG:
-                    frames.append(Pong(bytes(event.data)))
-        if protocol.close_rcvd is not None or protocol.parser_exc is not None:
-            self._closed()
+    def _control(self, first: int, payload: bytes, frames: list[Frame]) -> None:
+        """Take in a control frame, and answer it (RFC 6455 section 5.5)."""
+        if first == _WHOLE_PING:
+            frames.append(Ping(payload))
+            self._answers.append(self._frame(_WHOLE_PONG, payload))
+        elif first == _WHOLE_PONG:
+            frames.append(Pong(payload))
+        else:
+            close = judge_close(payload)
+            self._part(payload)
+            self.ending = Ending(close.code, close.reason, remote=True)
+            self._forget()
+
+    def _part(self, payload: bytes) -> None:
+        """Let a close frame be the last of what is sent."""
+        if not self._parted:
+            self._parted = True
+            self._answers.append(self._frame(_WHOLE_CLOSE, payload))
 
     def _assemble(self, first: int, payload: bytes, frames: list[Frame]) -> None:
         fin, opcode = first >= _FIN, first & 0x0F
@@ -377,24 +389,11 @@ class WireProtocol:
 
     def _fail(self, violation: FrameViolation) -> None:
         """Answer an illegal frame with a close frame."""
-        protocol = self._protocol
         rule = violation.rule or f"a message of more than {self._limit} bytes"
-        protocol.fail(violation.code, rule)
+        self._part(close_payload(violation.code, rule))
         kind = MessageTooBig if violation.code == 1009 else BadMessage
         cause = kind(f"the peer broke a rule: {rule}")
         self.ending = Ending(violation.code, detail=rule, remote=False, cause=cause)
-        self._forget()
-
-    def _closed(self) -> None:
-        """Note what a control frame has led to: the peer's goodbye, or a goodbye that was malformed."""
-        protocol = self._protocol
-        if protocol.parser_exc is not None:
-            said = protocol.close_sent
-            code, rule = (said.code, said.reason) if said is not None else (1002, "")
-            cause = BadMessage(f"the peer broke a rule: {rule}")
-            self.ending = Ending(code, detail=rule, remote=False, cause=cause)
-        elif (close := protocol.close_rcvd) is not None:
-            self.ending = Ending(int(close.code), close.reason, remote=True)
         self._forget()
 
     def _forget(self) -> None:
@@ -411,7 +410,8 @@ class WireProtocol:
 
     def data_to_send(self) -> list[bytes]:
         """Return, once, the pongs and close frames that answer what was fed."""
-        return [] if self._judge is None else [data for data in self._judge.data_to_send() if data]
+        answers, self._answers = self._answers, []
+        return answers
 
     def encode(self, frame: Frame) -> bytes:
         """Return the frame as bytes; raises UnicodeEncodeError for half a surrogate pair."""
@@ -420,11 +420,14 @@ class WireProtocol:
         elif isinstance(frame, bytes):
             first, payload = _WHOLE_BINARY, frame
         elif isinstance(frame, Ping):
-            first, payload = _FIN | Opcode.PING, frame.payload
+            first, payload = _WHOLE_PING, frame.payload
         else:
-            first, payload = _FIN | Opcode.PONG, frame.payload
+            first, payload = _WHOLE_PONG, frame.payload
         if self._extensions and first & 0x0F < CLOSE:
             return WebSocketFrame(Opcode(first & 0x0F), payload).serialize(mask=True, extensions=self._extensions)
+        return self._frame(first, payload)
+
+    def _frame(self, first: int, payload: bytes) -> bytes:
         length, mask = len(payload), self._mask()
         if length < 126:
             head = _SHORT.pack(first, 0x80 | length, mask)
@@ -443,7 +446,7 @@ class WireProtocol:
 
     def goodbye(self, code: int, reason: str) -> bytes:
         """Begin the closing handshake: return the close frame."""
-        self._protocol.send_close(code, fit_reason(reason))
+        self._part(close_payload(code, reason))
         return b"".join(self.data_to_send())
 
 
