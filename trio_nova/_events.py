@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import attrs
 import trio
@@ -16,8 +16,6 @@ from trio_nova.handlers import LoggingHandler, MetricsCollector
 from trio_nova.messages import ConnectionEvent, Dropped, ErrorEvent, Event, MessageEvent, RateConsumed
 
 __all__ = ["Hub", "Listener", "ListenerOverflow"]
-
-E = TypeVar("E", bound=Event)
 
 _logger = logging.getLogger("trio_nova")
 
@@ -105,19 +103,26 @@ class Hub:
 
     def emit(self, event: Event) -> None:
         """Tell `event` to all who want it, in the order in which things happened."""
+        logging, metrics = self.logging_handler, self.metrics
+        hooks: tuple[Callable[[Any], None], ...] = ()
         match event:
             case ConnectionEvent():
-                self._tell("connection", self.logging_handler.log_connection_event, event)
-                self._tell("connection", self.metrics.handle_connection_event, event)
+                if "connection" in self.families:
+                    hooks = (logging.log_connection_event, metrics.handle_connection_event)
             case MessageEvent():
-                self._tell("message", self.logging_handler.log_message_event, event)
-                self._tell("message", self.metrics.handle_message_event, event)
+                if "message" in self.families:
+                    hooks = (logging.log_message_event, metrics.handle_message_event)
             case ErrorEvent():
-                self._tell("error", self.logging_handler.log_error_event, event)
-                self._tell("error", self.metrics.handle_error_event, event)
-        is_message = isinstance(event, MessageEvent | RateConsumed)
+                if "error" in self.families:
+                    hooks = (logging.log_error_event, metrics.handle_error_event)
+        for hook in hooks:
+            try:
+                hook(event)
+            except Exception as exc:
+                # Whoever only watches must not be able to bring the session down.
+                self._report(hook.__name__, exc)
         for listener in self._listeners:
-            if listener.messages or not is_message:
+            if listener.messages or not isinstance(event, MessageEvent | RateConsumed):
                 listener.hear(event)
 
     def count(self, direction: str, messages: int, size: int) -> None:
@@ -131,14 +136,6 @@ class Hub:
         """End all listeners."""
         for listener in self._listeners:
             listener.end()
-
-    def _tell(self, family: str, hook: Callable[[E], Any], event: E) -> None:
-        if family in self.families:
-            try:
-                hook(event)
-            except Exception as exc:
-                # Whoever only watches must not be able to bring the session down.
-                self._report(hook.__name__, exc)
 
     def _report(self, hook: str, exc: Exception) -> None:
         if hook not in self._failed:

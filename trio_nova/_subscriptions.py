@@ -52,6 +52,10 @@ MAX_FAILURES = 2
 """How often a subscription may go unanswered before it counts as refused."""
 MAX_EARLY = 64
 """Data that may wait for the answer which tells whose they are."""
+MAX_GIVEN_BACK = 64
+"""Subscriptions that nobody wants and that are given back, on one link: a service that makes up more is left alone."""
+MAX_PARTED = 64
+"""Names of the service's own that were given up last on this link: data that was on its way may still bear them."""
 ASK_AGAIN_AFTER = 1.0
 """Seconds after a refusal that says to try again, as a rate limit's does."""
 
@@ -115,6 +119,12 @@ class Subscriptions:
     """Those that are to be asked for anew, to get a snapshot."""
     _early: list[tuple[Hashable, Any]] = attrs.field(factory=list, init=False)
     """Data under names of the service's own that it has not told yet: an answer that is awaited may."""
+    _surplus: list[Hashable] = attrs.field(factory=list, init=False)
+    """What the service has, and nobody wants, by its names for it: to be given back."""
+    _parted: dict[Hashable, bool] = attrs.field(factory=dict, init=False)
+    """Names that were given up on this link, the oldest first, and whether they were surplus."""
+    _given_back: int = attrs.field(default=0, init=False)
+    """How often that was done on this link."""
     unclaimed: int = attrs.field(default=0, init=False)
     """Messages of channels that nobody is subscribed to."""
     _data_of: Callable[[Any], Any] | None = attrs.field(init=False)
@@ -247,6 +257,9 @@ class Subscriptions:
         self._resyncs.clear()
         self._by_server_id.clear()
         self._early.clear()
+        self._surplus.clear()
+        self._parted.clear()
+        self._given_back = 0
         self._nursery, self._running = None, False
 
     def end(self) -> None:
@@ -272,6 +285,9 @@ class Subscriptions:
             try:
                 if retired := book.next_retirement(1):
                     await self._give_up(retired[0])
+                elif self._surplus:
+                    server_id = self._surplus.pop(0)
+                    await self._part(Channel(server_id, ""), server_id)
                 elif self._resyncs:
                     await self._ask_anew(self._resyncs.pop(0))
                 elif batch := book.next_request(handler.max_batch, now):
@@ -456,10 +472,28 @@ class Subscriptions:
             self.changed.set()
 
     async def _give_up(self, subscription: Subscription) -> None:
+        if subscription.server_id is not None:
+            self._note_parted(subscription.server_id, surplus=False)
+        await self._part(Channel(subscription.key, subscription.channel, subscription.params), subscription.server_id)
+
+    def _give_back(self, server_id: Hashable) -> None:
+        """Tell the service that nobody wants what it calls so: the answer that named it was lost, or came too late."""
+        if self.book.unsubscribes_by_id and server_id not in self._parted and self._given_back < MAX_GIVEN_BACK:
+            self._given_back += 1
+            self._note_parted(server_id, surplus=True)
+            self._surplus.append(server_id)
+            self._ask_soon()
+
+    def _note_parted(self, server_id: Hashable, *, surplus: bool) -> None:
+        self._parted[server_id] = surplus
+        if len(self._parted) > MAX_PARTED:
+            del self._parted[next(iter(self._parted))]
+
+    async def _part(self, channel: Channel, server_id: Hashable | None) -> None:
+        """Send what gives a subscription up."""
         handler = self._session.handlers.subscription
-        channel = Channel(subscription.key, subscription.channel, subscription.params)
         try:
-            message = handler.encode_unsubscription(channel, subscription.server_id)
+            message = handler.encode_unsubscription(channel, server_id)
         except Exception as exc:
             self._session.handler_failed(exc)
             return
@@ -545,6 +579,8 @@ class Subscriptions:
         if not self._unclaimed_told:
             self._unclaimed_told = True
             self._session.emit(DataUnclaimed, channel=printable(str(key)))
+        if self._session.handlers.subscription.drops_unclaimed and not self.book.requested:
+            self._give_back(key)
 
     def _claim_early(self, server_id: Hashable, desk: _Desk) -> None:
         """Deliver what came under a name before the answer that tells it."""
@@ -628,27 +664,32 @@ class Subscriptions:
         """Write an answer into the book, and tell those whom it concerns."""
         now, epoch = trio.current_time(), self._session.epoch
         desk = self._desks.get(answer.key)
-        if isinstance(answer, Granted):
-            if self.book.confirm(answer.key, epoch, now, answer.server_id, ask=ask) and desk is not None:
-                if answer.server_id is not None:
-                    self._by_server_id[answer.server_id] = desk
-                if desk.lost is not None and desk.tracker is None:
-                    self._tell_gap(desk, "unknown")
-                self._session.emit(
-                    SubscriptionConfirmed, channel=desk.subscription.channel, restored=desk.was_confirmed
-                )
-                desk.was_confirmed = True
-                desk.heard_at, desk.is_stale = now, False
-                if answer.server_id is not None:
-                    self._claim_early(answer.server_id, desk)
-        else:
+        if isinstance(answer, Refused):
             self.book.reject(answer.key, epoch, now, printable(answer.reason), ask=ask)
+        elif self._parted.pop(answer.server_id, False):
+            self.book.reject(answer.key, epoch, now, "given back before it was named", retry_in=0.0, ask=ask)
+        elif self.book.confirm(answer.key, epoch, now, answer.server_id, ask=ask):
+            if desk is not None:
+                self._confirmed(desk, answer.server_id, now)
+        elif answer.server_id is not None and self.book.by_server_id(answer.server_id) is None:
+            self._give_back(answer.server_id)
         if desk is not None:
             self._answered(desk.subscription)
         else:
             self.changed.set()  # given up meanwhile: now that the service has told its name for it, so can we
         while self._early and not self.book.requested:
             self._unclaimed(self._early.pop(0)[0])
+
+    def _confirmed(self, desk: _Desk, server_id: Hashable | None, now: float) -> None:
+        if server_id is not None:
+            self._by_server_id[server_id] = desk
+        if desk.lost is not None and desk.tracker is None:
+            self._tell_gap(desk, "unknown")
+        self._session.emit(SubscriptionConfirmed, channel=desk.subscription.channel, restored=desk.was_confirmed)
+        desk.was_confirmed = True
+        desk.heard_at, desk.is_stale = now, False
+        if server_id is not None:
+            self._claim_early(server_id, desk)
 
     def _answered(self, subscription: Subscription) -> None:
         desk = self._desks.get(subscription.key)

@@ -630,7 +630,7 @@ async def test_a_feed_hears_what_comes_under_the_id_that_the_service_gave(autoju
             assert [await heads.receive(), await logs.receive()] == ["a head", "a log"]
         await wait_all_tasks_blocked()
         assert service.subscribed == {}
-        assert sorted(service.gone) == ["1:0", "1:1"]
+        assert sorted(service.gone, key=str) == [1, "1:0", "1:1", "1:9"]
         with pytest.raises(trio.WouldBlock):
             node.connection.receive_nowait()
 
@@ -667,7 +667,7 @@ async def test_the_feed_outlives_the_id(autojump_clock: trio.abc.Clock) -> None:
             assert (gap.epoch_from, gap.epoch_to, gap.outcome) == (1, 2, "unknown")
             assert await heads.receive() == "after"
         await wait_all_tasks_blocked()
-    assert service.gone == ["2:0"]
+    assert service.gone == ["1:0", "2:0"]
 
 
 async def test_what_comes_before_the_answer_that_names_it_is_not_lost(autojump_clock: trio.abc.Clock) -> None:
@@ -773,6 +773,72 @@ async def test_who_leaves_before_the_answer_gives_up_what_it_names(autojump_cloc
         await node.call("now")
         await wait_all_tasks_blocked()
         assert gone == ["0xlate"]
+
+
+async def test_a_grant_that_comes_after_another_was_asked_for_is_given_back(autojump_clock: trio.abc.Clock) -> None:
+    asked_for: list[Any] = []
+    gone: list[Any] = []
+
+    async def answer(peer: Peer, asked: Any) -> None:
+        match asked:
+            case {"method": "eth_subscribe", "id": id}:
+                asked_for.append(id)
+                if len(asked_for) == 2:  # the first has gone unanswered, and was asked again
+                    await peer.send_json(result(asked_for[0], "0xfirst"))
+                    await peer.send_json(result(asked_for[1], "0xsecond"))
+            case {"method": "eth_unsubscribe", "params": [name], "id": id}:
+                gone.append(name)
+                # Under way before the service knew, and no reason to tell it again.
+                await peer.send_json({"method": "eth_subscription", "params": {"subscription": name, "result": 0}})
+                await peer.send_json(result(id, True))
+            case _:
+                await mirror(peer, asked)
+
+    async with ScriptedServer(answering(answer)) as server, connect(server) as node:
+        async with node.subscribe("newHeads"):
+            await wait_all_tasks_blocked()
+            assert gone == ["0xfirst"]
+        await node.call("now")
+        await wait_all_tasks_blocked()
+    assert gone == ["0xfirst", "0xsecond"]
+
+
+async def test_a_grant_that_was_never_told_is_given_back_when_its_data_come(autojump_clock: trio.abc.Clock) -> None:
+    gone: list[Any] = []
+    late: list[Any] = []
+
+    async def answer(peer: Peer, asked: Any) -> None:
+        match asked:
+            case {"method": "eth_subscribe", "params": ["newHeads"], "id": id}:
+                late.append(id)  # granted, and nobody hears of it
+            case {"method": "eth_unsubscribe", "params": [name], "id": id}:
+                gone.append(name)
+                await peer.send_json(result(id, True))
+            case _:
+                for name in ("0xlost", "0xlost"):
+                    data = {"subscription": name, "result": {"number": 1}}
+                    await peer.send_json({"method": "eth_subscription", "params": data})
+                await mirror(peer, asked)
+
+    async with ScriptedServer(answering(answer)) as server, connect(server) as node:
+        with pytest.raises(SubscriptionRejected, match="no answer"):
+            async with node.subscribe("newHeads"):
+                raise AssertionError("never entered")
+        for _ in range(2):
+            await node.call("now")
+            await wait_all_tasks_blocked()
+        assert gone == ["0xlost"]
+
+
+async def test_a_service_that_makes_up_subscriptions_is_not_answered_for_ever(autojump_clock: trio.abc.Clock) -> None:
+    service = Node()
+    async with ScriptedServer(service) as server, connect(server) as node, node.subscribe("newHeads"):
+        for number in range(100):
+            await service.tell(f"made up {number}", "data")
+        await node.call("now")
+        await wait_all_tasks_blocked()
+        assert set(service.gone) == {f"made up {number}" for number in range(64)}
+        assert len(service.gone) == 64
 
 
 async def test_other_nodes_have_other_words(autojump_clock: trio.abc.Clock) -> None:

@@ -214,7 +214,7 @@ mutant(
     "stale masks",
     "Frames bear the same mask again and again.",
     "X3",
-    Edit(WireProtocol, "_mask", "return self._masks.pop()", "return self._masks[-1]"),
+    Edit(WireProtocol, "_mask", "return self._masks[at : at + 4]", "return self._masks[:4]"),
 )
 
 # --------------------------------------------------------------------------- receiving

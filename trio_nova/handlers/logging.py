@@ -67,6 +67,13 @@ _IN_GOOD_ORDER = (1001, 1012)
 _QUIET = (PingSent, PongReceived, RateConsumed, RateLimited, RequestResolved, RequestSent, StateChanged)
 
 
+_LEVELS = {
+    **dict.fromkeys(_LOUD, logging.WARNING),
+    **dict.fromkeys(_QUIET, logging.DEBUG),
+    MessageEvent: logging.DEBUG,
+}
+
+
 def level_of(event: Event) -> int:
     """Return the level at which an event is logged."""
     match event:
@@ -78,14 +85,8 @@ def level_of(event: Event) -> int:
             return logging.INFO if event.error is None else logging.WARNING
         case ErrorEvent():
             return logging.WARNING
-        case MessageEvent():
-            return logging.DEBUG
-        case _ if isinstance(event, _LOUD):
-            return logging.WARNING
-        case _ if isinstance(event, _QUIET):
-            return logging.DEBUG
         case _:
-            return logging.INFO
+            return _LEVELS.get(type(event), logging.INFO)
 
 
 @attrs.define(eq=False)

@@ -48,6 +48,10 @@ _DURATIONS: Mapping[type[ConnectionEvent], tuple[str, str]] = {
     ConsumerCaughtUp: ("stalled", "stalled"),
 }
 """Which histogram the duration in an event goes into, and which field of the event it is."""
+_WITH_FIGURES = frozenset(
+    {BecameReady, LinkClosed, PongReceived, RateConsumed, RateLimitSlowed, Dropped, Gap},
+)
+"""Events that change a gauge, or a counter besides that of events."""
 
 
 @attrs.define(eq=False)
@@ -110,10 +114,15 @@ class MetricsCollector:
 
     def handle_connection_event(self, event: ConnectionEvent) -> None:
         """Count what happened to the session or its link."""
-        self.counters[f"events.{type(event).__name__}"] += 1
-        if (duration := _DURATIONS.get(type(event))) is not None:
+        kind = type(event)
+        self.counters[f"events.{kind.__name__}"] += 1
+        if (duration := _DURATIONS.get(kind)) is not None:
             name, field = duration
             self.histograms.setdefault(name, Histogram()).observe(getattr(event, field))
+        if kind in _WITH_FIGURES:
+            self._take_figures(event)
+
+    def _take_figures(self, event: ConnectionEvent) -> None:
         match event:
             case BecameReady():
                 self.gauges["ready"] = 1.0

@@ -59,7 +59,11 @@ class SubscriptionHandler:
     resumes: ClassVar[bool] = False
     """Whether the service replays, on a new link, what was missed: then repetitions are expected, and dropped."""
     unsubscribes_by_id: ClassVar[bool] = False
-    """Whether a subscription is given up by the server's id: then it cannot be before the server has told it."""
+    """Whether a subscription is given up by the server's id: then it cannot be before the server has told it.
+
+    What the server grants though it is not wanted any more is given back under its id. With `drops_unclaimed` so
+    is that of which only data come, because the answer that named it was lost: at most 64 on a link.
+    """
     drops_unclaimed: ClassVar[bool] = False
     """Whether data of no subscription of ours go nowhere, rather than to whoever receives ordinary messages."""
     max_batch: int = attrs.field(default=1, validator=attrs.validators.ge(1))
@@ -89,7 +93,10 @@ class SubscriptionHandler:
         return {"type": "unsubscribe", "channel": channel}
 
     def encode_unsubscription(self, channel: Channel, server_id: Hashable | None) -> Any:
-        """Return the message that gives a subscription up, for services that go by ids of their own."""
+        """Return the message that gives a subscription up, for services that go by ids of their own.
+
+        Where only that id is known of it, the channel has no name.
+        """
         return self.encode_unsubscription_request(channel.name)
 
     def read_grants(self, reply: Any, asked: Sequence[Channel]) -> Iterable[SubscriptionAnswer]:

@@ -68,10 +68,12 @@ async def _open_transport(dial: Dial, host: str, port: int) -> trio.abc.Stream:
     if dial.stream_factory is not None:
         dial.on_phase("tcp")
         return await _call_factory(dial.stream_factory, host, port)
-    dial.on_phase("dns")
-    addresses = await dial.resolver.resolve(host)
-    if not addresses:
-        raise ConnectFailed(f"{host} has no address", phase="dns")
+    addresses: Sequence[str] = (host,)
+    if not _is_address(host):
+        dial.on_phase("dns")
+        addresses = await dial.resolver.resolve(host)
+        if not addresses:
+            raise ConnectFailed(f"{host} has no address", phase="dns")
     dial.on_phase("tcp")
     return await _race(addresses, host, port)
 
@@ -278,11 +280,15 @@ def _known_addresses(host: str) -> Sequence[str]:
     """Return the addresses of what needs no look-up: literals, and this machine (RFC 6761 section 6.3)."""
     if host == "localhost" or host.endswith(".localhost"):
         return ("127.0.0.1", "::1")
+    return (host,) if _is_address(host) else ()
+
+
+def _is_address(host: str) -> bool:
     try:
         ip_address(host)
     except ValueError:
-        return ()
-    return (host,)
+        return False
+    return True
 
 
 def _take_turns(infos: Sequence[_AddressInfo]) -> list[str]:

@@ -101,7 +101,9 @@ class WireProtocol:
         self._texts: list[str] = []
         self._decoder = _utf8()
         self._bytes = bytearray()
-        self._masks: list[bytes] = []
+        self._masks = b""
+        self._masked = 0
+        """How much of `_masks` has been used."""
         self._answers: list[bytes] = []
         self._parted = False
         """Whether we have sent a close frame."""
@@ -439,10 +441,11 @@ class WireProtocol:
 
     def _mask(self) -> bytes:
         """Return a mask of the system's entropy, afresh for each frame (RFC 6455 section 5.3)."""
-        if not self._masks:
-            block = os.urandom(64)
-            self._masks.extend(block[at : at + 4] for at in range(0, 64, 4))
-        return self._masks.pop()
+        at = self._masked
+        if at == len(self._masks):
+            self._masks, at = os.urandom(64), 0
+        self._masked = at + 4
+        return self._masks[at : at + 4]
 
     def goodbye(self, code: int, reason: str) -> bytes:
         """Begin the closing handshake: return the close frame."""

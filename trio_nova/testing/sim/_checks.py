@@ -601,14 +601,18 @@ def _illegal(history: History) -> Found:
     for record in history.all("client.data") + history.all("client.unclaimed"):
         if record["number"] == ILLEGAL_NUMBER:
             yield record.at, "what stood in an illegal frame, behind one, or in half a message was delivered"
+    judged: set[int] = set()
     for record in history.all("server.illegal"):
         link = history.links[record["link"]]
+        if link.number in judged:
+            continue  # behind another one: it is not read any more
+        judged.add(link.number)
         read_at = link.when_read(record["end"])
         if read_at is None or (link.broken is not None and link.broken <= read_at + CLOSE_TIMEOUT):
             continue
         closed = math.inf if link.client_closed is None else link.client_closed
         said = [s.frame.code for s in link.sent if isinstance(s.frame, ClosePayload) and s.at >= read_at]
-        if said and said[0] != record["code"] and history.left_at(link) >= read_at:
+        if said and said[0] != record["code"] and history.left_at(link) > read_at:
             yield read_at, f"link {link.number}: an illegal frame ({record['how']}) was answered with {said[0]}"
         if closed > read_at + CLOSE_TIMEOUT + SLACK and read_at < history.end - CLOSE_TIMEOUT - SLACK:
             yield read_at, f"link {link.number} was not given up after an illegal frame ({record['how']})"
