@@ -73,9 +73,9 @@ class _Desk:
     """The loss of a link over which messages may have been missed; None once that is told."""
     lost_at: float = 0.0
     last: Any = None
-    """The last message, from which a service that can resume is asked to go on."""
+    """The last message, where the handler resumes from it, else only that there was one; None: there was none."""
     heard_at: float = math.inf
-    """When data came last, or the confirmation on this link; inf while it is not confirmed."""
+    """When data came last, or the confirmation on this link, where somebody wants to know; else inf."""
     is_stale: bool = False
     tracker: Tracker | None = None
     duplicates: int = 0
@@ -97,7 +97,8 @@ class Subscriptions:
     changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the subscriber."""
     _desks: dict[Hashable, _Desk] = attrs.field(factory=dict, init=False)
-    _by_server_id: dict[Hashable, _Desk] = attrs.field(factory=dict, init=False)
+    _direct: dict[Hashable, Feed] = attrs.field(factory=dict, init=False)
+    """Of messages of these names, the feeds that get them, where nothing else is to be done: no look at their desk."""
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     """Where the subscriber runs: that of a link that may be asked."""
     _running: bool = attrs.field(default=False, init=False)
@@ -129,11 +130,14 @@ class Subscriptions:
     """Messages of channels that nobody is subscribed to."""
     _data_of: Callable[[Any], Any] | None = attrs.field(init=False)
     """None: the consumer gets the message as it is."""
+    _looks_back: bool = attrs.field(init=False)
+    """Whether the handler resumes from the last message: else none is kept, as each would be cold when it is freed."""
 
     def __attrs_post_init__(self) -> None:
         handler = self._session.handlers.subscription
         self._data_of = None if type(handler).data_of is SubscriptionHandler.data_of else handler.data_of
-        self.book = Book(unsubscribes_by_id=self._session.handlers.subscription.unsubscribes_by_id)
+        self._looks_back = type(handler).resume is not SubscriptionHandler.resume
+        self.book = Book(unsubscribes_by_id=handler.unsubscribes_by_id)
 
     # ----------------------------------------------------------------- the program's side
 
@@ -154,14 +158,18 @@ class Subscriptions:
         if desk is None:
             desk = self._desks[key] = _Desk(subscription, tracker=tracker)
         feed = Feed.of(channel, options, lambda count: self._dropped(count, channel))
+        self._look_at(desk)
         desk.feeds += (feed,)
-        if options.max_age < math.inf:
+        if options.max_age < math.inf and desk not in self._aging:
             self._aging[desk] = None
+            if desk.heard_at < math.inf:
+                desk.heard_at = trio.current_time()  # nobody has kept count
         try:
             self._ask_soon()
             await self._wait_confirmed(desk)
             yield feed
         finally:
+            self._look_at(desk)
             desk.feeds = tuple(each for each in desk.feeds if each is not feed)
             feed.end()
             self._clogged.pop(feed, None)
@@ -193,9 +201,6 @@ class Subscriptions:
         if not desk.feeds and not desk.subscription.users:
             del self._desks[key]
             self._aging.pop(desk, None)
-            id = desk.subscription.server_id
-            if id is not None and self._by_server_id.get(id) is desk:  # the service may have given it to another
-                del self._by_server_id[id]
         self._ask_soon()
 
     async def _wait_confirmed(self, desk: _Desk) -> None:
@@ -255,7 +260,7 @@ class Subscriptions:
                 desk.tracker.restart(resumed=session.handlers.subscription.resumes)
         self.book.link_lost(now)
         self._resyncs.clear()
-        self._by_server_id.clear()
+        self._direct.clear()
         self._early.clear()
         self._surplus.clear()
         self._parted.clear()
@@ -373,7 +378,7 @@ class Subscriptions:
     def _channel(self, subscription: Subscription) -> Channel:
         desk = self._desks.get(subscription.key)
         channel = Channel(subscription.key, subscription.channel, subscription.params)
-        if desk is None or desk.last is None:
+        if desk is None or desk.last is None or not self._looks_back:
             return channel
         try:
             params = self._session.handlers.subscription.resume(channel, desk.last)
@@ -478,7 +483,9 @@ class Subscriptions:
 
     def _give_back(self, server_id: Hashable) -> None:
         """Tell the service that nobody wants what it calls so: the answer that named it was lost, or came too late."""
-        if self.book.unsubscribes_by_id and server_id not in self._parted and self._given_back < MAX_GIVEN_BACK:
+        if not self.book.unsubscribes_by_id or self.book.by_server_id(server_id) is not None:
+            return
+        if server_id not in self._parted and self._given_back < MAX_GIVEN_BACK:
             self._given_back += 1
             self._note_parted(server_id, surplus=True)
             self._surplus.append(server_id)
@@ -560,6 +567,9 @@ class Subscriptions:
         key = handler.channel_of(message)
         if key is None:
             return "answer" if self._take_answer(message) else None
+        if (feed := self._direct.get(key)) is not None:
+            self._give(feed, message if self._data_of is None else self._data_of(message))
+            return "data"
         desk = self._desk(key)
         if desk is None:
             if handler.drops_unclaimed and handler.correlated and self.book.requested:
@@ -572,6 +582,8 @@ class Subscriptions:
         if not desk.feeds:
             return None
         self._deliver(desk, message, now)
+        if desk.tracker is None and len(desk.feeds) == 1 and not self._looks_back and desk not in self._aging:
+            self._direct[key] = desk.feeds[0]
         return "data"
 
     def _unclaimed(self, key: Hashable) -> None:
@@ -601,13 +613,17 @@ class Subscriptions:
         return True
 
     def _desk(self, key: Hashable | None) -> _Desk | None:
-        return None if key is None else self._by_server_id.get(key) or self._desks.get(key)
+        if key is None:
+            return None
+        named = self.book.by_server_id(key)
+        return self._desks.get(key if named is None else named.key)
 
     def _deliver(self, desk: _Desk, message: Any, now: float) -> None:
-        desk.heard_at = now
-        if desk.is_stale:
-            desk.is_stale = False
-            self.changed.set()
+        if desk in self._aging:
+            desk.heard_at = now
+            if desk.is_stale:
+                desk.is_stale = False
+                self.changed.set()
         if desk.tracker is None:
             if desk.lost is not None:
                 self._tell_gap(desk, "unknown")
@@ -648,13 +664,21 @@ class Subscriptions:
                     self._put(desk, each)
 
     def _put(self, desk: _Desk, message: Any) -> None:
-        desk.last = message
-        data = self._data_of(message) if self._data_of is not None else message
+        desk.last = message if self._looks_back else True
+        data = message if self._data_of is None else self._data_of(message)
         for feed in desk.feeds:
-            if not feed.put(data):
-                self._clogged[feed] = None
-            elif feed.crowded:
-                self._crowded[feed] = None
+            self._give(feed, data)
+
+    def _give(self, feed: Feed, data: Any) -> None:
+        if not feed.put(data):
+            self._clogged[feed] = None
+        elif feed.crowded:
+            self._crowded[feed] = None
+
+    def _look_at(self, desk: _Desk) -> None:
+        """Let the next message look at its desk again, as that is about to change."""
+        self._direct.pop(desk.subscription.key, None)
+        self._direct.pop(desk.subscription.server_id, None)
 
     def _resync(self, desk: _Desk) -> None:
         self._resyncs.append(desk)
@@ -665,13 +689,15 @@ class Subscriptions:
         now, epoch = trio.current_time(), self._session.epoch
         desk = self._desks.get(answer.key)
         if isinstance(answer, Refused):
+            if desk is not None:
+                self._look_at(desk)
             self.book.reject(answer.key, epoch, now, printable(answer.reason), ask=ask)
         elif self._parted.pop(answer.server_id, False):
             self.book.reject(answer.key, epoch, now, "given back before it was named", retry_in=0.0, ask=ask)
         elif self.book.confirm(answer.key, epoch, now, answer.server_id, ask=ask):
             if desk is not None:
                 self._confirmed(desk, answer.server_id, now)
-        elif answer.server_id is not None and self.book.by_server_id(answer.server_id) is None:
+        elif answer.server_id is not None:
             self._give_back(answer.server_id)
         if desk is not None:
             self._answered(desk.subscription)
@@ -682,7 +708,7 @@ class Subscriptions:
 
     def _confirmed(self, desk: _Desk, server_id: Hashable | None, now: float) -> None:
         if server_id is not None:
-            self._by_server_id[server_id] = desk
+            self._direct.pop(server_id, None)
         if desk.lost is not None and desk.tracker is None:
             self._tell_gap(desk, "unknown")
         self._session.emit(SubscriptionConfirmed, channel=desk.subscription.channel, restored=desk.was_confirmed)

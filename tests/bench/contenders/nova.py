@@ -49,9 +49,14 @@ class Nova(TrioContender):
             yield Ends(receive=conn.receive, send=conn.send_text, receive_batch=conn.receive_batch)
 
     async def receive_json(self, job: Job) -> Lap:
-        return await self.feeds(attrs.evolve(job, channels=1))
+        return await self._through_feeds(attrs.evolve(job, channels=1), lambda feeds: feeds[0].receive)
 
     async def feeds(self, job: Job) -> Lap:
+        return await self._through_feeds(job, _in_turn)
+
+    async def _through_feeds(
+        self, job: Job, receive_of: Callable[[Sequence[trio_nova.Feed]], Callable[[], Awaitable[JsonMessage]]]
+    ) -> Lap:
         names = [channel_name(index) for index in range(job.channels)]
         async with self.connection(job, codec=trio_nova.JsonCodec()) as conn, AsyncExitStack() as stack:
             feeds: dict[str, trio_nova.Feed] = {}
@@ -65,18 +70,16 @@ class Nova(TrioContender):
                     nursery.start_soon(subscribe, names[first::_ASKING])
             watch = loops.Stopwatch()
             await conn.send_text(f"go {job.count} {job.run}")
-            lap = await loops.take_json(_in_turn([feeds[name].receive for name in names]), job, watch)
+            lap = await loops.take_json(receive_of([feeds[name] for name in names]), job, watch)
             # Or each of thousands of blocks would say its own goodbye.
             await conn.aclose()
             return lap
 
 
-def _in_turn(sources: Sequence[Callable[[], Awaitable[JsonMessage]]]) -> Callable[[], Awaitable[JsonMessage]]:
-    """Return what receives from each source in turn; where there is one, that source itself."""
-    if len(sources) == 1:
-        return sources[0]
-    turns = itertools.cycle(sources)
-    return lambda: next(turns)()
+def _in_turn(feeds: Sequence[trio_nova.Feed]) -> Callable[[], Awaitable[JsonMessage]]:
+    """Return what receives from each feed in turn, also where there is one: so that taking costs the same."""
+    turns = itertools.cycle(feeds)
+    return lambda: next(turns).receive()
 
 
 @attrs.define(eq=False)
