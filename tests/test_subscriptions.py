@@ -15,6 +15,7 @@ from trio_nova import (
     ConfigError,
     Dropped,
     FeedOptions,
+    FeedStale,
     Gap,
     JsonCodec,
     Lagged,
@@ -110,6 +111,38 @@ async def test_two_users_of_a_channel_are_one_subscription(autojump_clock: trio.
                     pass
         await wait_all_tasks_blocked()
         assert service.asked == [["a", "-a"]]
+
+
+async def test_a_reader_that_joins_or_leaves_later_changes_nothing_for_the_others(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service()
+    async with ScriptedServer(then=service) as server, connect(server) as conn:
+        async with conn.subscribe("a", feed=FeedOptions(notices=True)) as stays:
+            for n in range(3):
+                await service.publish("a", n)
+                assert (await stays.receive())["n"] == n
+            async with conn.subscribe("a", feed=FeedOptions(notices=True, max_age=10.0)) as joins:
+                await trio.sleep(9.0)
+                for n in range(3, 6):
+                    await service.publish("a", n)
+                    assert (await stays.receive())["n"] == (await joins.receive())["n"] == n
+                await trio.sleep(9.0)
+                with pytest.raises(trio.WouldBlock):
+                    joins.receive_nowait()
+                await trio.sleep(2.0)
+                assert isinstance(await joins.receive(), FeedStale)
+                assert isinstance(await stays.receive(), FeedStale)
+            for n in range(6, 9):
+                await service.publish("a", n)
+                assert (await stays.receive())["n"] == n
+            assert service.peer is not None
+            await service.peer.drop()
+            await conn.wait_state(State.DISCONNECTED)
+            await conn.wait_ready()
+            await service.publish("a", 9)
+            assert isinstance(await stays.receive(), Gap)
+            assert (await stays.receive())["n"] == 9
 
 
 async def test_a_refused_channel_is_told_to_whoever_asked_and_the_others_stand(
