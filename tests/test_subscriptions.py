@@ -145,6 +145,39 @@ async def test_a_reader_that_joins_or_leaves_later_changes_nothing_for_the_other
             assert (await stays.receive())["n"] == 9
 
 
+@pytest.mark.parametrize("again", [True, False], ids=["given up before", "for the first time"])
+async def test_data_of_a_channel_that_was_given_up_and_is_wanted_again_are_told_apart(
+    again: bool, autojump_clock: trio.abc.Clock
+) -> None:
+    asked = 0
+
+    async def service(peer: Peer) -> None:
+        nonlocal asked
+        await peer.accept()
+        while isinstance(frame := await peer.receive(), str):
+            if json.loads(frame)["type"] == "subscribe":
+                asked += 1
+                if again and asked == 1:
+                    await peer.send_json({"type": "subscribed", "channel": "a"})
+                    continue
+                # A slow service has not seen yet that it was given up, and says of each request that it is granted.
+                await peer.send_json({"channel": "a", "n": 1})
+                await peer.send_json({"type": "subscribed", "channel": "a"})
+                await peer.send_json({"channel": "a", "n": 2})
+                await peer.send_json({"type": "subscribed", "channel": "a"})
+                await peer.send_json({"channel": "a", "n": 9})
+
+    async with ScriptedServer(then=service) as server, connect(server) as conn:
+        if again:
+            async with conn.subscribe("a"):
+                pass
+            await wait_all_tasks_blocked()
+        async with conn.subscribe("a", feed=FeedOptions(notices=True)) as feed:
+            await wait_all_tasks_blocked()
+            heard = [each.outcome if isinstance(each, Gap) else each["n"] for each in await feed.receive_batch()]
+    assert heard == ([1, "unknown", 2, "unknown", 9] if again else [1, 2, 9])
+
+
 async def test_a_refused_channel_is_told_to_whoever_asked_and_the_others_stand(
     autojump_clock: trio.abc.Clock,
 ) -> None:

@@ -54,6 +54,10 @@ MAX_EARLY = 64
 """Data that may wait for the answer which tells whose they are."""
 MAX_GIVEN_BACK = 64
 """Subscriptions that nobody wants and that are given back, on one link: a service that makes up more is left alone."""
+MAX_LEFT = 1024
+"""Channels that were given up last on this link: what comes of one that is wanted again may be from before."""
+UNDER_WAY = 60.0
+"""Seconds after which it cannot be any more."""
 MAX_PARTED = 64
 """Names of the service's own that were given up last on this link: data that was on its way may still bear them."""
 ASK_AGAIN_AFTER = 1.0
@@ -124,6 +128,8 @@ class Subscriptions:
     """What the service has, and nobody wants, by its names for it: to be given back."""
     _parted: dict[Hashable, bool] = attrs.field(factory=dict, init=False)
     """Names that were given up on this link, the oldest first, and whether they were surplus."""
+    _left: dict[Hashable, float] = attrs.field(factory=dict, init=False)
+    """When which was given up on this link, the oldest first, where the service goes by our names for them."""
     _given_back: int = attrs.field(default=0, init=False)
     """How often that was done on this link."""
     unclaimed: int = attrs.field(default=0, init=False)
@@ -264,6 +270,7 @@ class Subscriptions:
         self._early.clear()
         self._surplus.clear()
         self._parted.clear()
+        self._left.clear()
         self._given_back = 0
         self._nursery, self._running = None, False
 
@@ -479,6 +486,11 @@ class Subscriptions:
     async def _give_up(self, subscription: Subscription) -> None:
         if subscription.server_id is not None:
             self._note_parted(subscription.server_id, surplus=False)
+        else:
+            self._left.pop(subscription.key, None)
+            self._left[subscription.key] = trio.current_time()
+            if len(self._left) > MAX_LEFT:
+                del self._left[next(iter(self._left))]
         await self._part(Channel(subscription.key, subscription.channel, subscription.params), subscription.server_id)
 
     def _give_back(self, server_id: Hashable) -> None:
@@ -699,6 +711,8 @@ class Subscriptions:
                 self._confirmed(desk, answer.server_id, now)
         elif answer.server_id is not None:
             self._give_back(answer.server_id)
+        elif desk is not None and desk.subscription.state is SubscriptionState.CONFIRMED:
+            self._tell_restart(desk, now)
         if desk is not None:
             self._answered(desk.subscription)
         else:
@@ -711,6 +725,8 @@ class Subscriptions:
             self._direct.pop(server_id, None)
         if desk.lost is not None and desk.tracker is None:
             self._tell_gap(desk, "unknown")
+        else:
+            self._tell_restart(desk, now)
         self._session.emit(SubscriptionConfirmed, channel=desk.subscription.channel, restored=desk.was_confirmed)
         desk.was_confirmed = True
         desk.heard_at, desk.is_stale = now, False
@@ -745,10 +761,19 @@ class Subscriptions:
             epoch_to=epoch,
             since=now if lost is None else desk.lost_at,
             until=now,
-            cause="the sequence was broken" if lost is None else str(lost),
+            cause="its messages were broken off" if lost is None else str(lost),
             outcome=result,
             lost=count,
         )
+
+    def _tell_restart(self, desk: _Desk, now: float) -> None:
+        """Where a grant may belong to a request from before it was given up, or end what does: tell the gap.
+
+        Services that go by our names for what we want do not say which request they answer, or whose data they send.
+        """
+        left_at = self._left.get(desk.subscription.key, -math.inf)
+        if left_at + UNDER_WAY > now and desk.last is not None and desk.tracker is None:
+            self._tell_gap(desk, "unknown")
 
     def _notify(self, desk: _Desk, kind: type[Event], **fields: Any) -> None:
         notice = kind(at=trio.current_time(), epoch=self._session.epoch, **fields)

@@ -775,7 +775,10 @@ async def test_who_leaves_before_the_answer_gives_up_what_it_names(autojump_cloc
         assert gone == ["0xlate"]
 
 
-async def test_a_grant_that_comes_after_another_was_asked_for_is_given_back(autojump_clock: trio.abc.Clock) -> None:
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["first come first", "late"])
+async def test_a_grant_that_comes_after_another_was_asked_for_is_given_back(
+    order: tuple[int, int], autojump_clock: trio.abc.Clock
+) -> None:
     asked_for: list[Any] = []
     gone: list[Any] = []
 
@@ -784,8 +787,8 @@ async def test_a_grant_that_comes_after_another_was_asked_for_is_given_back(auto
             case {"method": "eth_subscribe", "id": id}:
                 asked_for.append(id)
                 if len(asked_for) == 2:  # the first has gone unanswered, and was asked again
-                    await peer.send_json(result(asked_for[0], "0xfirst"))
-                    await peer.send_json(result(asked_for[1], "0xsecond"))
+                    for place in order:
+                        await peer.send_json(result(asked_for[place], ("0xfirst", "0xsecond")[place]))
             case {"method": "eth_unsubscribe", "params": [name], "id": id}:
                 gone.append(name)
                 # Under way before the service knew, and no reason to tell it again.

@@ -120,7 +120,7 @@ def _feeds(channels: int) -> Cell:
         kind="json",
         channels=channels,
         first_count=channels,
-        count=20_000,
+        count=100_000,
         quick_count=10_000,
         patience=60.0,
         contenders=(OURS,),
