@@ -1,4 +1,4 @@
-"""Links over any byte stream of Trio's, and the protocol layer of the package websockets: the default transport.
+"""Links over any byte stream of Trio's: the default transport.
 
 ::
 
