@@ -14,7 +14,7 @@ from trio_nova._feeds import Feed, FeedOptions
 from trio_nova._outbound import Outbound
 from trio_nova._requests import Requests
 from trio_nova._session import Session
-from trio_nova._signal import Latch, Signal
+from trio_nova._signal import Bell, Latch, Signal
 from trio_nova.core.outbox import Lane
 from trio_nova.core.sequence import BackInStep, Deliver, Duplicate, GapFound, Held, NeedSnapshot, Tracker
 from trio_nova.core.subscriptions import Book, Subscription, SubscriptionState
@@ -70,7 +70,8 @@ class _Desk:
 
     subscription: Subscription
     feeds: tuple[Feed, ...] = ()
-    changed: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    changed: Bell = attrs.field(factory=Bell)
+    """Rung when an answer for it has come."""
     was_confirmed: bool = False
     """Whether it was confirmed on any link."""
     lost: LinkLost | None = None
@@ -215,7 +216,7 @@ class Subscriptions:
             if desk.subscription.state is SubscriptionState.REJECTED:
                 raise SubscriptionRejected(_refusal(desk.subscription))
             self._session.check_open()
-            await desk.changed.park()
+            await desk.changed.wait()
 
     def _dropped(self, count: int, channel: str) -> Dropped:
         return Dropped(at=trio.current_time(), epoch=self._session.epoch, count=count, where=channel)
@@ -277,7 +278,7 @@ class Subscriptions:
     def end(self) -> None:
         """End all feeds: the session is over."""
         for desk in self._desks.values():
-            desk.changed.unpark_all()
+            desk.changed.ring()
             for feed in desk.feeds:
                 feed.end()
 
@@ -746,7 +747,7 @@ class Subscriptions:
                 if desk.was_confirmed:
                     for feed in desk.feeds:
                         feed.end(SubscriptionRejected(_refusal(subscription)))
-            desk.changed.unpark_all()
+            desk.changed.ring()
         self.changed.set()
 
     def _tell_gap(self, desk: _Desk, result: Literal["resumed", "lost", "unknown"], count: int | None = None) -> None:

@@ -96,7 +96,7 @@ def test_a_request_leaves_a_trace_of_when_and_where() -> None:
     book = book_of("ab", epoch=7)
     first, second = book.next_request(ALL, 3.0)
     assert (first.asked_at, first.asked_epoch, first.ask, second.ask) == (3.0, 7, 1, 2)
-    assert list(first.history) == [(0.0, WANTED), (3.0, REQUESTED)]
+    assert first.history == [(0.0, WANTED), (3.0, REQUESTED)]
 
 
 def test_the_history_is_bounded() -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import enum
 import heapq
 import math
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
@@ -79,7 +79,7 @@ class Subscription:
     """Requests in a row, on this link, that were refused or not answered."""
     retry_at: float = -math.inf
     """Not asked for before then."""
-    history: deque[tuple[float, SubscriptionState]] = attrs.field(factory=lambda: deque(maxlen=HISTORY), repr=False)
+    history: list[tuple[float, SubscriptionState]] = attrs.field(factory=list, repr=False)
     """When it came into its last states, the oldest first."""
 
 
@@ -368,6 +368,7 @@ class Book:
         self._counts[state] += 1
         entry.state = state
         entry.history.append((now, state))
+        del entry.history[:-HISTORY]
 
     def _start_over(self, entry: Subscription, now: float) -> None:
         entry.failures, entry.reason = 0, ""
