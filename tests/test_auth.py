@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -20,7 +21,11 @@ from trio_nova import (
     AuthOk,
     AuthStarted,
     AuthUnsuccessful,
+    ConfigError,
     ConnectFailed,
+    ConnectionHandler,
+    ConnectionInfo,
+    HandshakeRejected,
     JsonCodec,
     ListBackoff,
     OutcomeUnknown,
@@ -174,6 +179,15 @@ async def test_a_provider_is_asked_on_every_link_and_its_failure_is_a_failed_att
                 raise AssertionError("never entered")
 
 
+@pytest.mark.parametrize("what", ["headers", "credentials"])
+async def test_a_provider_that_is_not_async_is_named_at_once(what: str, autojump_clock: trio.abc.Clock) -> None:
+    async with ScriptedServer(then=Gate()) as server:
+        with pytest.raises(ConfigError, match=f"{what}: its provider must be async") as caught:
+            async with connect(server, **{what: lambda: {"token": "hunter2"}}, retry_first_connect=True):
+                raise AssertionError("never entered")
+    assert "hunter2" not in repr(caught.value)
+
+
 @pytest.mark.fault("F107", where="memory")
 @pytest.mark.fault("F35", where="memory")
 async def test_stale_credentials_of_a_provider_are_asked_for_once_more(autojump_clock: trio.abc.Clock) -> None:
@@ -197,6 +211,48 @@ async def test_stale_credentials_of_a_provider_are_asked_for_once_more(autojump_
             async with connect(server, credentials=always_stale, retry_first_connect=True):
                 raise AssertionError("never entered")
         assert len(server.dials) == 2
+
+
+@pytest.mark.fault("F35", where="memory")
+@pytest.mark.parametrize("by", ["headers", "connection_info"])
+async def test_a_401_is_answered_once_with_what_is_asked_for_afresh(by: str, autojump_clock: trio.abc.Clock) -> None:
+    tokens: list[str] = []
+    up: Peer | None = None
+
+    def token() -> dict[str, str]:
+        return {"Authorization": f"Bearer {tokens.pop(0)}"}
+
+    class Tokens(ConnectionHandler):
+        def connection_info(self, info: ConnectionInfo) -> ConnectionInfo:
+            return attrs.evolve(info, headers=token())
+
+    async def service(peer: Peer) -> None:
+        nonlocal up
+        up = peer
+        request = await peer.read_request()
+        if request.headers.get("authorization") != "Bearer fresh":
+            await peer.reject(401)
+            return
+        await peer.accept()
+        await peer.serve_until_closed()
+
+    async def headers() -> dict[str, str]:
+        return token()
+
+    options: dict[str, Any] = {"headers": headers} if by == "headers" else {"connection_handler": Tokens()}
+    options |= {"retry_first_connect": True, "backoff": AT_ONCE, "allow_plaintext_credentials": True}
+    async with ScriptedServer(then=service) as server:
+        tokens[:] = ["stale", "fresh", "fresh", "stale", "stale", "fresh"]
+        with pytest.raises(HandshakeRejected) as caught:
+            async with open_connection(URL, stream_factory=server.stream_factory, **options) as conn:
+                assert len(server.dials) == 2
+                for _ in range(2):
+                    assert up is not None
+                    await up.drop()
+                    await conn.wait_state(State.DISCONNECTED)
+                    await conn.wait_ready()
+        assert caught.value.status == 401
+        assert (len(server.dials), tokens) == (5, ["fresh"])
 
 
 async def test_a_grant_is_renewed_before_it_expires_while_messages_flow(autojump_clock: trio.abc.Clock) -> None:

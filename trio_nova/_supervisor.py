@@ -29,7 +29,7 @@ from trio_nova.errors import (
     NovaError,
     Phase,
 )
-from trio_nova.handlers import ConnectionInfo
+from trio_nova.handlers import ConnectionHandler, ConnectionInfo
 from trio_nova.links import Dial, Link, shared_governor
 from trio_nova.messages import (
     Action,
@@ -65,6 +65,8 @@ class Supervisor:
     link: LinkTasks | None = attrs.field(default=None, init=False)
     """The tasks of the present link."""
     _phase: Phase = attrs.field(default="dns", init=False)
+    _was_unauthorized: bool = attrs.field(default=False, init=False)
+    """Whether a server has answered 401 since the last link, though it was shown what is asked for afresh each time."""
 
     async def supervise(self) -> None:
         """Hold links until the session ends. Every wait is bounded, so this ends by its own verdict, never by force."""
@@ -197,6 +199,7 @@ class Supervisor:
         opened = trio.current_time()
         session.epoch += 1
         session.counts.links += 1
+        self._was_unauthorized = False
         if not session.is_closing:
             session.apply(SessionEvent.UPGRADE)
         session.emit(LinkOpened, connect_time=connect_time, subprotocol=link.subprotocol)
@@ -235,7 +238,8 @@ class Supervisor:
             self._outbound.heed(ended)
         spread = config.spread()
         may_retry = session.opened.is_set or config.retry_first_connect
-        advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry)
+        once_more = self._may_be_stale(ended)
+        advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry, once_more=once_more)
         second = session.report(ended, _CONTEXTS.get(type(ended), "connect"))
         if isinstance(second, Reply | ReplyMany):
             session.perform(second, session.epoch)
@@ -259,6 +263,16 @@ class Supervisor:
             session.handler_failed(exc)
             return advice
         return decision
+
+    def _may_be_stale(self, ended: Exception) -> bool:
+        """Return, once for each link, whether other credentials may please a server that wants some for the upgrade."""
+        if not isinstance(ended, HandshakeRejected) or ended.status != 401 or self._was_unauthorized:
+            return False
+        handler, headers = self._session.handlers.connection, self._session.config.headers
+        self._was_unauthorized = (
+            not isinstance(headers, Mapping) or type(handler).connection_info is not ConnectionHandler.connection_info
+        )
+        return self._was_unauthorized
 
     async def _wait(self, delay: float) -> None:
         session = self._session

@@ -228,13 +228,17 @@ async def ask_provider(provider: Callable[[], Awaitable[T]], what: str, phase: P
 
     Raises:
         AuthFailed, ConfigError, ConnectFailed: where the provider itself raises one of them.
+        ConfigError: what it returns cannot be awaited.
         ConnectFailed: any other failure, with `phase`: worth another attempt.
 
     What becomes of such a failure says the error's type and where it was raised, and never its text,
     nor has it that error for its cause: an HTTP client, or a vault, may well quote the token.
     """
     try:
-        return await provider()
+        asked = provider()
+        if not isinstance(asked, Awaitable):
+            raise ConfigError(what, "its provider must be async: what it returned cannot be awaited")
+        return await asked
     except (AuthFailed, ConfigError, ConnectFailed):
         raise
     except Exception as exc:

@@ -20,15 +20,17 @@ def advise(
     spread: float,
     *,
     may_retry: bool = True,
+    once_more: bool = False,
 ) -> Retry | Stop | Close:
     """Say what follows from `error`, after `Attempts.failed` has counted it.
 
     Retry where another dial can help; Close where the peer ended the session in good order and we are
     not to dial again; else Stop, with the error that the user is to see.
 
-    `spread` is a uniform draw from [0, 1); `may_retry` is False for a first connect that is to fail fast.
+    `spread` is a uniform draw from [0, 1); `may_retry` is False for a first connect that is to fail fast;
+    `once_more` is True for an error which is final, but may be due to what is asked for afresh before each dial.
     """
-    if not may_retry or of_error(error) is Disposition.FATAL:
+    if not may_retry or (of_error(error) is Disposition.FATAL and not once_more):
         return Stop(error)
     if attempts.max_attempts == 0 or isinstance(backoff, NoBackoff):
         in_good_order = isinstance(error, LinkLost) and error.remote and error.code in (1000, 1001)
