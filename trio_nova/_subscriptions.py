@@ -16,6 +16,7 @@ from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Bell, Latch, Signal
 from trio_nova.core.outbox import Lane
+from trio_nova.core.partings import Partings
 from trio_nova.core.sequence import BackInStep, Deliver, Duplicate, GapFound, Held, NeedSnapshot, Tracker
 from trio_nova.core.subscriptions import Book, Subscription, SubscriptionState
 from trio_nova.errors import (
@@ -52,14 +53,6 @@ MAX_FAILURES = 2
 """How often a subscription may go unanswered before it counts as refused."""
 MAX_EARLY = 64
 """Data that may wait for the answer which tells whose they are."""
-MAX_GIVEN_BACK = 64
-"""Subscriptions that nobody wants and that are given back, on one link: a service that makes up more is left alone."""
-MAX_LEFT = 1024
-"""Channels that were given up last on this link: what comes of one that is wanted again may be from before."""
-UNDER_WAY = 60.0
-"""Seconds after which it cannot be any more."""
-MAX_PARTED = 64
-"""Names of the service's own that were given up last on this link: data that was on its way may still bear them."""
 ASK_AGAIN_AFTER = 1.0
 """Seconds after a refusal that says to try again, as a rate limit's does."""
 
@@ -125,14 +118,8 @@ class Subscriptions:
     """Those that are to be asked for anew, to get a snapshot."""
     _early: list[tuple[Hashable, Any]] = attrs.field(factory=list, init=False)
     """Data under names of the service's own that it has not told yet: an answer that is awaited may."""
-    _surplus: list[Hashable] = attrs.field(factory=list, init=False)
-    """What the service has, and nobody wants, by its names for it: to be given back."""
-    _parted: dict[Hashable, bool] = attrs.field(factory=dict, init=False)
-    """Names that were given up on this link, the oldest first, and whether they were surplus."""
-    _left: dict[Hashable, float] = attrs.field(factory=dict, init=False)
-    """When which was given up on this link, the oldest first, where the service goes by our names for them."""
-    _given_back: int = attrs.field(default=0, init=False)
-    """How often that was done on this link."""
+    _partings: Partings | None = attrs.field(default=None, init=False)
+    """What was given up on this link; None: nothing yet."""
     unclaimed: int = attrs.field(default=0, init=False)
     """Messages of channels that nobody is subscribed to."""
     _data_of: Callable[[Any], Any] | None = attrs.field(init=False)
@@ -269,10 +256,7 @@ class Subscriptions:
         self._resyncs.clear()
         self._direct.clear()
         self._early.clear()
-        self._surplus.clear()
-        self._parted.clear()
-        self._left.clear()
-        self._given_back = 0
+        self._partings = None
         self._nursery, self._running = None, False
 
     def end(self) -> None:
@@ -298,8 +282,8 @@ class Subscriptions:
             try:
                 if retired := book.next_retirement(1):
                     await self._give_up(retired[0])
-                elif self._surplus:
-                    server_id = self._surplus.pop(0)
+                elif self._partings is not None and self._partings.surplus:
+                    server_id = self._partings.surplus.pop(0)
                     await self._part(Channel(server_id, ""), server_id)
                 elif self._resyncs:
                     await self._ask_anew(self._resyncs.pop(0))
@@ -485,29 +469,17 @@ class Subscriptions:
             self.changed.set()
 
     async def _give_up(self, subscription: Subscription) -> None:
-        if subscription.server_id is not None:
-            self._note_parted(subscription.server_id, surplus=False)
-        else:
-            self._left.pop(subscription.key, None)
-            self._left[subscription.key] = trio.current_time()
-            if len(self._left) > MAX_LEFT:
-                del self._left[next(iter(self._left))]
+        self._partings = self._partings or Partings()
+        self._partings.gave_up(subscription.key, subscription.server_id, trio.current_time())
         await self._part(Channel(subscription.key, subscription.channel, subscription.params), subscription.server_id)
 
     def _give_back(self, server_id: Hashable) -> None:
         """Tell the service that nobody wants what it calls so: the answer that named it was lost, or came too late."""
         if not self.book.unsubscribes_by_id or self.book.by_server_id(server_id) is not None:
             return
-        if server_id not in self._parted and self._given_back < MAX_GIVEN_BACK:
-            self._given_back += 1
-            self._note_parted(server_id, surplus=True)
-            self._surplus.append(server_id)
+        self._partings = self._partings or Partings()
+        if self._partings.give_back(server_id):
             self._ask_soon()
-
-    def _note_parted(self, server_id: Hashable, *, surplus: bool) -> None:
-        self._parted[server_id] = surplus
-        if len(self._parted) > MAX_PARTED:
-            del self._parted[next(iter(self._parted))]
 
     async def _part(self, channel: Channel, server_id: Hashable | None) -> None:
         """Send what gives a subscription up."""
@@ -705,7 +677,7 @@ class Subscriptions:
             if desk is not None:
                 self._look_at(desk)
             self.book.reject(answer.key, epoch, now, printable(answer.reason), ask=ask)
-        elif self._parted.pop(answer.server_id, False):
+        elif self._partings is not None and self._partings.was_surplus(answer.server_id):
             self.book.reject(answer.key, epoch, now, "given back before it was named", retry_in=0.0, ask=ask)
         elif self.book.confirm(answer.key, epoch, now, answer.server_id, ask=ask):
             if desk is not None:
@@ -772,8 +744,10 @@ class Subscriptions:
 
         Services that go by our names for what we want do not say which request they answer, or whose data they send.
         """
-        left_at = self._left.get(desk.subscription.key, -math.inf)
-        if left_at + UNDER_WAY > now and desk.last is not None and desk.tracker is None:
+        partings = self._partings
+        if partings is None or not partings.may_be_from_before(desk.subscription.key, now):
+            return
+        if desk.last is not None and desk.tracker is None:
             self._tell_gap(desk, "unknown")
 
     def _notify(self, desk: _Desk, kind: type[Event], **fields: Any) -> None:
