@@ -427,6 +427,7 @@ async def test_an_hour_of_accept_then_close_costs_few_dials(autojump_clock: trio
 
 
 @pytest.mark.fault("F86", where="memory")
+@pytest.mark.soak
 async def test_a_crowd_that_was_dropped_does_not_come_back_at_once(autojump_clock: trio.abc.Clock) -> None:
     draw = random.Random(1)
 

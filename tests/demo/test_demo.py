@@ -48,6 +48,7 @@ def number_of(what: str, out: str) -> int:
     return int(found[1].replace(",", ""))
 
 
+@pytest.mark.soak
 def test_a_message_hidden_on_a_healthy_link_is_told_of_and_condemned(capsys: pytest.CaptureFixture[str]) -> None:
     status = main(["demo", "--plain", "--seconds", "4", "--cheat"])
     out, err = capsys.readouterr()

@@ -119,6 +119,7 @@ def test_schedules_are_drawn_from_the_seed_and_some_have_one_kind_of_fault() -> 
 # --------------------------------------------------------------------------- campaigns
 
 
+@pytest.mark.soak
 def test_a_campaign_finds_nothing_and_is_the_same_in_one_process_and_in_two() -> None:
     report = sim.campaign(range(1, 13), processes=2)
     assert not report.failures, report
@@ -159,6 +160,7 @@ def test_a_campaign_that_takes_too_long_fails(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("contented")
+@pytest.mark.soak
 def test_a_campaign_that_is_run_twice_is_the_same_whatever_the_hash_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONHASHSEED", "7")
     assert main(["--seeds", "2", "--twice"]) == 0
