@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -64,10 +65,16 @@ class Cell:
     """Seconds after which a lap, with its opening and closing, has failed."""
     most_rounds: int | None = None
     """Where few rounds are enough, since a lap takes long and its figures hardly vary."""
+    varies: int = 1
+    """How many times more rounds it gets than others, since its figures vary more from lap to lap."""
     stretch: float = 1.0
     """How many times longer than the others its laps take."""
     together: str = ""
     """Cells of one name here take their laps in turn, so that they can be compared."""
+
+    def rounds(self, usual: int) -> int:
+        """Return how many rounds it gets where others get `usual`."""
+        return min(usual * self.varies, self.most_rounds or sys.maxsize)
 
     def path(self, run: str) -> str:
         """Return what the server is asked for."""
@@ -124,6 +131,7 @@ def _feeds(channels: int) -> Cell:
         quick_count=10_000,
         patience=60.0,
         contenders=(OURS,),
+        varies=3,
         together="feeds",
     )
 
@@ -175,7 +183,9 @@ CELLS: Mapping[str, Cell] = {
             size=200,
             tls=True,
         ),
-        Cell(name="echo", title="echo 100 B", workload="echo", metrics=(P50, P99, CPU), verb="echo", size=100),
+        Cell(
+            name="echo", title="echo 100 B", workload="echo", metrics=(P50, P99, CPU), verb="echo", size=100, varies=2
+        ),
         Cell(name="send", title="send 100 B, sequential", workload="send", metrics=(RATE, CPU), verb="count", size=100),
         Cell(
             name="send-tasks",
@@ -185,6 +195,7 @@ CELLS: Mapping[str, Cell] = {
             verb="count",
             size=100,
             contenders=tuple(name for name in _MESSAGES if name != "picows"),
+            varies=2,
         ),
         Cell(
             name="stalls",
@@ -203,6 +214,7 @@ CELLS: Mapping[str, Cell] = {
             metrics=(CONNECTS, CPU_OF_CONNECT),
             verb="idle",
             first_count=5,
+            varies=2,
         ),
         Cell(
             name="memory",

@@ -102,7 +102,8 @@ def _page(results: Results) -> Iterator[str]:
     for name, value in results.machine.items():
         yield f"| {name} | {value} |"
     quick = " (--quick)" if results.quick else ""
-    yield f"| rounds | {results.rounds}, of laps of about {results.seconds:g} s{quick} |"
+    laps = f"of laps of about {results.seconds:g} s"
+    yield f"| rounds | {results.rounds}, and two or three times as many where laps vary most, {laps}{quick} |"
     yield ""
     yield "| client | versions |"
     yield "| --- | --- |"

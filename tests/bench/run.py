@@ -164,12 +164,12 @@ class Bench:
             count, failure = await self._size(cell, name)
             counts[cell.name, name] = count
             laps[cell.name][name] = [failure] if failure is not None else []
-        for number in range(self.rounds):
+        for number in range(max(cell.rounds(self.rounds) for cell in cells)):
             for cell, name in _entries(cells):
                 taken = laps[cell.name][name]
-                if number >= (cell.most_rounds or self.rounds) or (taken and taken[-1].failure):
+                if number >= cell.rounds(self.rounds) or (taken and taken[-1].failure):
                     continue
-                self.tell(f"{cell.name}: round {number + 1} of {self.rounds}, {name}")
+                self.tell(f"{cell.name}: round {number + 1} of {cell.rounds(self.rounds)}, {name}")
                 lap = await self._lap(cell, name, counts[cell.name, name], verify=False)
                 if lap.failure:
                     taken.clear()
