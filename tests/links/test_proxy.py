@@ -76,6 +76,23 @@ async def test_what_a_proxy_refuses_is_judged_by_the_table_of_statuses(peer: Pee
     assert exc.retry == retry
 
 
+@pytest.mark.parametrize(
+    ("reply", "retry"),
+    [(1, "backoff"), (2, "never"), (3, "backoff"), (4, "backoff"), (5, "backoff"), (6, "backoff"), (7, "never")],
+)
+async def test_what_a_socks5_proxy_refuses_is_judged_by_its_reply(peer: Peer, reply: int, retry: str) -> None:
+    exc = await failure(peer, "socks5://proxy.test", b"\x05\x00", bytes((5, reply, 0, 1, 0, 0, 0, 0, 0, 0)))
+    assert f"refuses to connect with status {reply}" in str(exc)
+    assert exc.retry == retry
+
+
+@pytest.mark.parametrize(("reply", "retry"), [(91, "backoff"), (92, "never"), (93, "never")])
+async def test_what_a_socks4_proxy_refuses_is_judged_by_its_reply(peer: Peer, reply: int, retry: str) -> None:
+    exc = await failure(peer, "socks4://proxy.test", bytes((0, reply, 0, 0, 0, 0, 0, 0)))
+    assert f"refuses to connect with status {reply}" in str(exc)
+    assert exc.retry == retry
+
+
 async def test_a_proxy_that_cannot_reach_the_server_may_later(peer: Peer) -> None:
     exc = await failure(peer, HTTP, b"HTTP/1.1 503 Busy\r\nContent-Length: 5\r\n\r\nsorry")
     assert "503" in str(exc)

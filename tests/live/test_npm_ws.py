@@ -107,9 +107,13 @@ async def test_429_says_when_to_come_back(ws_server: Server) -> None:
     assert caught.value.body == b"slow down"
 
 
-async def test_a_redirect_is_reported_and_not_followed(ws_server: Server) -> None:
+async def test_a_redirect_is_followed_or_reported_as_configured(ws_server: Server) -> None:
+    with trio.fail_after(20):
+        async with trio_nova.open_connection(ws_server.url("/307")) as conn:
+            await conn.send_text("over there")
+            assert await conn.receive() == "over there"
     with trio.fail_after(20), pytest.raises(trio_nova.HandshakeRejected) as caught:
-        async with trio_nova.open_connection(ws_server.url("/307")):
+        async with trio_nova.open_connection(ws_server.url("/307"), max_redirects=0):
             raise AssertionError("it was entered")
     assert (caught.value.status, caught.value.retry) == (307, "never")
     assert ("location", "/echo") in caught.value.headers

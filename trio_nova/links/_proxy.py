@@ -29,6 +29,9 @@ _DENIED_STATUSES = {401, 407}
 """An HTTP proxy refuses the login with 407 (RFC 9110 section 15.5.8); tinyproxy, a wrong one, with 401."""
 _DENIED = {"Username and password authentication failure", "No acceptable authentication methods were offered"}
 """How python-socks words a SOCKS5 proxy's refusal of the login: it has no status of its own (RFC 1929)."""
+_NO_USE = {"SOCKS4": {92, 93}, "SOCKS5": {2, 7, 8}}
+"""Replies that another attempt would get again: of SOCKS4, that it does not know who we are; of SOCKS5, that its rules
+forbid it, or that it does not do such things (RFC 1928 section 6). The others say that the server was not reached."""
 
 
 @attrs.frozen
@@ -86,8 +89,7 @@ async def connect_through(
         refused = exc.error_code in _DENIED_STATUSES or str(exc) in _DENIED
         status = f" with status {exc.error_code}" if exc.error_code is not None else ""
         why = "wants other credentials" if refused else "refuses to connect"
-        # 403, say, is a rule of the proxy's: it would refuse the same again, as a server would.
-        fatal = refused or (exc.error_code is not None and of_status(exc.error_code) is Disposition.FATAL)
+        fatal = refused or (exc.error_code is not None and _is_of_no_use(proxy.kind, exc.error_code))
         advice = RetryAdvice.NEVER if fatal else RetryAdvice.BACKOFF
         # Not `from exc`: a proxy may repeat in its answer what was sent to it.
         raise ConnectFailed(f"the proxy {where} {why}{status}", phase="proxy", retry=advice) from None
@@ -102,6 +104,11 @@ async def connect_through(
 
 
 @discreet
+def _is_of_no_use(kind: str, status: int) -> bool:
+    """Return whether a proxy that answers so would answer so again: 403, say, is a rule of its own, as of a server."""
+    return of_status(status) is Disposition.FATAL if kind == "HTTP" else status in _NO_USE[kind]
+
+
 def _parse(url: Secret[str]) -> _Proxy:
     """Take the proxy's URL apart; no message repeats it, as it holds the login."""
     try:
