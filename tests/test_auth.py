@@ -29,6 +29,7 @@ from trio_nova import (
     JsonCodec,
     ListBackoff,
     OutcomeUnknown,
+    RequestFailed,
     SessionOver,
     State,
     open_connection,
@@ -541,3 +542,58 @@ async def test_an_answer_that_comes_while_goodbye_is_said_is_no_surprise(
             venue.drop()
             await trio.sleep(60)
     assert conn.state is State.CLOSED
+
+
+@pytest.mark.parametrize("when_down", ["fail", "wait"])
+async def test_a_refusal_that_comes_while_its_link_is_left_calls_for_no_authentication_on_it(
+    when_down: str, autojump_clock: trio.abc.Clock
+) -> None:
+    class Renews(AuthHandler):
+        def handle_refusal(self, reply: Any) -> bool:
+            return bool(reply["error"] == "unauthorized")
+
+    async def lets_in(peer: Peer) -> Any:
+        await peer.accept()
+        assert (await peer.receive_json())["token"] == "open sesame"
+        await peer.send_json({"type": "auth_success"})
+        return await peer.receive_json()
+
+    async def refuses_late(peer: Peer) -> None:
+        asked = await lets_in(peer)
+        assert isinstance(await peer.receive(), ClosePayload)
+        await peer.send_json({"id": asked["id"], "error": "unauthorized"})
+        await peer.finish()
+
+    async def answers(peer: Peer) -> None:
+        asked = await lets_in(peer)
+        await peer.send_json({"id": asked["id"], "result": "done"})
+        await peer.serve_until_closed()
+
+    options: dict[str, Any] = {"auth_handler": Renews, "when_down": when_down, "backoff": ListBackoff([5.0])}
+    outcomes: list[Any] = []
+    async with (
+        ScriptedServer(refuses_late, then=answers) as server,
+        connect(server, **options) as conn,
+        conn.listen() as events,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def ask() -> None:
+            try:
+                outcomes.append(await conn.request({"n": 1}))
+            except RequestFailed as error:
+                outcomes.append((error.reply, trio.current_time()))
+
+        nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        left_at = trio.current_time()
+        await conn.reconnect()
+        if when_down == "fail":
+            ((reply, at),) = outcomes
+            assert (reply["error"], at) == ("unauthorized", left_at)
+            await conn.request({"n": 2})
+        else:
+            await wait_all_tasks_blocked()
+            assert [outcome["result"] for outcome in outcomes] == ["done"]
+        seen = await events.receive_batch()
+    assert [event.refresh for event in seen if isinstance(event, AuthStarted)] == [False]

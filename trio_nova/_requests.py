@@ -111,10 +111,14 @@ class Requests:
             except RequestFailed as error:
                 if renewal is None or not renewal.is_called_for(error.reply):
                     raise
-                try:
-                    await renewal.renew(grants)
-                except NovaError as failure:
-                    raise error from failure
+                # One that is being left is not worth it: the next will be authenticated afresh, and can be asked then.
+                if self._outbound.link is not None and session.state is not State.DISCONNECTED:
+                    try:
+                        await renewal.renew(grants)
+                    except NovaError as failure:
+                        raise error from failure
+                elif lane is not Lane.APPLICATION or session.config.when_down == "fail":
+                    raise
                 renewal = None  # once
             except (NotSent, OutcomeUnknown, Expired) as error:
                 if isinstance(error, OutcomeUnknown):

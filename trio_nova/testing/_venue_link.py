@@ -125,7 +125,7 @@ class VenueLink:
     # ------------------------------------------------------------------- misbehaving
 
     def mute(self, muted: bool = True) -> None:
-        """Read and execute from now on, and say nothing; what would have been said is lost."""
+        """Read and execute from now on, and say no more than was said before; what would have been said is lost."""
         self.muted = muted
         self.peer.answer_pings = not muted
 
@@ -211,8 +211,7 @@ class VenueLink:
                     await self._work.park()
                 continue
             frames, self._backlog = self._backlog, []
-            if not self.muted:
-                await self._send(frames)
+            await self._send(frames)
 
     async def _send(self, frames: list[str]) -> None:
         self._writing = True
@@ -230,6 +229,8 @@ class VenueLink:
             self._cut = True
             return
         self.said.append(Said(at, message, len(self.journal)))
+        if self.muted:
+            return
         self._backlog.append(message if isinstance(message, str) else json.dumps(message, separators=(",", ":")))
         if len(self._backlog) > self.max_backlog:
             self.drop("the client does not read")
