@@ -389,6 +389,8 @@ class Redactor:
 
     def cleanse(self, error: E) -> E:
         """Take the secrets out of what `error`, and what it came from, say; return it."""
+        if self._pattern is None:
+            return error
         for exc in _family(error):
             if isinstance(exc, BaseExceptionGroup):
                 continue
@@ -457,6 +459,8 @@ def _leaves(value: object, depth: int = 4) -> Iterator[str]:
 
 
 def _in_url(url: str) -> Iterator[str]:
+    if "@" not in url and "?" not in url:
+        return
     parts = urlsplit(url)
     login, at, _ = parts.netloc.rpartition("@")
     if at:
