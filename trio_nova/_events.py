@@ -103,19 +103,7 @@ class Hub:
 
     def emit(self, event: Event) -> None:
         """Tell `event` to all who want it, in the order in which things happened."""
-        logging, metrics = self.logging_handler, self.metrics
-        hooks: tuple[Callable[[Any], None], ...] = ()
-        match event:
-            case ConnectionEvent():
-                if "connection" in self.families:
-                    hooks = (logging.log_connection_event, metrics.handle_connection_event)
-            case MessageEvent():
-                if "message" in self.families:
-                    hooks = (logging.log_message_event, metrics.handle_message_event)
-            case ErrorEvent():
-                if "error" in self.families:
-                    hooks = (logging.log_error_event, metrics.handle_error_event)
-        for hook in hooks:
+        for hook in self._hooks_of(event):
             try:
                 hook(event)
             except Exception as exc:
@@ -124,6 +112,19 @@ class Hub:
         for listener in self._listeners:
             if listener.messages or not isinstance(event, MessageEvent | RateConsumed):
                 listener.hear(event)
+
+    def _hooks_of(self, event: Event) -> tuple[Callable[[Any], None], ...]:
+        """Return the hooks of logging and metrics that are to be told of it."""
+        logging, metrics = self.logging_handler, self.metrics
+        match event:
+            case ConnectionEvent() if "connection" in self.families:
+                return logging.log_connection_event, metrics.handle_connection_event
+            case MessageEvent() if "message" in self.families:
+                return logging.log_message_event, metrics.handle_message_event
+            case ErrorEvent() if "error" in self.families:
+                return logging.log_error_event, metrics.handle_error_event
+            case _:
+                return ()
 
     def count(self, direction: str, messages: int, size: int) -> None:
         """Tell metrics of a batch of messages."""

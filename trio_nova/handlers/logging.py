@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Literal
 
 import attrs
@@ -67,7 +68,7 @@ _IN_GOOD_ORDER = (1001, 1012)
 _QUIET = (PingSent, PongReceived, RateConsumed, RateLimited, RequestResolved, RequestSent, StateChanged)
 
 
-_LEVELS = {
+_LEVELS: Mapping[type[Event], int] = {
     **dict.fromkeys(_LOUD, logging.WARNING),
     **dict.fromkeys(_QUIET, logging.DEBUG),
     MessageEvent: logging.DEBUG,
