@@ -117,7 +117,7 @@ class Requests:
                         await renewal.renew(grants)
                     except NovaError as failure:
                         raise error from failure
-                elif lane is not Lane.APPLICATION or session.config.when_down == "fail":
+                elif lane is not Lane.APPLICATION or session.config.when_down == "fail" or session.is_closing:
                     raise
                 renewal = None  # once
             except (NotSent, OutcomeUnknown, Expired) as error:

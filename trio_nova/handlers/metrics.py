@@ -48,10 +48,6 @@ _DURATIONS: Mapping[type[ConnectionEvent], tuple[str, str]] = {
     ConsumerCaughtUp: ("stalled", "stalled"),
 }
 """Which histogram the duration in an event goes into, and which field of the event it is."""
-_WITH_FIGURES = frozenset(
-    {BecameReady, LinkClosed, PongReceived, RateConsumed, RateLimitSlowed, Dropped, Gap},
-)
-"""Events that change a gauge, or a counter besides that of events."""
 
 
 @attrs.define(eq=False)
@@ -119,10 +115,6 @@ class MetricsCollector:
         if (duration := _DURATIONS.get(kind)) is not None:
             name, field = duration
             self.histograms.setdefault(name, Histogram()).observe(getattr(event, field))
-        if kind in _WITH_FIGURES:
-            self._take_figures(event)
-
-    def _take_figures(self, event: ConnectionEvent) -> None:
         match event:
             case BecameReady():
                 self.gauges["ready"] = 1.0

@@ -643,7 +643,7 @@ def _granted(history: History) -> Found:
         mine = [feed for feed in history.feeds if feed.owner == owner and feed.ended >= rest.at]
         wanted = {feed.channel for feed in mine if feed.is_open_at(rest)}
         granted = set(rest["granted"].get(str(living[0].number), []))
-        if not wanted <= granted <= wanted | {feed.channel for feed in mine}:  # some were wanted only just now
+        if not wanted <= granted <= {feed.channel for feed in mine}:  # some were wanted only just now
             wants, grants = sorted(wanted), sorted(granted)
             yield rest.at, f"client {rest['client']} wants {wants}, the service grants {grants}"
 
