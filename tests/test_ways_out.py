@@ -429,6 +429,8 @@ from trio._core import _run
 import trio_nova
 from trio_nova.testing import HangDial, ScriptedServer
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
+
 logging.getLogger("trio_nova").addHandler(logging.NullHandler())
 _run._ALLOW_DETERMINISTIC_SCHEDULING = True
 
@@ -532,6 +534,8 @@ import trio, trio.testing
 import trio_nova
 from trio_nova.links import _wire
 from trio_nova.testing import ScriptedServer
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 
 where = sys.argv[1]
 
