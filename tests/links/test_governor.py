@@ -8,7 +8,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import ConnectGovernor, ConnectionHandler, ConnectionInfo, RollingWindow, open_connection
-from trio_nova.testing import Peer, ScriptedServer
+from trio_nova.testing import MemoryStream, Peer, ScriptedServer, echo
 
 URL = "ws://front.test/"
 
@@ -60,7 +60,7 @@ async def test_who_is_sent_elsewhere_does_not_keep_others_from_where_it_came(aut
 
         async def go_back() -> None:
             async with governor.turn("front.test") as turn:
-                await turn.move("back.test")
+                await turn.begin("back.test")
 
         nursery.start_soon(go_back)
         await wait_all_tasks_blocked()
@@ -74,6 +74,29 @@ async def test_who_is_sent_elsewhere_does_not_keep_others_from_where_it_came(aut
             turn.release()
 
 
+async def test_a_dial_that_had_to_wait_for_its_address_counts_from_when_it_begins(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    governor, started = ConnectGovernor([RollingWindow(2, 10.0)]), trio.current_time()
+    began: list[float] = []
+
+    async def go_back() -> None:
+        async with governor.turn("front.test") as turn:
+            await turn.begin("back.test")
+            began.append(trio.current_time() - started)
+
+    async with trio.open_nursery() as nursery:
+        async with governor.turn("back.test") as turn:
+            await turn.begin("back.test")
+            nursery.start_soon(go_back)
+            await trio.sleep(5.0)
+        for _ in range(2):
+            async with governor.turn("other.test") as turn:
+                await turn.begin("other.test")
+                began.append(trio.current_time() - started)
+    assert began == pytest.approx([5.0, 10.0, 15.0])
+
+
 async def test_a_retry_that_waits_for_its_pace_keeps_no_first_dial_from_the_reserve(
     autojump_clock: trio.abc.Clock,
 ) -> None:
@@ -81,7 +104,8 @@ async def test_a_retry_that_waits_for_its_pace_keeps_no_first_dial_from_the_rese
     started = trio.current_time()
 
     async def dial(*, retry: bool) -> float:
-        async with governor.turn("server.test", retry=retry):
+        async with governor.turn("server.test", retry=retry) as turn:
+            await turn.begin("server.test")
             return trio.current_time() - started
 
     assert [await dial(retry=True) for _ in range(2)] == [0.0, 0.0]
@@ -97,10 +121,57 @@ async def test_a_retry_that_waits_for_its_pace_keeps_no_first_dial_from_the_rese
     assert await dial(retry=False) == pytest.approx(3600.0)
 
 
+async def test_a_dial_counts_from_when_it_begins_and_not_at_all_where_it_never_does(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    governor, started = ConnectGovernor([RollingWindow(2, 10.0)]), trio.current_time()
+    began: list[float] = []
+
+    async def prepare_and_dial(address: str, seconds: float) -> None:
+        async with governor.turn(address) as turn:
+            await trio.sleep(seconds)
+            if address != "nowhere.test":
+                await turn.begin(address)
+                began.append(trio.current_time() - started)
+
+    async with trio.open_nursery() as nursery:
+        for address, seconds in (("nowhere.test", 1.0), ("a.test", 2.0), ("b.test", 4.0), ("c.test", 6.0)):
+            nursery.start_soon(prepare_and_dial, address, seconds)
+    assert began == pytest.approx([2.0, 4.0, 12.0])
+
+
+async def test_what_takes_its_time_before_a_dial_brings_no_dials_closer_together(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    prepared: dict[str, float] = {"a.test": 9.0, "b.test": 0.0, "c.test": 0.0}
+    dials: list[float] = []
+
+    async def hold(name: str) -> None:
+        async def ask() -> dict[str, str]:
+            await trio.sleep(prepared[name])
+            return {"X-From": name}
+
+        async def dial(host: str, port: int) -> MemoryStream:
+            dials.append(trio.current_time() - started)
+            return await server.stream_factory(host, port)
+
+        async with open_connection(f"ws://{name}/", headers=ask, stream_factory=dial, governor=governor):
+            pass
+
+    governor, started = ConnectGovernor([RollingWindow(2, 10.0)]), trio.current_time()
+    async with ScriptedServer(then=echo) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(hold, "a.test")
+        await trio.sleep(8.0)
+        nursery.start_soon(hold, "b.test")
+        await trio.sleep(3.0)
+        nursery.start_soon(hold, "c.test")  # the first of two dials in ten seconds was at 8
+    assert dials == pytest.approx([8.0, 9.0, 18.0])
+
+
 @pytest.mark.parametrize("reserve", [0.0, 1.0])
 async def test_retries_never_stop_however_much_is_reserved(autojump_clock: trio.abc.Clock, reserve: float) -> None:
     governor = ConnectGovernor([RollingWindow(4, 60.0)], reserve=reserve)
     for _ in range(20):
         with trio.fail_after(61.0):
-            async with governor.turn("server.test", retry=True):
-                pass
+            async with governor.turn("server.test", retry=True) as turn:
+                await turn.begin("server.test")

@@ -25,23 +25,40 @@ class Turn:
     """The one that may be dialled; None: none."""
 
     async def __aenter__(self) -> Turn:
-        # Who waits for room does not hold the address: others may have to leave less of it alone.
-        while True:
-            if (when := self._limits.admits_at(trio.current_time())) > trio.current_time():
-                await trio.sleep_until(when)
-            await self.move(self._wanted)
-            now = trio.current_time()
-            if self._limits.admits_at(now) <= now:
-                self._limits.spend(now)
-                return self
-            self.release()
+        await self._wait()
+        return self
 
     async def __aexit__(self, *_: object) -> None:
         self.release()
 
-    async def move(self, address: str) -> None:
-        """Let the next one dial, and wait for the right to dial `address`. Cancelled, this has none."""
-        self.release()
+    async def begin(self, address: str) -> None:
+        """Count the dial of `address`, which begins now; one that never begins is not counted.
+
+        Waits for another turn, where that is another address, or others have used the room up meanwhile.
+        Cancelled, this has none.
+        """
+        if self._address != address or not self._has_room:
+            self.release()
+            self._wanted = address
+            await self._wait()
+        self._limits.spend(trio.current_time())
+
+    async def _wait(self) -> None:
+        # Who waits for room does not hold the address: others may have to leave less of it alone.
+        while True:
+            if not self._has_room:
+                await trio.sleep_until(self._limits.admits_at(trio.current_time()))
+            await self._hold(self._wanted)
+            if self._has_room:
+                return
+            self.release()
+
+    @property
+    def _has_room(self) -> bool:
+        now = trio.current_time()
+        return self._limits.admits_at(now) <= now
+
+    async def _hold(self, address: str) -> None:
         lock = self._locks.setdefault(address, trio.Lock())
         try:
             if lock.locked():
