@@ -19,10 +19,13 @@ from trio_nova import (
     AuthFailed,
     AuthHandler,
     AuthOk,
+    AuthRefused,
     AuthStarted,
     AuthUnsuccessful,
+    Buffer,
     ConfigError,
     ConnectFailed,
+    Connection,
     ConnectionHandler,
     ConnectionInfo,
     HandshakeRejected,
@@ -54,7 +57,7 @@ def connect(server: ScriptedServer, **options: Any) -> Any:
 class Gate:
     """Lets in whoever has a token it knows, and echoes what else it is sent; refuses to hear anything before."""
 
-    def __init__(self, *tokens: str, expires_in: float | None = None) -> None:
+    def __init__(self, *tokens: str, expires_in: Any = None) -> None:
         self.tokens = set(tokens)
         self.expires_in = expires_in
         self.seen: list[list[Any]] = []
@@ -73,11 +76,18 @@ class Gate:
                 admitted = message.get("token") in self.tokens
                 answer = {"type": "auth_success"} if admitted else {"type": "auth_error", "reason": "unknown token"}
                 if admitted and self.expires_in is not None:
-                    answer["expires_in"] = self.expires_in  # type: ignore[assignment]
+                    answer["expires_in"] = self.expires_in
                 await peer.send_json(answer)
             else:
                 assert admitted, f"{message!r} came before the authentication"
                 await peer.send_json(message)
+
+
+class Trusting(AuthHandler):
+    """Passes on what the service says as it is."""
+
+    def handle_auth_response(self, message: Any) -> AuthOk | AuthRefused | None:
+        return AuthOk(expires_in=message["expires_in"]) if message["type"] == "auth_success" else None
 
 
 @pytest.mark.fault("F108", where="memory")
@@ -271,14 +281,20 @@ async def test_a_grant_is_renewed_before_it_expires_while_messages_flow(autojump
 
 
 @pytest.mark.fault("F121", where="memory")
-@pytest.mark.parametrize("expires_in", [-1, 0, 1e-9])
+@pytest.mark.parametrize("expires_in", [-1, 0, 1e-9, 10**400, "3600", True, [3600], {}])
+@pytest.mark.parametrize("handler", [AuthHandler, Trusting])
 async def test_a_nonsensical_lifetime_does_not_make_it_ask_without_end(
-    autojump_clock: trio.abc.Clock, expires_in: float
+    autojump_clock: trio.abc.Clock, expires_in: Any, handler: type[AuthHandler]
 ) -> None:
     gate = Gate("open sesame", expires_in=expires_in)
-    async with ScriptedServer(then=gate) as server, connect(server):
+    async with ScriptedServer(then=gate) as server, connect(server, auth_handler=handler):
         await trio.sleep(60)
-    assert len(gate.seen[0]) <= 13
+    assert 1 <= len(gate.seen[0]) <= 13
+
+
+@pytest.mark.parametrize("at", [10**400, -(10**400), -1e308])
+def test_an_end_of_the_grant_that_cannot_be_is_no_error(at: float) -> None:
+    assert isinstance(AuthHandler().handle_auth_response({"type": "auth_success", "expires_at": at}), AuthOk)
 
 
 async def test_a_refresh_that_fails_for_good_ends_the_session_loudly(autojump_clock: trio.abc.Clock) -> None:
@@ -544,28 +560,33 @@ async def test_an_answer_that_comes_while_goodbye_is_said_is_no_surprise(
     assert conn.state is State.CLOSED
 
 
+class Renews(AuthHandler):
+    """Authenticates again where a request is refused for want of it."""
+
+    def handle_refusal(self, reply: Any) -> bool:
+        return bool(reply["error"] == "unauthorized")
+
+
+async def let_in(peer: Peer) -> None:
+    await peer.accept()
+    assert (await peer.receive_json())["token"] == "open sesame"
+    await peer.send_json({"type": "auth_success"})
+
+
 @pytest.mark.parametrize("when_down", ["fail", "wait"])
 async def test_a_refusal_that_comes_while_its_link_is_left_calls_for_no_authentication_on_it(
     when_down: str, autojump_clock: trio.abc.Clock
 ) -> None:
-    class Renews(AuthHandler):
-        def handle_refusal(self, reply: Any) -> bool:
-            return bool(reply["error"] == "unauthorized")
-
-    async def lets_in(peer: Peer) -> Any:
-        await peer.accept()
-        assert (await peer.receive_json())["token"] == "open sesame"
-        await peer.send_json({"type": "auth_success"})
-        return await peer.receive_json()
-
     async def refuses_late(peer: Peer) -> None:
-        asked = await lets_in(peer)
+        await let_in(peer)
+        asked = await peer.receive_json()
         assert isinstance(await peer.receive(), ClosePayload)
         await peer.send_json({"id": asked["id"], "error": "unauthorized"})
         await peer.finish()
 
     async def answers(peer: Peer) -> None:
-        asked = await lets_in(peer)
+        await let_in(peer)
+        asked = await peer.receive_json()
         await peer.send_json({"id": asked["id"], "result": "done"})
         await peer.serve_until_closed()
 
@@ -597,3 +618,43 @@ async def test_a_refusal_that_comes_while_its_link_is_left_calls_for_no_authenti
             assert [outcome["result"] for outcome in outcomes] == ["done"]
         seen = await events.receive_batch()
     assert [event.refresh for event in seen if isinstance(event, AuthStarted)] == [False]
+
+
+@pytest.mark.parametrize("when_down", ["fail", "wait", "buffer"])
+async def test_of_refused_requests_none_authenticates_a_link_that_went_while_another_did(
+    when_down: str, autojump_clock: trio.abc.Clock
+) -> None:
+    async def refuses_both_and_drops(peer: Peer) -> None:
+        await let_in(peer)
+        for _ in range(2):
+            asked = await peer.receive_json()
+            await peer.send_json({"id": asked["id"], "error": "unauthorized"})
+        assert (await peer.receive_json())["type"] == "auth"
+        await peer.drop()
+
+    async def answers(peer: Peer) -> None:
+        await trio.sleep(60.0 if when_down == "buffer" else 1.0)
+        await let_in(peer)
+        for _ in range(2):
+            asked = await peer.receive_json()
+            await peer.send_json({"id": asked["id"], "result": "done"})
+        await peer.serve_until_closed()
+
+    outcomes: list[Any] = []
+
+    async def ask(conn: Connection, n: int) -> None:
+        try:
+            outcomes.append((await conn.request({"n": n}))["result"])
+        except RequestFailed:
+            outcomes.append("refused")
+
+    policy = Buffer(ttl=10.0) if when_down == "buffer" else when_down
+    options: dict[str, Any] = {"auth_handler": Renews, "when_down": policy, "connect_timeout": 100.0}
+    async with ScriptedServer(refuses_both_and_drops, then=answers) as server, connect(server, **options) as conn:
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            for n in range(2):
+                nursery.start_soon(ask, conn, n)
+        took = trio.current_time() - began
+    assert outcomes == (["done"] * 2 if when_down == "wait" else ["refused"] * 2)
+    assert took == pytest.approx({"fail": 0.0, "wait": 1.0, "buffer": 10.0}[when_down])

@@ -2,21 +2,30 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_nova.codecs import JsonCodec, RawCodec
+from trio_nova import open_connection
+from trio_nova.codecs import Codec, JsonCodec, MixedCodec, RawCodec
 from trio_nova.errors import BadMessage
+from trio_nova.testing import ScriptedServer, echo
 
 
 class Trade(msgspec.Struct):
     price: float
     side: str = "buy"
+
+
+class Priced(msgspec.Struct):
+    price: float
+    comment: str | None = None
 
 
 class Positive(msgspec.Struct):
@@ -172,5 +181,33 @@ def test_what_json_has_no_form_for_is_a_bad_message(message: object) -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
-def test_numbers_that_json_does_not_know_are_written_as_null(number: float) -> None:
-    assert JsonCodec().encode([number]) == "[null]"
+@pytest.mark.parametrize("codec", [JsonCodec(), RawCodec(), MixedCodec()])
+def test_numbers_that_json_does_not_know_are_not_sent_as_something_else(codec: Codec, number: float) -> None:
+    order = {"side": "buy", "legs": [{"note": None, "price": number}]}
+    with pytest.raises(BadMessage, match="NaN and the infinities"):
+        codec.encode(order)
+    with pytest.raises(BadMessage, match="NaN and the infinities"):
+        codec.encode(Priced(number))
+
+
+def test_null_is_sent_as_it_is() -> None:
+    codec = JsonCodec()
+    assert codec.encode({"a": None, "b": ("null", 1.5)}) == '{"a":null,"b":["null",1.5]}'
+    assert codec.encode([msgspec.Raw(b'{"a":null}')]) == '[{"a":null}]'
+
+
+@pytest.mark.parametrize("base", [RawCodec, JsonCodec, MixedCodec])
+async def test_a_decode_that_a_subclass_overrides_is_asked(base: Any, autojump_clock: trio.abc.Clock) -> None:
+    class One(base):  # type: ignore[misc]
+        def decode(self, payload: str | bytes) -> Any:
+            return ("one", super().decode(payload))
+
+    class All(One):
+        def decode_all(self, payloads: Sequence[str | bytes]) -> Sequence[Any]:
+            return [("all", payload) for payload in payloads]
+
+    async with ScriptedServer(then=echo) as server:
+        for codec, heard in (One(), ("one", base().decode("[1]"))), (All(), ("all", "[1]")):
+            async with open_connection("ws://server.test/", stream_factory=server.stream_factory, codec=codec) as conn:
+                await conn.send_text("[1]")
+                assert await conn.receive() == heard

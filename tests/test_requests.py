@@ -14,12 +14,16 @@ from trio.testing import wait_all_tasks_blocked
 from trio_nova import (
     AnswerUnmatched,
     BadMessage,
+    Codec,
+    ConfigError,
     Connection,
     JsonCodec,
+    LinkLost,
     ListBackoff,
     MessageHandler,
     NotSent,
     OutcomeUnknown,
+    RawCodec,
     Reply,
     RequestFailed,
     RequestResolved,
@@ -110,6 +114,56 @@ async def test_a_cancelled_question_without_an_id_keeps_its_place(autojump_clock
         assert [event.late for event in unmatched] == [True]
 
 
+@pytest.mark.parametrize("codec", [RawCodec(), JsonCodec()], ids=["raw", "json"])
+async def test_an_answer_that_comes_when_nobody_waits_any_more_is_nobodys(
+    autojump_clock: trio.abc.Clock, codec: Codec
+) -> None:
+    async def act(peer: Peer) -> None:
+        await peer.accept()
+        for pause in (2.0, 0.0):
+            question = await peer.receive()
+            await trio.sleep(pause)
+            await peer.send(str(question))
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(act) as server, connect(server, codec=codec) as conn:
+        with trio.move_on_after(1.0) as scope:
+            await conn.request("1")
+        assert scope.cancelled_caught
+        await trio.sleep(2.0)  # the late answer comes
+        with trio.fail_after(1.0):
+            assert await conn.request("2") == "2"
+        assert not conn.statistics().inbox_messages
+
+
+@pytest.mark.parametrize("kind", ["request", "ping"])
+async def test_what_is_asked_from_outside_of_the_block_settles_where_a_defect_ends_the_session(
+    autojump_clock: trio.abc.Clock, kind: str
+) -> None:
+    class Exits(MessageHandler):
+        def validate_message(self, message: Any) -> Any:
+            raise SystemExit(3)
+
+    async def act(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(1.0)
+        await peer.send("what a hook cannot bear")
+        await peer.serve_until_closed()
+
+    async def ask(conn: Connection) -> None:
+        with trio.fail_after(5.0), pytest.raises(OutcomeUnknown if kind == "request" else LinkLost):
+            await (conn.request("?") if kind == "request" else conn.ping())
+        settled.append(trio.current_time())
+
+    settled: list[float] = []
+    async with ScriptedServer(act) as server, trio.open_nursery() as nursery:
+        with pytest.raises(SystemExit):
+            async with connect(server, codec=RawCodec(), message_handler=Exits()) as conn:
+                nursery.start_soon(ask, conn)
+                await trio.sleep_forever()
+    assert settled == [pytest.approx(1.0)]
+
+
 async def test_a_matcher_tells_the_answer_and_takes_nothing_else(autojump_clock: trio.abc.Clock) -> None:
     async def talk(peer: Peer) -> None:
         await peer.accept()
@@ -124,6 +178,71 @@ async def test_a_matcher_tells_the_answer_and_takes_nothing_else(autojump_clock:
         assert reply == {"type": "status", "up": True}
         await wait_all_tasks_blocked()
         assert await conn.receive_batch() == [{"type": "tick", "n": 1}, {"type": "tick", "n": 2}]
+
+
+async def test_what_a_matcher_raises_is_for_its_own_question_alone(autojump_clock: trio.abc.Clock) -> None:
+    async def talk(peer: Peer) -> None:
+        await peer.accept()
+        for _ in range(2):
+            await peer.receive()
+        await peer.send_json({"tick": 1})
+        await peer.send_json({"kind": "status"})
+        await peer.serve_until_closed()
+
+    heard = []
+    async with ScriptedServer(talk) as server, connect(server) as conn, conn.listen() as events:
+
+        async def ask(kind: str) -> None:
+            heard.append(await conn.request({}, matches=lambda message: message.get("kind") == kind))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "status")
+            with pytest.raises(KeyError, match="kind"):
+                await conn.request({}, matches=lambda message: message["kind"] == "news")
+        assert heard == [{"kind": "status"}]
+        assert await conn.receive() == {"tick": 1}
+        assert conn.state is State.READY
+        told = [event.error for event in await events.receive_batch() if isinstance(event, RequestUnresolved)]
+        assert [type(error) for error in told] == [KeyError]
+        with pytest.raises(ConfigError, match="matches: must be a function of a message, not str"):
+            await conn.request({}, matches="status")
+
+
+@pytest.mark.parametrize("priority", [None, "high", 1.5, float("nan"), [1], True])
+async def test_a_priority_that_is_none_is_refused_to_whoever_gave_it(
+    autojump_clock: trio.abc.Clock, priority: Any
+) -> None:
+    async with ScriptedServer(answer) as server, connect(server) as conn:
+        for call in (conn.send, conn.request):
+            with pytest.raises(ConfigError, match="priority: must be a whole number"):
+                await call({}, priority=priority)
+        assert await conn.request({"n": 1}, priority=-1) == {"id": 1, "result": 2}
+
+
+async def test_an_answer_behind_messages_that_nobody_receives_is_held_up_and_shows_in_the_health(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async def chat(peer: Peer) -> None:
+        await peer.accept()
+        for number in range(5):
+            await peer.send_json({"news": number})
+        await answer_one(peer)
+        await peer.serve_until_closed()
+
+    async def answer_one(peer: Peer) -> None:
+        await peer.send_json({"id": (await peer.receive_json())["id"]})
+
+    async with ScriptedServer(chat) as server, connect(server, inbox_size=3) as conn, trio.open_nursery() as nursery:
+        assert conn.health().status == "ok"
+        nursery.start_soon(conn.request, {})
+        await trio.sleep(1.0)
+        assert (conn.health().status, conn.health().reading) == ("degraded", False)
+        assert len(nursery.child_tasks) == 1
+        for _ in range(5):
+            await conn.receive()
+        await trio.sleep(1.0)
+        assert (conn.health().status, conn.health().reading) == ("ok", True)
+        assert not nursery.child_tasks
 
 
 async def test_an_answer_that_says_no_is_an_error_that_holds_it(autojump_clock: trio.abc.Clock) -> None:

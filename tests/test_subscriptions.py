@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import (
     ConfigError,
+    Connection,
     Dropped,
     FeedOptions,
     FeedStale,
@@ -20,6 +21,7 @@ from trio_nova import (
     JsonCodec,
     Lagged,
     ListBackoff,
+    RequestUnresolved,
     SessionOver,
     State,
     SubscriptionHandler,
@@ -36,6 +38,10 @@ def connect(server: ScriptedServer, **options: Any) -> Any:
     return open_connection(
         URL, **{"stream_factory": server.stream_factory, "codec": JsonCodec(), "backoff": AT_ONCE, **options}
     )
+
+
+class AskedAsRequests(SubscriptionHandler):
+    correlated = True
 
 
 class Service:
@@ -63,7 +69,7 @@ class Service:
                         await peer.send_json({"type": "error", "channel": channel, "reason": "forbidden"})
                     elif channel not in self.mute:
                         self.subscribed.add(channel)
-                        await peer.send_json({"type": "subscribed", "channel": channel})
+                        await peer.send_json({**message, "type": "subscribed"})
                 case {"type": "unsubscribe", "channel": channel}:
                     asked.append(f"-{channel}")
                     self.subscribed.discard(channel)
@@ -318,6 +324,55 @@ async def test_one_refused_on_restore_ends_its_feed_and_leaves_the_session_degra
         assert conn.health().status == "ok"
 
 
+async def test_a_wrong_argument_is_refused_and_nothing_is_subscribed_to(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server) as conn:
+        wrong: list[tuple[str, Any, Any]] = [
+            ("feed", "a", {"size": 5}),
+            ("feed", "a", FeedOptions),
+            ("channel", None, None),
+            ("channel", ["a"], None),
+        ]
+        for field, channel, feed in wrong:
+            with pytest.raises(ConfigError, match=f"^{field}: "):
+                async with conn.subscribe(channel, feed=feed):
+                    pass
+        assert conn.subscriptions() == {}
+        async with conn.subscribe("a", depth=3):
+            assert conn.subscriptions() == {"a": "confirmed"}
+        assert conn.subscriptions() == {}
+
+
+@pytest.mark.parametrize("conflate", [lambda message: message["no such"], lambda message: [message]])
+async def test_what_a_conflation_key_raises_ends_its_own_feed_alone(
+    autojump_clock: trio.abc.Clock, conflate: Callable[[Any], Any]
+) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server) as conn:
+        options = FeedOptions(conflate=conflate)
+        async with conn.subscribe("a", feed=options) as broken, conn.subscribe("a") as sound:
+            for n in range(2):
+                await service.publish("a", n)
+            with pytest.raises((KeyError, TypeError)):
+                await broken.receive()
+            assert [(await sound.receive())["n"] for _ in range(2)] == [0, 1]
+        assert conn.state is State.READY
+
+
+async def test_a_feed_whose_block_was_left_says_so_and_not_that_the_session_is_over(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server) as conn:
+        async with conn.subscribe("a") as feed:
+            await service.publish("a", 1)
+            await wait_all_tasks_blocked()
+        assert (await feed.receive())["n"] == 1
+        with pytest.raises(trio.ClosedResourceError, match="the block of this subscription was left"):
+            await feed.receive()
+        assert [message async for message in feed] == []
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -499,9 +554,6 @@ async def test_who_subscribes_at_any_moment_of_a_loss_hears_on_the_next_link(aut
 async def test_what_is_given_up_in_the_instant_in_which_its_link_is_left_is_simply_forgotten(
     autojump_clock: trio.abc.Clock,
 ) -> None:
-    class AskedAsRequests(SubscriptionHandler):
-        correlated = True
-
     class GivesUp(JsonCodec):
         """Gives the subscription up as it reads the last word, when nothing can be asked any more."""
 
@@ -532,3 +584,42 @@ async def test_what_is_given_up_in_the_instant_in_which_its_link_is_left_is_simp
             await conn.reconnect()
             assert (conn.epoch, conn.subscriptions()) == (2, {})
             assert [await conn.receive() for _ in range(2)] == ["while goodbye is said", "the last word"]
+
+
+async def test_questions_that_are_never_answered_do_not_keep_others_from_being_asked(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service(mute={f"silent-{number}" for number in range(40)})
+    refused: list[str] = []
+
+    async def want(conn: Connection, channel: str) -> None:
+        with pytest.raises(SubscriptionRejected, match="no answer"):
+            async with conn.subscribe(channel):
+                pass
+        refused.append(channel)
+
+    async with (
+        ScriptedServer(then=service) as server,
+        connect(server, subscription_handler=AskedAsRequests, subscription_timeout=1.0) as conn,
+        trio.open_nursery() as nursery,
+    ):
+        for channel in sorted(service.mute):
+            nursery.start_soon(want, conn, channel)
+        with trio.fail_after(20.0):
+            async with conn.subscribe("news") as feed:
+                await service.publish("news", 1)
+                assert (await feed.receive())["n"] == 1
+    assert set(refused) == service.mute
+    assert service.asked[0].count("news") == 1
+
+
+async def test_what_is_given_up_without_an_answer_is_not_awaited_for_ever(autojump_clock: trio.abc.Clock) -> None:
+    options = {"subscription_handler": AskedAsRequests, "subscription_timeout": 1.0}
+    async with ScriptedServer(then=Service()) as server, connect(server, **options) as conn, conn.listen() as events:
+        async with conn.subscribe("news"):
+            pass
+        began = trio.current_time()
+        async for event in events:
+            if isinstance(event, RequestUnresolved):
+                break
+        assert trio.current_time() - began == pytest.approx(1.0)

@@ -349,7 +349,7 @@ async def test_what_leaves_the_block_leaves_bare_and_in_time_and_nothing_stays(
     if situation.first_link in ("closed", "client gone"):
         assert server.dials[0].frames == [ClosePayload(1000)]
     assert tasks() == before
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads  # an idle worker of Trio's may have ended meanwhile
 
 
 # --------------------------------------------------------------------------- before the block is entered
@@ -1002,7 +1002,7 @@ async def test_no_socket_stays_open(
         assert our_tasks() == []
     assert conn.state is State.CLOSED
     assert open_files() == files
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads  # an idle worker of Trio's may have ended meanwhile
     assert tasks() == before
 
 

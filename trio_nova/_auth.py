@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -16,9 +17,12 @@ from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.config import configure
 from trio_nova.core.outbox import Lane
+from trio_nova.core.session import State
 from trio_nova.errors import (
     AuthFailed,
     ConnectFailed,
+    LinkLost,
+    NotSent,
     NovaError,
     RequestFailed,
     RetryAdvice,
@@ -153,6 +157,7 @@ class Authenticator:
         Raises:
             AuthFailed: the service refuses, or does not answer in time.
             ConnectFailed: the provider of credentials failed.
+            NotSent: the link was lost, or left, before it was this one's turn.
         """
         session = self._session
         if self._turn is None:
@@ -160,6 +165,8 @@ class Authenticator:
         async with self._turn:
             if seen not in (None, self.grants):
                 return
+            if self._outbound.link is None or session.state is State.DISCONNECTED:
+                raise NotSent("the link to be authenticated is gone") from LinkLost(1006, "", session.epoch)
             session.emit(AuthStarted, refresh=refresh)
             started = trio.current_time()
             try:
@@ -180,9 +187,10 @@ class Authenticator:
             if credentials is not None:
                 session.reconfigure(configure(session.config, {"credentials": credentials}), ("credentials",))
             self._granted_at = trio.current_time()
-            self._expires_at = math.inf if ok.expires_in is None else self._granted_at + _lifetime(ok.expires_in)
+            lasts = None if ok.expires_in is None else _lifetime(ok.expires_in)
+            self._expires_at = math.inf if lasts is None else self._granted_at + lasts
             duration = self._granted_at - started
-            session.emit(Authenticated, refresh=refresh, duration=duration, expires_in=ok.expires_in)
+            session.emit(Authenticated, refresh=refresh, duration=duration, expires_in=lasts)
             self._renewed.set()
 
     async def _authenticate(self, refresh: bool, on_trial: CredentialsSource) -> AuthOk:
@@ -254,4 +262,7 @@ class Authenticator:
 
 
 def _lifetime(seconds: float) -> float:
-    return seconds if seconds >= SHORTEST_GRANT else SHORTEST_GRANT  # a NaN too
+    # A handler may pass on what the service says as it is: a text, or NaN.
+    if not isinstance(seconds, int | float) or not seconds >= SHORTEST_GRANT:
+        return SHORTEST_GRANT
+    return seconds if seconds <= sys.float_info.max else math.inf

@@ -75,7 +75,8 @@ class Health:
     status: str
     """"ok" or "degraded" where application messages flow, "down" where they wait for a link, "over".
 
-    Degraded: the service has rejected a subscription that is still wanted.
+    Degraded: the service has rejected a subscription that is still wanted; or reading stands still, and with
+    it every answer and the watch over the peer, as messages fill the inbox or a feed and nobody takes them.
     """
     state: State
     epoch: int
@@ -188,7 +189,7 @@ class Connection:
             return "over"
         if not self._session.ready:
             return "down"
-        return "degraded" if self._subscriptions.book.degraded else "ok"
+        return "degraded" if self._subscriptions.book.degraded or self._inbound.clogged else "ok"
 
     # ----------------------------------------------------------------- sending
 
@@ -206,8 +207,11 @@ class Connection:
             Expired: it waited longer than `Buffer.ttl`, and was not sent.
             OutcomeUnknown: the link was lost while it was being written.
             BadMessage: it cannot be encoded.
+            ConfigError: `priority` is not a whole number.
             SessionOver: the session has ended.
         """
+        if priority != 0:
+            _check_priority(priority)
         outbound = self._outbound
         if isinstance(message, Ping | Pong):
             await outbound.send(message)
@@ -260,7 +264,8 @@ class Connection:
 
         Args:
             message: the question, for the codec.
-            matches: tells the answer by its content, where neither id nor order does.
+            matches: tells the answer by its content, where neither id nor order does. What it raises, this
+                call raises: it is shown every message that comes, so look before you index.
             idempotent: ask again on the next link where this one is lost first. Nothing else is ever repeated.
             priority: as for `send`.
 
@@ -269,8 +274,16 @@ class Connection:
             NotSent, Expired: as for `send`; also where the link was lost before the question was written,
                 or where a question of the same id is under way.
             OutcomeUnknown: the link was lost before the answer came.
+            ConfigError: `matches` is not callable, or `priority` not a whole number.
             SessionOver: the session has ended.
+
+        An answer that stands behind messages which nobody receives is held up with them, once they fill
+        the inbox and `overflow` is "block".
         """
+        if priority != 0:
+            _check_priority(priority)
+        if matches is not None and not callable(matches):
+            raise ConfigError("matches", f"must be a function of a message, not {type(matches).__name__}")
         return await self._requests.request(message, matches=matches, idempotent=idempotent, priority=priority)
 
     @discreet
@@ -292,8 +305,14 @@ class Connection:
 
         Raises:
             SubscriptionRejected: the service refuses, or does not answer.
+            ConfigError: `channel` is no text, or `feed` no `FeedOptions`; or the channel is subscribed to
+                already, with other `params`.
             SessionOver: the session has ended.
         """
+        if not isinstance(channel, str):
+            raise ConfigError("channel", f"must be a str, not {type(channel).__name__}")
+        if not isinstance(feed, FeedOptions | None):
+            raise ConfigError("feed", f"must be FeedOptions(...), not {type(feed).__name__}")
         async with self._subscriptions.subscribe(channel, feed or _PLAIN_FEED, params) as made:
             yield made
 
@@ -653,7 +672,8 @@ class ConnectionBlock:
                 if self.inbound.has_hooks:
                     nursery.start_soon(self.inbound.dispatch, name="nova:dispatcher")
                 await self.supervisor.supervise()
-                nursery.cancel_scope.cancel(reason="the session is over")
+                if nursery.child_tasks:
+                    nursery.cancel_scope.cancel(reason="the session is over")
         except BaseException as exc:
             cancelled, defect = _split_cancelled(exc)
             if defect is not None:
@@ -665,6 +685,11 @@ class ConnectionBlock:
                 session.close()
             self.supervisor.finish()
             session.over.set()
+
+
+def _check_priority(priority: object) -> None:
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise ConfigError("priority", f"must be a whole number, not {type(priority).__name__}")
 
 
 def _split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:

@@ -8,8 +8,8 @@ from typing import Any, Literal, TypeAlias
 
 import attrs
 
-from trio_nova._mailbox import Mailbox, Receiver
-from trio_nova.errors import Lagged, NovaError
+from trio_nova._mailbox import Mailbox, Receiver, Source
+from trio_nova.errors import Lagged
 
 __all__ = ["Feed", "FeedOptions"]
 
@@ -27,7 +27,10 @@ class FeedOptions:
     )
     """When full: "block" stops reading for the whole connection; "fail" ends the feed with Lagged."""
     conflate: Callable[[Any], Hashable] | None = None
-    """Of the messages that wait with the same key, as this returns it, only the newest is kept."""
+    """Of the messages that wait with the same key, as this returns it, only the newest is kept.
+
+    What it raises ends the feed, and is raised there.
+    """
     notices: bool = False
     """Whether `Gap`, `Resynced` and `Dropped` stand between the messages, in their place."""
     max_age: float = attrs.field(default=math.inf, validator=attrs.validators.gt(0))
@@ -38,8 +41,10 @@ class FeedOptions:
 class Feed(Receiver[Any]):
     """The messages of one subscription, for one consumer. Made by `Connection.subscribe`.
 
-    Iteration ends with the session. It raises SubscriptionRejected where the service takes the
-    subscription back, and Lagged where the consumer is too slow for a feed that may not drop.
+    Iteration ends with the session, or with the block. It raises SubscriptionRejected where the service takes
+    the subscription back, and Lagged where the consumer is too slow for a feed that may not drop. Once what
+    waited is taken, `receive` raises SessionOver after the session's end, and trio.ClosedResourceError after
+    the block's.
     """
 
     channel: str = ""
@@ -48,10 +53,14 @@ class Feed(Receiver[Any]):
     """Of each conflation key, the serial number of its message in the queue."""
 
     @classmethod
-    def of(cls, channel: str, options: FeedOptions, notice: Callable[[int], Any]) -> Feed:
+    def of(cls, channel: str, options: FeedOptions, source: Source, notice: Callable[[int], Any]) -> Feed:
         overflow = "block" if options.overflow == "fail" else options.overflow
         mailbox: Mailbox[Any] = Mailbox(
-            max_items=options.size, overflow=overflow, sized=False, notice=notice if options.notices else None
+            max_items=options.size,
+            overflow=overflow,
+            sized=False,
+            notice=notice if options.notices else None,
+            source=source,
         )
         mailbox.prepare()
         return cls(mailbox, channel, options)
@@ -81,8 +90,12 @@ class Feed(Receiver[Any]):
         """Take a message in; where this returns False, reading must stop until there is room."""
         mailbox = self._mailbox
         if self.options.conflate is not None:
-            key = self.options.conflate(message)
-            serial = self._latest.get(key)
+            try:
+                key = self.options.conflate(message)
+                serial = self._latest.get(key)
+            except Exception as error:
+                self.end(error)  # a matter between that function and the consumer
+                return True
             if serial is not None and mailbox.replace(serial, message, 0):
                 return True
             self._latest[key] = mailbox.next_serial
@@ -98,7 +111,7 @@ class Feed(Receiver[Any]):
         if self.options.notices:
             self._mailbox.put_nowait(notice, 0)
 
-    def end(self, error: NovaError | None = None) -> None:
+    def end(self, error: Exception | None = None) -> None:
         """Let what is there be received; after that raise `error`, or end."""
         self._mailbox.close(error)
 

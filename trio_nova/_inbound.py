@@ -14,6 +14,7 @@ from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova._subscriptions import Subscriptions
+from trio_nova.codecs import batch_decoder
 from trio_nova.errors import BadMessage
 from trio_nova.handlers import ConnectionHandler, Correlation, Heartbeat, MessageHandler
 from trio_nova.messages import (
@@ -75,17 +76,18 @@ class Inbound:
 
     def __attrs_post_init__(self) -> None:
         config, handlers = self._session.config, self._session.handlers
+        # A hook that is not overridden costs nothing: it is not called.
+        self._hears_messages = type(handlers.message).handle_message is not MessageHandler.handle_message
+        self._hears_frames = type(handlers.connection).handle_frame is not ConnectionHandler.handle_frame
         self.inbox = Mailbox(
             max_items=config.inbox_size,
             max_bytes=config.inbox_bytes,
             overflow=config.overflow,
             on_high_water=self._high_water,
             on_low_water=self._low_water,
+            source=None if self.has_hooks else self._session.source,
         )
         self.receiver = Receiver(self.inbox)
-        # A hook that is not overridden costs nothing: it is not called.
-        self._hears_messages = type(handlers.message).handle_message is not MessageHandler.handle_message
-        self._hears_frames = type(handlers.connection).handle_frame is not ConnectionHandler.handle_frame
         self._validates = type(handlers.message).validate_message is not MessageHandler.validate_message
         heartbeat = type(config.heartbeat)
         self._probed = (
@@ -95,7 +97,7 @@ class Inbound:
         )
         self._splits = type(config.correlation).parts is not Correlation.parts
         hooked = self._hears_messages or self._hears_frames or self._validates or self._probed or self._splits
-        self._decode_all = None if hooked else getattr(config.codec, "decode_all", None)
+        self._decode_all = None if hooked else batch_decoder(config.codec)
         if self.has_hooks:
             self._staged = Mailbox(max_items=MAX_STAGED)
 

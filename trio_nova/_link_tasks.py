@@ -11,6 +11,7 @@ import trio
 from trio_nova._auth import Authenticator
 from trio_nova._inbound import Inbound
 from trio_nova._outbound import Outbound
+from trio_nova._reader import Reader
 from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Signal
@@ -30,8 +31,6 @@ from trio_nova.handlers import ConnectionHandler, ConnectionInfo, RateLimitHandl
 from trio_nova.links import Link
 from trio_nova.messages import (
     ClockJumped,
-    ConsumerCaughtUp,
-    ConsumerLagged,
     Frame,
     PeerSilent,
     Ping,
@@ -79,8 +78,6 @@ class LinkTasks:
     setup_error: NovaError | None = attrs.field(default=None, init=False)
     """Why this link could not be set up, or not be kept authenticated."""
     _ending: trio.Event = attrs.field(factory=trio.Event, init=False)
-    _held: Sequence[Frame] = attrs.field(default=(), init=False)
-    """What arrived when reading had just been paused."""
     _pongs: dict[bytes, _AwaitedPong] = attrs.field(factory=dict, init=False)
     _probe_sent_at: float = attrs.field(default=math.inf, init=False)
 
@@ -93,36 +90,54 @@ class LinkTasks:
         session, number = self._session, self._session.epoch
         session.on_leave = self._ending.set
         self._outbound.link = self._link
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            self._outbound.start_writer = self._start_writer
-            more = self._begin_setup(nursery)
-            self._outbound.work()
-            nursery.start_soon(self._read, name=f"nova:reader#{number}")
-            nursery.start_soon(self._watch, name=f"nova:heartbeat#{number}")
-            limiter = session.handlers.rate_limit
-            if type(limiter).handle_tick is not RateLimitHandler.handle_tick:
-                nursery.start_soon(self._tick, limiter, name=f"nova:limiter#{number}")
-            if more:
-                nursery.start_soon(self._set_up, nursery, name=f"nova:setup#{number}")
-            await self._ending.wait()
-            if self._lost is not None:  # first: whoever waits for the state to change looks at how the link ended
-                session.link_ended(self._lost)
-            if session.goodbye is None or session.goodbye.then is not None:
-                session.apply(SessionEvent.LOSE)
-            if self._lost is None and session.goodbye is not None:
-                await self._say_goodbye(session.goodbye.code, session.goodbye.reason)
-            elif self._lost is None and self.setup_error is not None:
-                await self._say_goodbye(1000, "")
-            self._outbound.link = self._outbound.start_writer = None
-            self._link.abort()
-            if not session.is_closing:
-                await self._take_the_rest()
-            self._subscriptions.stop_asking()
-            nursery.cancel_scope.cancel(reason="the link has ended")
-        lost = self._lost or LinkLost(1006, "", number)
-        self._settle_pongs()
-        return lost
+        reader = Reader(
+            session,
+            self._inbound,
+            self._link,
+            self.pulse,
+            self.pulse_changed,
+            self._ending,
+            self._take_in,
+            self.lose,
+        )
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._outbound.start_writer = self._start_writer
+                more = self._begin_setup(nursery)
+                self._outbound.work()
+                nursery.start_soon(reader.run, name=f"nova:reader#{number}")
+                nursery.start_soon(self._watch, name=f"nova:heartbeat#{number}")
+                limiter = session.handlers.rate_limit
+                if type(limiter).handle_tick is not RateLimitHandler.handle_tick:
+                    nursery.start_soon(self._tick, limiter, name=f"nova:limiter#{number}")
+                if more:
+                    nursery.start_soon(self._set_up, nursery, name=f"nova:setup#{number}")
+                await self._ending.wait()
+                await self._leave(reader)
+                self._subscriptions.stop_asking()
+                nursery.cancel_scope.cancel(reason="the link has ended")
+            await reader.finish()
+        finally:
+            self._settle_pongs()
+        return self._lost or LinkLost(1006, "", number)
+
+    async def _leave(self, reader: Reader) -> None:
+        """Say goodbye where it is wanted, and let go of the link."""
+        session = self._session
+        self.pulse_changed.set()  # the heartbeat ends while goodbye is said
+        if self._lost is not None:  # first: whoever waits for the state to change looks at how the link ended
+            session.link_ended(self._lost)
+        if session.goodbye is None or session.goodbye.then is not None:
+            session.apply(SessionEvent.LOSE)
+        if self._lost is None and session.goodbye is not None:
+            await self._say_goodbye(session.goodbye.code, session.goodbye.reason)
+        elif self._lost is None and self.setup_error is not None:
+            await self._say_goodbye(1000, "")
+        self._outbound.link = self._outbound.start_writer = None
+        self._link.abort()
+        if not session.is_closing:
+            await self._take_the_rest(reader)
 
     def lose(self, lost: LinkLost) -> None:
         """End this link: it is gone, or as good as gone. The first reason counts."""
@@ -229,36 +244,14 @@ class LinkTasks:
             self.setup_error = error
             self._ending.set()
 
-    # ----------------------------------------------------------------- reader
+    # ----------------------------------------------------------------- what was read
 
-    async def _read(self) -> None:
-        session, link, pulse, inbound = self._session, self._link, self.pulse, self._inbound
-        try:
-            while not self._ending.is_set():
-                if inbound.pauses or inbound.clogged:
-                    await self._stand_still()
-                    continue
-                frames = await link.receive_some()
-                pulse.heard(trio.current_time())
-                if inbound.pauses:
-                    self._held = frames
-                    while inbound.pauses:
-                        await self._stand_still()
-                    frames, self._held = self._held, ()
-                if frames and not session.is_closing:
-                    self._take_in(frames)
-                    if inbound.crowded:
-                        await inbound.give_turns()
-        except LinkLost as lost:
-            self.lose(lost)
-
-    async def _take_the_rest(self) -> None:
+    async def _take_the_rest(self, reader: Reader) -> None:
         """Take in what came while the goodbye was said: the session goes on, so nothing of it may be lost.
 
         Nothing is taken that would wait for room: each reconnect would leave more of it behind.
         """
-        held, self._held = self._held, ()  # the reader may be let go meanwhile: it must not take it in again
-        self._take_in(held)
+        reader.take_held()
         try:
             while not self._inbound.clogged:
                 self._take_in(await self._link.receive_some())
@@ -271,23 +264,6 @@ class LinkTasks:
                 if isinstance(frame, Pong):
                     self._pong(frame.payload)
         self._inbound.take_in(frames, self._probe_answered)
-
-    async def _stand_still(self) -> None:
-        """Do not read for as long as the user's side wants, or has no room; nobody's silence counts meanwhile."""
-        session, since = self._session, trio.current_time()
-        self.pulse.hold()
-        lagged = self._inbound.clogged
-        if lagged:
-            session.emit(ConsumerLagged)
-        try:
-            while self._inbound.pauses:
-                await self._inbound.resumed.wait()
-            await self._inbound.wait_for_room()
-        finally:
-            self.pulse.release(trio.current_time())
-            self.pulse_changed.set()
-        if lagged:
-            session.emit(ConsumerCaughtUp, stalled=trio.current_time() - since)
 
     # ----------------------------------------------------------------- writer
 
@@ -324,7 +300,7 @@ class LinkTasks:
     async def _watch(self) -> None:
         session = self._session
         wall, monotonic = session.config.wall_clock(), trio.current_time()
-        while True:
+        while not self._ending.is_set():
             match self.pulse.next_step(trio.current_time(), self._link.stalled_since):
                 case Wait(until):
                     await self.pulse_changed.wait(until)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
 import outcome
@@ -12,9 +12,9 @@ import trio
 
 from trio_nova._signal import Bell
 from trio_nova.core.bounded import BoundedQueue
-from trio_nova.errors import NovaError, ReceiverMoved, SessionOver
+from trio_nova.errors import ReceiverMoved, SessionOver
 
-__all__ = ["Mailbox", "Receiver"]
+__all__ = ["Mailbox", "Receiver", "Source"]
 
 T = TypeVar("T")
 
@@ -27,12 +27,37 @@ _LOOK_AGAIN = object()
 """What wakes a taker for whom there is no item."""
 
 
+class Reader(Protocol):
+    """What fills mailboxes from a link, and answers questions; see `trio_nova._reader`."""
+
+    @property
+    def is_free(self) -> bool: ...
+
+    async def read_for(self, wanted: object) -> None: ...
+
+    def look_again(self, wanted: object) -> None: ...
+
+
+@attrs.define(eq=False)
+class Source:
+    """Where the mailboxes of a session are filled from."""
+
+    reader: Reader | None = None
+    """Of the present link."""
+    was_awaited: bool = False
+    """Whether anybody who waited has been given something, since this was last made False."""
+
+
 @attrs.define(eq=False, kw_only=True)
 class Mailbox(BoundedQueue[T]):
     """What the session puts and a consumer takes, in order: a queue at both ends of which somebody may wait.
 
-    Whoever waits for an item is given it without it ever lying in the queue.
+    A task that waits for an item is given it without it ever lying in the queue; or it fills the mailbox itself,
+    if it is the only one that waits, and no other reads from the source.
     """
+
+    source: Source | None = None
+    """None: it is filled by others only."""
 
     on_high_water: Callable[[], None] | None = None
     on_low_water: Callable[[], None] | None = None
@@ -48,9 +73,11 @@ class Mailbox(BoundedQueue[T]):
     """What those wait for who have put more than there was room for."""
     _is_high: bool = attrs.field(default=False, init=False)
     _is_closed: bool = attrs.field(default=False, init=False)
-    _error: NovaError | None = attrs.field(default=None, init=False)
+    _error: Exception | None = attrs.field(default=None, init=False)
     plain: bool = attrs.field(default=True, init=False)
     """Whether taking an item is no more than that: nothing waits for room, nobody is to be told."""
+    _reader: Reader | None = attrs.field(default=None, init=False)
+    """What the task that waits reads from."""
     turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
     """How many items may be taken before other tasks get to run."""
 
@@ -64,9 +91,9 @@ class Mailbox(BoundedQueue[T]):
         """Let consumers run for as long as they take and it is still crowded; not for longer."""
         in_vain = 0
         while self.crowded and in_vain < 2:  # twice, as Trio may have run us first
-            waiting = len(self)
+            gone = self.next_serial - len(self)
             await trio.lowlevel.checkpoint()
-            in_vain = 0 if len(self) < waiting else in_vain + 1
+            in_vain = 0 if self.next_serial - len(self) > gone else in_vain + 1
 
     # ----------------------------------------------------------------- putting
 
@@ -86,6 +113,8 @@ class Mailbox(BoundedQueue[T]):
             trio.lowlevel.reschedule(task, outcome.Value(item))
         if not takers:
             self._takers = None
+        if self.source is not None:
+            self.source.was_awaited = True
         return given
 
     def put_nowait(self, item: T, size: int) -> bool:
@@ -93,6 +122,8 @@ class Mailbox(BoundedQueue[T]):
         if self.plain and self._takers is None and self.on_high_water is None and self.offer(item, size):
             if self.dropped:
                 self._look()
+            if self._reader is not None:
+                self._reader.look_again(self)
             return True
         return self.put_all_nowait((item,), (size,), size)
 
@@ -113,6 +144,8 @@ class Mailbox(BoundedQueue[T]):
             self._is_high = True
             self._look()
             self.on_high_water()
+        if self._reader is not None:
+            self._reader.look_again(self)
         return not self.backlog
 
     async def wait_for_room(self) -> None:
@@ -160,11 +193,12 @@ class Mailbox(BoundedQueue[T]):
         Cancelling takes nothing.
         """
         # A full checkpoint costs more than the rest of a receive: where there is something, one now and then is
-        # enough to let others run. Where there is nothing it may bring what comes meanwhile, and save a sleep.
+        # enough to let others run. Where there is nothing it may bring what comes meanwhile, and save a sleep; but
+        # nothing brings it sooner than reading it oneself, which is a checkpoint too.
         self.turns -= 1
         if self.turns > 0 and self.ready:
             await trio.lowlevel.checkpoint_if_cancelled()
-        else:
+        elif self.ready or self._free_reader() is None:
             self.turns = _FULL_CHECKPOINT_EVERY
             await trio.lowlevel.checkpoint()
         while True:
@@ -172,9 +206,26 @@ class Mailbox(BoundedQueue[T]):
             if self.ready:
                 return self.take_all_nowait() if every else self.take_nowait()
             self._check_open()
-            item = await self._wait_to_be_given(every)
-            if item is not _LOOK_AGAIN:
+            reader = self._free_reader()
+            if reader is not None:
+                await self._read(reader)
+            elif (item := await self._wait_to_be_given(every)) is not _LOOK_AGAIN:
                 return item
+
+    def _free_reader(self) -> Reader | None:
+        """Return what a task that is to wait may read from, if no other does, or waits."""
+        if self.source is None or self._takers is not None:
+            return None
+        reader = self.source.reader
+        return reader if reader is not None and reader.is_free else None
+
+    @trio.lowlevel.enable_ki_protection
+    async def _read(self, reader: Reader) -> None:
+        self.turns, self._reader = _FULL_CHECKPOINT_EVERY, reader
+        try:
+            await reader.read_for(self)
+        finally:
+            self._reader = None
 
     async def _wait_to_be_given(self, every: bool) -> Any:
         task = trio.lowlevel.current_task()
@@ -182,6 +233,8 @@ class Mailbox(BoundedQueue[T]):
         if takers is None:
             takers = self._takers = OrderedDict()
         takers[task] = every
+        if self._reader is not None:
+            self._reader.look_again(self)  # two who wait are served in turn
 
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
             del takers[task]
@@ -203,8 +256,10 @@ class Mailbox(BoundedQueue[T]):
         takers, self._takers = self._takers, None
         for task in takers or ():
             trio.lowlevel.reschedule(task, outcome.Value(_LOOK_AGAIN))
+        if self._reader is not None:
+            self._reader.look_again(self)
 
-    def close(self, error: NovaError | None = None) -> None:
+    def close(self, error: Exception | None = None) -> None:
         """Let what is there be taken; after that raise `error`, or SessionOver."""
         if not self._is_closed:
             self._is_closed = True
@@ -284,7 +339,7 @@ class Receiver(Generic[T]):
     async def __anext__(self) -> T:
         try:
             return await self.receive()
-        except SessionOver:
+        except (SessionOver, trio.ClosedResourceError):
             raise StopAsyncIteration from None
 
     def check(self) -> None:

@@ -228,9 +228,11 @@ class Outbound:
         purpose: Purpose = "message",
     ) -> Outgoing:
         """Accept `frame`, and tell `when_settled` once what became of it; raises like `send` where it is refused."""
-        outgoing = self._outgoing(frame, lane, kind, priority, purpose, trio.current_time())
+        task, now = trio.lowlevel.current_task(), trio.current_time()
+        outgoing = self._outgoing(frame, lane, kind, priority, purpose, now)
         outgoing.when_settled = when_settled
-        self._put(outgoing)
+        if lane is not _APPLICATION or not self._is_alone(task, now) or not self._write_now(outgoing):
+            self._put(outgoing)
         return outgoing
 
     def withdraw(self, outgoing: Outgoing) -> bool:
@@ -261,19 +263,24 @@ class Outbound:
         """Send ahead of any queue: heartbeats and what answers them."""
         outgoing = self._outgoing(frame, Lane.CONTROL, kind, 0, "control", trio.current_time())
         outgoing.when_settled = when_settled
-        if self._nothing_waits and not self.limited:
-            assert self.link is not None
-            sent = self.link.send_nowait(frame)
-            if sent == "whole":
+        if not self._nothing_waits or self.limited or not self._write_now(outgoing):
+            self.outbox.put(outgoing)
+            self.work()
+
+    def _write_now(self, outgoing: Outgoing) -> bool:
+        """Write a message here and now, or begin to; False where nothing of it has left."""
+        assert self.link is not None
+        match self.link.send_nowait(outgoing.frame):
+            case "whole":
                 self._count_written((outgoing,))
                 outgoing.settle()
-                return
-            if sent == "begun":
+                return True
+            case "begun":
                 self.outbox.begin(outgoing)
                 self.work()
-                return
-        self.outbox.put(outgoing)
-        self.work()
+                return True
+            case _:
+                return False
 
     def work(self) -> None:
         """Let the writer look at what there is to write; it begins with the first that must wait."""

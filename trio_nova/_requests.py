@@ -9,10 +9,11 @@ import attrs
 import outcome
 import trio
 
+from trio_nova._mailbox import Reader
 from trio_nova._outbound import Outbound
 from trio_nova._session import Session
 from trio_nova.codecs import RawCodec
-from trio_nova.core.ledger import Late, Ledger, Pending, identity
+from trio_nova.core.ledger import Late, Ledger, Pending, Unmatched, identity
 from trio_nova.core.outbox import Lane, Outgoing, Purpose
 from trio_nova.core.session import State
 from trio_nova.errors import (
@@ -32,9 +33,12 @@ __all__ = ["Requests"]
 
 @attrs.define(eq=False)
 class _Waiter:
-    """The task that waits for an answer; told once."""
+    """The task that waits for an answer, or reads the link until it is there; told once."""
 
     task: trio.lowlevel.Task
+    result: outcome.Outcome[Any] | None = None
+    reader: Reader | None = None
+    """What it reads from."""
     outgoing: Outgoing | None = None
     epoch: int = 0
     """The link that the question was written on; 0 while it is not."""
@@ -42,6 +46,42 @@ class _Waiter:
     """The link that was lost already when the question was asked, though not everybody knew; else 0."""
     on_answer: Callable[[Any], object] | None = None
     """Shown the answer before anything is taken in that came behind it."""
+
+    def tell(self, result: outcome.Outcome[Any]) -> None:
+        """Let it go on with `result`."""
+        self.result = result
+        if self.reader is None:
+            trio.lowlevel.reschedule(self.task)
+        else:
+            self.reader.look_again(self)
+
+    async def wait(self, reader: Reader | None, give_up: Callable[[], None]) -> Any:
+        """Wait to be told; raises what the result does. Calls `give_up` where it is cancelled before."""
+        if reader is not None and reader.is_free:
+            await self._read(reader, give_up)
+        if self.result is None:
+
+            def abort(raise_cancel: object) -> trio.lowlevel.Abort:
+                give_up()
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(abort)
+        assert self.result is not None
+        return self.result.unwrap()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _read(self, reader: Reader, give_up: Callable[[], None]) -> None:
+        self.reader = reader
+        try:
+            await reader.read_for(self)
+        except BaseException as exc:
+            if self.result is None:
+                give_up()
+            elif isinstance(exc, trio.Cancelled):
+                return  # too late: the next checkpoint will say so
+            raise
+        finally:
+            self.reader = None
 
 
 class Renewal(Protocol):
@@ -102,7 +142,7 @@ class Requests:
         authentication.
         """
         session, renewal = self._session, self.renewal if renews and purpose != "auth" else None
-        unknown: OutcomeUnknown | None = None
+        known: OutcomeUnknown | RequestFailed | None = None  # of an earlier try, for when another comes to nothing
         while True:
             epoch, grants = session.epoch, 0 if renewal is None else renewal.grants
             is_accepted = session.ready or session.config.when_down != "fail"
@@ -111,30 +151,28 @@ class Requests:
             except RequestFailed as error:
                 if renewal is None or not renewal.is_called_for(error.reply):
                     raise
-                # One that is being left is not worth it: the next will be authenticated afresh, and can be asked then.
-                if self._outbound.link is not None and session.state is not State.DISCONNECTED:
-                    try:
-                        await renewal.renew(grants)
-                    except NovaError as failure:
+                try:
+                    await renewal.renew(grants)
+                except NovaError as failure:
+                    # On a link that is lost, or left: the next is authenticated afresh, and can be asked then.
+                    is_gone = isinstance(failure.__cause__, LinkLost) and lane is Lane.APPLICATION
+                    if not is_gone or session.config.when_down == "fail" or session.is_closing:
                         raise error from failure
-                elif lane is not Lane.APPLICATION or session.config.when_down == "fail" or session.is_closing:
-                    raise
-                renewal = None  # once
+                renewal, known = None, known or error  # once
             except (NotSent, OutcomeUnknown, Expired) as error:
                 if isinstance(error, OutcomeUnknown):
-                    unknown = error
+                    known = error
                 lost = isinstance(error.__cause__, LinkLost) and error.__cause__.epoch >= epoch
                 if not (idempotent and lost and is_accepted) or session.is_closing:
-                    if unknown in (None, error):
+                    if known in (None, error):
                         raise
-                    # Asking again came to nothing; but what was asked before may have been done.
-                    raise unknown from unknown.__cause__
+                    raise known from known.__cause__
                 while not session.ready and session.config.when_down == "fail":
                     # Asked again now, it would be refused: it is the next link that is to be asked.
                     try:
                         await session.wait_state(State.READY)
                     except SessionOver as over:
-                        raise (unknown or error) from over
+                        raise (known or error) from over
 
     async def _ask(
         self,
@@ -165,12 +203,11 @@ class Requests:
                 if when_written is not None:
                     when_written()
 
-        def abort(raise_cancel: object) -> trio.lowlevel.Abort:
+        def give_up() -> None:
             sent = waiter.outgoing is None or not self._outbound.withdraw(waiter.outgoing)
             del self._pending[pending]
             self._ledger.give_up(pending, trio.current_time(), sent=sent)
             session.emit(RequestUnresolved, error=None)
-            return trio.lowlevel.Abort.SUCCEEDED
 
         try:
             waiter.outgoing = self._outbound.post(frame, settled, kind, priority, lane, purpose)
@@ -181,14 +218,14 @@ class Requests:
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise
         try:
-            reply = await trio.lowlevel.wait_task_rescheduled(abort)
+            reply = await waiter.wait(session.source.reader if lane is Lane.APPLICATION else None, give_up)
             reason = session.config.correlation.failure(reply)
             if reason is not None:
                 self._outbound.heed(reply)
                 if isinstance(reason, RequestFailed):
                     raise reason
                 raise RequestFailed(f"the service refused the request: {printable(reason)}", reply=reply)
-        except NovaError as error:
+        except Exception as error:
             session.emit(RequestUnresolved, error=error)
             raise
         session.emit(RequestResolved, round_trip=trio.current_time() - started)
@@ -209,14 +246,14 @@ class Requests:
         waiter = self._pending.pop(pending, None)
         if waiter is not None:
             self._ledger.give_up(pending, trio.current_time(), sent=waiter.epoch != 0)
-            trio.lowlevel.reschedule(waiter.task, result)
+            waiter.tell(result)
 
     # ----------------------------------------------------------------- the reader's side
 
     @property
     def expecting(self) -> bool:
         """Whether a message might be an answer; else `take` need not be asked."""
-        return bool(self._pending) or self._by_id
+        return bool(self._pending) or self._by_id or self._ledger.expects  # also late ones
 
     def take(self, message: Any, is_data: Callable[[Any], bool]) -> bool:
         """Settle the question that `message` answers; True where it goes no further.
@@ -227,13 +264,18 @@ class Requests:
         if id is None and not self._ledger.expects:
             return False
         in_order = id is None and self._ledger.expects and not is_data(message)
-        match self._ledger.match(message, id, trio.current_time(), in_order=in_order):
+        now = trio.current_time()
+        while isinstance(match := self._ledger.match(message, id, now, in_order=in_order), Unmatched):
+            # A matter between that function and whoever asks with it; the message may be for another.
+            self._settle(match.pending, outcome.Error(match.error))
+        match match:
             case Pending() as pending:
                 waiter = self._pending.pop(pending, None)
                 if waiter is not None:
                     if waiter.on_answer is not None:
                         waiter.on_answer(message)
-                    trio.lowlevel.reschedule(waiter.task, outcome.Value(message))
+                    waiter.tell(outcome.Value(message))
+                    self._session.source.was_awaited = True
                 return True
             case Late():
                 self._session.emit(AnswerUnmatched, late=True)
@@ -258,6 +300,11 @@ class Requests:
             elif waiter.outgoing is not None and self._outbound.withdraw(waiter.outgoing):
                 self._fail(pending, NotSent("the link was lost before it was written"), lost)
         self._ledger.link_lost()
+
+    def end(self) -> None:
+        """Settle all that is left: no answer can come any more."""
+        for pending in list(self._pending):
+            self._settle(pending, outcome.Error(OutcomeUnknown("the session ended before the answer")))
 
     def _fail(self, pending: Pending, error: NovaError, cause: LinkLost) -> None:
         error.__cause__ = cause

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Literal
 
 import attrs
@@ -12,6 +13,7 @@ import trio
 
 from trio_nova._feeds import Feed, FeedOptions
 from trio_nova._outbound import Outbound
+from trio_nova._questions import Questions
 from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Bell, Latch, Signal
@@ -47,8 +49,6 @@ from trio_nova.messages import (
 
 __all__ = ["Subscriptions"]
 
-MAX_OUTSTANDING = 16
-"""Messages that ask for subscriptions whose answer is awaited, on a service that answers them as requests."""
 MAX_FAILURES = 2
 """How often a subscription may go unanswered before it counts as refused."""
 MAX_EARLY = 64
@@ -92,6 +92,7 @@ class Subscriptions:
     _outbound: Outbound
     _requests: Requests
     book: Book = attrs.field(init=False)
+    _questions: Questions = attrs.field(init=False)
     changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the subscriber."""
     _desks: dict[Hashable, _Desk] = attrs.field(factory=dict, init=False)
@@ -102,8 +103,6 @@ class Subscriptions:
     _running: bool = attrs.field(default=False, init=False)
     _restored: Latch = attrs.field(factory=Latch, init=False)
     _restore_began: float = attrs.field(default=0.0, init=False)
-    _slots: trio.Semaphore | None = attrs.field(default=None, init=False)
-    """Places for questions whose answers are awaited, on this link; None before the first."""
     _unclaimed_told: bool = attrs.field(default=False, init=False)
     # These are seldom used: an empty dict is much smaller than an empty set.
     _imported: dict[Hashable, None] = attrs.field(factory=dict, init=False)
@@ -131,6 +130,7 @@ class Subscriptions:
         handler = self._session.handlers.subscription
         self._data_of = None if type(handler).data_of is SubscriptionHandler.data_of else handler.data_of
         self._looks_back = type(handler).resume is not SubscriptionHandler.resume
+        self._questions = Questions(self._session)
         self.book = Book(unsubscribes_by_id=handler.unsubscribes_by_id)
 
     # ----------------------------------------------------------------- the program's side
@@ -148,10 +148,10 @@ class Subscriptions:
         if desk is not None and dict(desk.subscription.params) != dict(params):
             raise ConfigError("params", f"{channel!r} is subscribed to already, with other params")
         tracker = handler.tracker(Channel(key, channel, params)) if desk is None else desk.tracker
+        feed = Feed.of(channel, options, session.source, lambda count: self._dropped(count, channel))
         subscription = self.book.want(key, channel, params, trio.current_time())
         if desk is None:
             desk = self._desks[key] = _Desk(subscription, tracker=tracker)
-        feed = Feed.of(channel, options, lambda count: self._dropped(count, channel))
         self._look_at(desk)
         desk.feeds += (feed,)
         if options.max_age < math.inf and desk not in self._aging:
@@ -165,7 +165,7 @@ class Subscriptions:
         finally:
             self._look_at(desk)
             desk.feeds = tuple(each for each in desk.feeds if each is not feed)
-            feed.end()
+            feed.end(trio.ClosedResourceError("the block of this subscription was left"))
             self._clogged.pop(feed, None)
             self._release(key)
 
@@ -224,7 +224,7 @@ class Subscriptions:
         """The link may be asked from now on: it is authenticated, where it must be."""
         self.book.link_up(self._session.epoch)
         self._nursery = nursery
-        self._slots = None
+        self._questions.forget()
         self._restored = Latch()
         self._restore_began = trio.current_time()
         self._unclaimed_told = False
@@ -349,14 +349,8 @@ class Subscriptions:
             self._could_not_ask(exc, channels)
             return
         if handler.correlated:
-            if self._slots is None:
-                self._slots = trio.Semaphore(MAX_OUTSTANDING)
-            await self._slots.acquire()
             asks = {subscription.key: subscription.ask for subscription in batch}
-            written = trio.Event()
-            nursery.start_soon(self._ask_and_read, channels, message, asks, written.set)
-            # One at a time waits for the rate limit: its time for an answer begins when it has left.
-            await written.wait()
+            await self._questions.ask(nursery, partial(self._ask_and_read, channels, message, asks))
         else:
             try:
                 await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")
@@ -384,19 +378,18 @@ class Subscriptions:
         channels: Sequence[Channel],
         message: Any,
         asks: Mapping[Hashable, int],
-        when_written: Callable[[], object],
+        when_left: Callable[[], None],
     ) -> None:
         """Ask as one asks a question, and read from the answer what is granted.
 
-        `asks` tells this request for a channel from an earlier or a later one for the same. `when_written` is
-        called once it has left, or will not.
+        `asks` tells this request for a channel from an earlier or a later one for the same.
         """
         try:
             await self._requests.request(
                 message,
                 lane=Lane.SETUP,
                 purpose="subscription",
-                when_written=when_written,
+                when_written=when_left,
                 on_answer=lambda reply: self._read_grants(reply, channels, asks),
             )
         except RequestFailed as error:
@@ -413,10 +406,6 @@ class Subscriptions:
             if not isinstance(error.__cause__, LinkLost):
                 for channel in channels:
                     self._apply(Refused(channel.key, str(error)), asks[channel.key])
-        finally:
-            when_written()
-            assert self._slots is not None
-            self._slots.release()
 
     def _could_not_ask(self, error: Exception, channels: Sequence[Channel]) -> None:
         """Treat a message that could not be made as the hook's failure, and its channels as refused."""
@@ -493,7 +482,7 @@ class Subscriptions:
             return
         if handler.correlated:
             assert self._nursery is not None
-            self._nursery.start_soon(self._request_quietly, message)
+            await self._questions.ask_quietly(self._nursery, partial(self._request_quietly, message))
         else:
             try:
                 frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
@@ -509,9 +498,9 @@ class Subscriptions:
             await self._give_up(subscription)
             self.book.reject(subscription.key, epoch, trio.current_time(), "out of step", retry_in=0.0)
 
-    async def _request_quietly(self, message: Any) -> None:
+    async def _request_quietly(self, message: Any, when_left: Callable[[], None]) -> None:
         try:
-            await self._requests.request(message, lane=Lane.SETUP, purpose="subscription")
+            await self._requests.request(message, lane=Lane.SETUP, purpose="subscription", when_written=when_left)
         except NovaError as error:
             if not isinstance(error, SessionOver) and not isinstance(error.__cause__, LinkLost):
                 self._session.note(error, "subscription")

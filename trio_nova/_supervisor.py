@@ -102,6 +102,7 @@ class Supervisor:
         session = self._session
         session.finish()
         self._outbound.end()
+        self._requests.end()
         self._inbound.end()
         self._subscriptions.end()
         session.emit(SessionEnded, error=session.failure)
@@ -125,10 +126,9 @@ class Supervisor:
                 try:
                     info = await self._prepare()
                     dial = self._dial(info)
-                    if dial.url.authority != session.url.authority:
-                        scope.deadline = math.inf  # that others dial there is not the server's fault
-                        await turn.move(dial.url.authority)
-                        scope.deadline = trio.current_time() + config.connect_timeout
+                    left, scope.deadline = scope.deadline - trio.current_time(), math.inf
+                    await turn.begin(dial.url.authority)  # that others dial there, or did, is not the server's fault
+                    scope.deadline = trio.current_time() + left
                     session.emit(DialStarted, url=str(dial.url), attempt=session.attempts.made + 1)
                     async with config.transport.open(dial) as link:
                         scope.deadline = math.inf

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import attrs
@@ -18,7 +19,7 @@ class Codec(Protocol):
 
     A codec may also have a method `decode_all`, from a sequence of payloads to their messages, in their
     order. It is asked instead of `decode` where no hook wants to see each payload; if it raises, `decode`
-    is asked about each. So it must be pure.
+    is asked about each. So it must be pure. A subclass that overrides `decode` alone is asked that.
     """
 
     def encode(self, message: Any) -> str | bytes:
@@ -40,7 +41,7 @@ class Codec(Protocol):
 
 @attrs.frozen
 class RawCodec:
-    """The default: text stays `str`, binary stays `bytes`; what else is sent goes as JSON text."""
+    """The default: text stays `str`, binary stays `bytes`; what else is sent goes as JSON text, as `JsonCodec` does."""
 
     def encode(self, message: Any) -> str | bytes:
         match message:
@@ -65,6 +66,7 @@ class JsonCodec:
 
     `type` makes decoding typed: any type that msgspec knows, a Struct say. Decoding is strict: no
     NaN, no trailing bytes, bounded nesting. A binary payload is decoded too: some services send JSON so.
+    Encoding is as strict, and knows the types that msgspec does; bytes become base64.
     """
 
     type: Any = Any
@@ -111,13 +113,41 @@ class MixedCodec:
         return payload
 
 
+def batch_decoder(codec: Codec) -> Callable[[Sequence[str | bytes]], Sequence[Any]] | None:
+    """Return the codec's `decode_all`; None where it has none, or a subclass has overridden only `decode`."""
+    for cls in type(codec).__mro__:
+        if "decode_all" in vars(cls):
+            decode_all: Callable[[Sequence[str | bytes]], Sequence[Any]] = vars(cls)["decode_all"].__get__(codec)
+            return decode_all
+        if "decode" in vars(cls):
+            return None
+    return None
+
+
 def encode_json(message: Any) -> str:
-    """Return `message` as JSON text; NaN and the infinities, which JSON does not know, become null.
+    """Return `message` as JSON text.
 
     Raises:
-        BadMessage: JSON has no form for it.
+        BadMessage: JSON has no form for it, or for a number in it: NaN, or an infinity.
     """
     try:
-        return msgspec.json.encode(message).decode()
+        encoded = msgspec.json.encode(message)
+        # msgspec writes null for them: an order without a price, say, in place of one with a wrong price.
+        if b"null" in encoded and _has_nonfinite(message):
+            raise BadMessage("NaN and the infinities cannot be sent as JSON")
+        return encoded.decode()
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
         raise BadMessage(f"a {type(message).__name__} cannot be sent as JSON: {exc}") from exc
+
+
+def _has_nonfinite(message: Any) -> bool:
+    unseen = [msgspec.to_builtins(message, enc_hook=lambda raw: None)]  # msgspec.Raw is text already
+    while unseen:
+        match unseen.pop():
+            case float() as number if not math.isfinite(number):
+                return True
+            case dict() as mapping:
+                unseen += mapping.values()
+            case list() | tuple() as sequence:
+                unseen += sequence
+    return False

@@ -87,9 +87,14 @@ class ReplyMany:
     messages: Sequence[Any] = attrs.field(converter=_as_tuple)
 
 
+def is_close_code(code: int) -> bool:
+    """Return whether a close frame may carry `code` (RFC 6455 section 7.4 and the IANA registry)."""
+    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
 def check_close(code: int, reason: str) -> None:
     """Raise ConfigError unless a close frame may carry `code` and `reason` (RFC 6455 sections 5.5.1 and 7.4)."""
-    if not isinstance(code, int) or not (1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999):
+    if not isinstance(code, int) or not is_close_code(code):
         raise ConfigError("code", f"{code!r} may not be sent: use 1000-1003, 1007-1014 or 3000-4999")
     if not isinstance(reason, str):
         raise ConfigError("reason", f"must be a str, not a {type(reason).__name__}")

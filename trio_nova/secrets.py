@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from types import FrameType
 from typing import Any, Generic, NoReturn, TypeAlias, TypeVar, cast, overload
 from urllib.parse import unquote, unquote_plus, urlsplit
@@ -147,7 +147,7 @@ def as_secret_text(value: str | Secret[str]) -> Secret[str]:
 
 
 class HeaderMap(Mapping[str, str]):
-    """Header names and values, as they were given. Printing it shows the names only."""
+    """Header names and values, as they were given, for good. Printing it shows the names only."""
 
     __slots__ = ("_values",)
 
@@ -414,9 +414,13 @@ class Redactor:
             case _:
                 return value
 
-    def guard_task(self) -> None:
-        """Let `redacted` use this redactor, in this task and in those that it starts from now on."""
-        _current.set(self)
+    def guard_task(self) -> Token[Redactor | None]:
+        """Let `redacted` use this redactor, in this task and in those that it starts from now on; see `leave_task`."""
+        return _current.set(self)
+
+    def leave_task(self, guarded: Token[Redactor | None]) -> None:
+        """Let `redacted` do in this task what it did before `guard_task`."""
+        _current.reset(guarded)
 
 
 def _beginning_at_end(secret: str, text: str, end: int) -> int | None:

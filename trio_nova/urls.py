@@ -47,19 +47,19 @@ class Url:
             raise ConfigError(field, "a URL must not contain white space, control characters or lone surrogates")
         try:
             parts = urlsplit(text)
-            port = parts.port
+            host, port = parts.hostname, parts.port
         except ValueError:  # its text may quote the password
             raise ConfigError(field, "not a URL: its host or its port is malformed") from None
         if parts.scheme not in _DEFAULT_PORTS:
             raise ConfigError(field, f"the scheme must be ws or wss, not {parts.scheme!r}")
-        if not parts.hostname:
+        if not host:
             raise ConfigError(field, "the URL has no host")
         if "#" in text:
             raise ConfigError(field, "a WebSocket URL must not have a fragment (RFC 6455 section 3)")
         userinfo, _, _ = parts.netloc.rpartition("@")
         return cls(
             secure=parts.scheme == "wss",
-            host=_canonical_host(parts.hostname, field),
+            host=_canonical_host(host, field),
             port=_DEFAULT_PORTS[parts.scheme] if port is None else port,
             path=quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._"),
             query=quote(parts.query, safe="/?%:@!$&'()*+,;=~-._[]"),

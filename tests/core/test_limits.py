@@ -9,7 +9,7 @@ import attrs
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from trio_nova.core.limits import Gcra, Limit, Limits, RollingWindow, TokenBucket
 from trio_nova.errors import ConfigError
@@ -26,18 +26,14 @@ LIMITS: list[Callable[[], Limit]] = [
 """One of each kind; each may spend 5 at once."""
 
 
-def drive(limit: Limit, steps: list[tuple[float, float, bool]]) -> Sent:
-    """Spend as early as admitted: each step idles, then sends at a cost, and may take it back before it leaves."""
+def drive(limit: Limit, steps: list[tuple[float, float]]) -> Sent:
+    """Spend as early as admitted: each step idles, then sends at a cost."""
     now, sent = 1000.0, []
-    for idle, cost, withdrawn in steps:
+    for idle, cost in steps:
         now = limit.admits_at(now + idle, cost)
         assert now < math.inf
         limit.spend(now, cost)
-        if withdrawn:
-            now += idle / 2
-            limit.refund(now, cost)
-        else:
-            sent.append((now, cost))
+        sent.append((now, cost))
     return sent
 
 
@@ -56,8 +52,8 @@ def worst(sent: Sent, window: float) -> float:
 idles = st.one_of(st.just(0.0), st.floats(0.0, 1.0), st.floats(0.0, 100.0))
 
 
-def steps(costs: st.SearchStrategy[float]) -> st.SearchStrategy[list[tuple[float, float, bool]]]:
-    return st.lists(st.tuples(idles, costs, st.sampled_from([False, False, False, True])), max_size=80)
+def steps(costs: st.SearchStrategy[float]) -> st.SearchStrategy[list[tuple[float, float]]]:
+    return st.lists(st.tuples(idles, costs), max_size=80)
 
 
 # --------------------------------------------------------------------------- never more than declared
@@ -102,7 +98,7 @@ def test_a_bucket_within_a_limit_never_lets_more_through_in_any_window(
 
 @pytest.mark.parametrize("limit", [TokenBucket.within(100, 60.0, 20), Gcra(100, 60.0, 20), RollingWindow(100, 60.0)])
 def test_a_greedy_sender_reaches_the_limit_and_never_exceeds_it(limit: Limit) -> None:
-    sent = drive(limit, [(0.0, 1.0, False)] * 1000)
+    sent = drive(limit, [(0.0, 1.0)] * 1000)
     assert worst(sent, 60.0) <= 100
     assert worst(sent, 60.0) >= 95
 
@@ -132,12 +128,12 @@ def test_a_rolling_window_remembers_a_spend_for_the_period_and_the_margin() -> N
 
 
 def test_gcra_spaces_evenly_after_its_burst() -> None:
-    sent = drive(Gcra(4, 3.0, burst=2), [(0.0, 1.0, False)] * 5)
+    sent = drive(Gcra(4, 3.0, burst=2), [(0.0, 1.0)] * 5)
     assert [at for at, _ in sent] == pytest.approx([1000.0, 1000.0, 1001.0, 1002.0, 1003.0])
 
 
 def test_gcra_of_one_per_period_lets_one_through_per_period() -> None:
-    sent = drive(Gcra(1, 1.0), [(0.0, 1.0, False)] * 4)
+    sent = drive(Gcra(1, 1.0), [(0.0, 1.0)] * 4)
     assert [at for at, _ in sent] == pytest.approx([1000.0, 1001.0, 1002.0, 1003.0])
 
 
@@ -151,7 +147,7 @@ def test_gcra_of_one_per_period_lets_one_through_per_period() -> None:
     ],
 )
 def test_a_margin_keeps_the_limit_although_the_network_squeezes_messages_together(limit: Limit) -> None:
-    sent = drive(limit, [(0.0, 1.0, False)] * 200)
+    sent = drive(limit, [(0.0, 1.0)] * 200)
     for late in range(200):
         squeezed = sorted((at + (1.0 if index < late else 0.0), cost) for index, (at, cost) in enumerate(sent))
         assert worst(squeezed, 4.0) <= 10
@@ -231,7 +227,7 @@ def test_what_costs_nothing_is_admitted_at_once(make: Callable[[], Limit]) -> No
     limit.spend(0.0, 0.0)
 
 
-# --------------------------------------------------------------------------- debt, refunds, clocks
+# --------------------------------------------------------------------------- debt, clocks
 
 
 @pytest.mark.parametrize("make", LIMITS)
@@ -253,34 +249,8 @@ def test_a_cost_that_is_no_cost_is_refused(make: Callable[[], Limit], cost: floa
     with pytest.raises(ConfigError):
         limit.spend(0.0, cost)
     with pytest.raises(ConfigError):
-        limit.refund(0.0, cost)
-    with pytest.raises(ConfigError):
         limit.admits_at(0.0, 1.0, reserve=cost)
     assert limit.available(0.0) == 5.0
-
-
-@pytest.mark.parametrize("make", LIMITS)
-def test_a_refund_is_as_if_nothing_had_been_spent(make: Callable[[], Limit]) -> None:
-    limit = make()
-    limit.spend(0.0, 2)
-    limit.spend(0.0, 3)
-    limit.refund(0.0, 2)
-    assert limit.available(0.0) == 2.0
-    limit.refund(0.0, 3)
-    assert limit.available(0.0) == 5.0
-
-
-@pytest.mark.parametrize("make", LIMITS)
-@pytest.mark.parametrize("cost", [1.0, 100.0, math.inf])
-def test_a_refund_never_fills_beyond_the_capacity(make: Callable[[], Limit], cost: float) -> None:
-    limit = make()
-    limit.refund(0.0, cost)
-    assert limit.available(0.0) == 5.0
-    limit.spend(1.0, 5)
-    limit.refund(1000.0, cost)
-    assert limit.available(1000.0) == 5.0
-    limit.spend(1000.0, 5)
-    assert limit.admits_at(1000.0) > 1000.0
 
 
 @pytest.mark.fault("F73", where="memory")
@@ -303,8 +273,6 @@ def test_a_clock_that_steps_back_mints_nothing_and_breaks_nothing(make: Callable
     limit.spend(50.0)
     assert limit.available(100.0) == 0.0
     assert limit.admits_at(50.0) == limit.admits_at(100.0) > 100.0
-    limit.refund(50.0)
-    assert limit.available(100.0) == 1.0
 
 
 @pytest.mark.parametrize("make", LIMITS)
@@ -323,14 +291,12 @@ def test_where_units_are_counted_a_fraction_counts_as_one(limit: Limit) -> None:
     limit.spend(0.0, 0.25)
     limit.spend(0.0, 1.5)
     assert limit.available(0.0) == 2.0
-    limit.refund(0.0, 1.5)
-    assert limit.available(0.0) == 4.0
-    assert limit.admits_at(0.0, 3.5, reserve=0.5) > 0.0
+    assert limit.admits_at(0.0, 1.5, reserve=0.5) > 0.0
 
 
 def test_the_log_of_a_rolling_window_is_bounded() -> None:
     window = RollingWindow(100, 1.0)
-    drive(window, [(0.001, 0.01, False)] * 2000)
+    drive(window, [(0.001, 0.01)] * 2000)
     assert len(window._log) <= 100
     assert window._logged == len(window._log)
 
@@ -342,7 +308,7 @@ eighths = st.integers(0, 400).map(lambda n: n / 8)
 
 
 class BucketConserves(RuleBasedStateMachine):
-    """The bucket against its history: what was spent and not refunded, replayed in fractions."""
+    """The bucket against its history: what was spent, replayed in fractions."""
 
     @initialize(capacity=st.integers(1, 50), doubling=st.integers(-3, 3))
     def start(self, capacity: int, doubling: int) -> None:
@@ -374,11 +340,6 @@ class BucketConserves(RuleBasedStateMachine):
         self.bucket.spend(told, cost)
         self.history.append((told, cost))
 
-    @precondition(lambda self: self.history)
-    @rule()
-    def refund_the_latest(self) -> None:
-        self.bucket.refund(self.now, self.history.pop()[1])
-
     @rule(cost=eighths)
     def try_to_run_into_debt(self, cost: float) -> None:
         assume(cost > self.replayed())
@@ -392,7 +353,7 @@ class BucketConserves(RuleBasedStateMachine):
 
 
 class WindowConserves(RuleBasedStateMachine):
-    """The rolling window against the list of all that was ever spent and not refunded."""
+    """The rolling window against the list of all that was ever spent."""
 
     @initialize(limit=st.integers(1, 20), period=st.integers(1, 64).map(lambda n: n / 8))
     def start(self, limit: int, period: float) -> None:
@@ -418,11 +379,6 @@ class WindowConserves(RuleBasedStateMachine):
         self.window.spend(told, cost)
         self.history.append((told, cost))
 
-    @precondition(lambda self: self.history)
-    @rule()
-    def refund_the_latest(self) -> None:
-        self.window.refund(self.now, self.history.pop()[1])
-
     @invariant()
     def what_is_available_is_what_history_left(self) -> None:
         assert self.window.available(self.now) == self.left()
@@ -440,7 +396,6 @@ def test_without_limits_all_is_admitted() -> None:
     assert none.admits_at(7.0, 1e9, 1e9) == 7.0
     assert none.available(7.0) == math.inf
     none.spend(7.0, 1e9)
-    none.refund(7.0, 1e9)
 
 
 def test_several_limits_admit_when_the_slowest_does() -> None:
@@ -473,8 +428,6 @@ def test_several_limits_are_asked_again_until_all_agree() -> None:
             return now if now % self.period < 1.0 else now - now % self.period + self.period
 
         def spend(self, now: float, cost: float = 1.0) -> None: ...
-
-        def refund(self, now: float, cost: float = 1.0) -> None: ...
 
         def available(self, now: float) -> float:
             return math.inf

@@ -7,6 +7,7 @@ test in it: its own share is small, as it sends the same bytes again and again.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import time
 import tracemalloc
@@ -221,6 +222,35 @@ async def test_a_message_that_drips_is_given_up_when_its_time_is_over(
     assert (caught.value.code, caught.value.remote) == (1008, False)
     assert trio.current_time() == pytest.approx(given_up_at)
     assert goodbyes == [ClosePayload(1008, "a message took more than 100 s")]
+
+
+@pytest.mark.fault("F52", where="memory")
+async def test_the_time_of_a_message_runs_on_where_whoever_waits_for_it_gives_up_and_comes_back(
+    autojump_clock: trio.abc.Clock, transport: Transport
+) -> None:
+    async def act(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(1.0)
+        await peer.send("whole")
+        await drip_fragments(peer)
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(act) as server:
+        with trio.fail_after(3600), pytest.raises(LinkLost) as caught:
+            async with open_connection(
+                URL,
+                transport=transport,
+                stream_factory=server.stream_factory,
+                message_timeout=100.0,
+                ping_interval=math.inf,
+                max_attempts=0,
+            ) as conn:
+                assert await conn.receive() == "whole"  # from now on this task reads
+                while True:
+                    with trio.move_on_after(7.0):
+                        await conn.receive()
+    assert caught.value.code == 1008
+    assert trio.current_time() == pytest.approx(121.0)
 
 
 @pytest.mark.fault("F52", where="memory")
@@ -463,8 +493,8 @@ class LongestStep(trio.abc.Instrument):
             self.longest = max(self.longest, time.thread_time() - self._began)
 
 
-async def digest(pieces: Iterable[bytes], messages: int, slice_size: int | None) -> float:
-    """Return the seconds of work that it takes to receive what a peer sends; no step of it may be long."""
+async def digest(pieces: Iterable[bytes], messages: int, slice_size: int | None) -> tuple[float, float]:
+    """Return the seconds of work that it takes to receive what a peer sends, and of its longest step."""
 
     async def act(peer: Peer) -> None:
         await peer.accept()
@@ -483,23 +513,25 @@ async def digest(pieces: Iterable[bytes], messages: int, slice_size: int | None)
         ) as conn:
             await conn.send_text("ready")
             steps = LongestStep()
+            gc.collect()
+            gc.freeze()  # what other tests left in this process is nothing to look through in one of our steps
             trio.lowlevel.add_instrument(steps)
             before = time.process_time()
             for _ in range(messages):
                 await conn.receive()
             took = time.process_time() - before
             trio.lowlevel.remove_instrument(steps)
-    assert steps.longest <= 0.05
-    return took
+            gc.unfreeze()
+    return took, steps.longest
 
 
-async def single_bytes(size: int) -> float:
+async def single_bytes(size: int) -> tuple[float, float]:
     frame = encode_frame(Opcode.BINARY, bytes(size))
     pieces = (frame[at : at + 16_384] for at in range(0, len(frame), 16_384))
     return await digest(pieces, 1, slice_size=1)
 
 
-async def messages_of_empty_fragments(size: int) -> float:
+async def messages_of_empty_fragments(size: int) -> tuple[float, float]:
     """As many as have `size` bytes on the wire: the limit of one message lets no more fragments into it."""
     fragments = 8192
     message = first(b"") + more(b"") * (fragments - 2) + more(b"", fin=True)
@@ -511,15 +543,17 @@ async def messages_of_empty_fragments(size: int) -> float:
 @pytest.mark.fault("F57", where="memory")
 @pytest.mark.parametrize(("cost", "size"), [(single_bytes, 2**18), (messages_of_empty_fragments, 5 * 2**19)])
 async def test_four_times_the_bytes_take_four_times_the_work_and_no_step_is_long(
-    autojump_clock: trio.abc.Clock, cost: Callable[[int], Awaitable[float]], size: int
+    autojump_clock: trio.abc.Clock, cost: Callable[[int], Awaitable[tuple[float, float]]], size: int
 ) -> None:
-    small = large = math.inf
+    small = large = longest = math.inf
     for _ in range(5):  # somebody else may need the processor: the best of five counts
-        small = min(small, await cost(size))
-        large = min(large, await cost(4 * size))
-        if large <= 1.5 * 4 * small:
+        small = min(small, (await cost(size))[0])
+        took, step = await cost(4 * size)
+        large, longest = min(large, took), min(longest, step)
+        if large <= 1.5 * 4 * small and longest <= 0.05:
             break
     assert large <= 1.5 * 4 * small
+    assert longest <= 0.05
 
 
 @pytest.mark.fault("F58", where="memory")

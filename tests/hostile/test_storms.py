@@ -351,8 +351,8 @@ async def test_a_day_long_outage_takes_no_more_than_half_of_a_budget_of_1000_dia
 async def test_a_budget_that_is_used_up_is_waited_for_and_not_overdrawn(autojump_clock: MockClock) -> None:
     governor = ConnectGovernor([RollingWindow(10, DAY)])
     for _ in range(6):  # another session has used this much
-        async with governor.turn("other.test:80"):
-            pass
+        async with governor.turn("other.test:80") as turn:
+            await turn.begin("other.test:80")
     async with ScriptedServer(echo) as server:
         outage = Outages(server, lambda now: now < HOUR)
         with trio.fail_after(2 * DAY):

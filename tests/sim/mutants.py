@@ -27,6 +27,7 @@ from trio_nova import _supervisor
 from trio_nova._auth import Authenticator
 from trio_nova._link_tasks import LinkTasks
 from trio_nova._outbound import Outbound
+from trio_nova._reader import Reader
 from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
@@ -238,6 +239,12 @@ mutant(
     Edit(Subscriptions, "_tell_gap", "lost, desk.lost = desk.lost, None", "lost, desk.lost = desk.lost, None\nreturn"),
 )
 mutant(
+    "lost while paused",
+    "What arrives when reading has just been paused is dropped.",
+    "D2",
+    Edit(Reader, "_read", "self._held = frames", "pass"),
+)
+mutant(
     "reversed batch",
     "The messages of one read are delivered in reverse.",
     "D3",
@@ -413,7 +420,7 @@ mutant(
     "broken budget",
     "No dial is counted.",
     "R2",
-    Edit(Turn, "__aenter__", "self._limits.spend(now)", "pass"),
+    Edit(Turn, "begin", "self._limits.spend(trio.current_time())", "pass"),
 )
 mutant(
     "no jitter",
@@ -449,10 +456,16 @@ mutant(
     Edit(Pulse, "release", "self._held = False", "pass"),
 )
 mutant(
+    "nobody reads",
+    "When a task that read while it waited goes its way, the reader does not go on.",
+    "L1 L2",
+    Edit(Reader, "read_for", "self._left.set()", "pass"),
+)
+mutant(
     "one heartbeat",
     "Only the first link has a heartbeat.",
     "L1 R3",
-    Edit(LinkTasks, "_watch", "while True:", "while session.epoch == 1:"),
+    Edit(LinkTasks, "_watch", "while not self._ending.is_set():", "while session.epoch == 1:"),
 )
 mutant(
     "endless farewell",

@@ -12,7 +12,7 @@ import trio
 from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 
 from trio_nova.errors import ConnectFailed
-from trio_nova.testing.sim import Host, Journal, SimLink, SimNet, SimStream, Weather
+from trio_nova.testing.sim import DirectSimStream, Host, Journal, SimLink, SimNet, SimStream, Weather
 
 HOST = "server.test"
 
@@ -60,6 +60,24 @@ async def test_it_keeps_the_contract_of_streams(autojump_clock: trio.abc.Clock) 
         await check_half_closeable_stream(streams, clogged_streams)
 
 
+async def test_a_direct_stream_takes_at_once_what_there_is_room_for(autojump_clock: trio.abc.Clock) -> None:
+    async with a_place() as place:
+        assert not hasattr((await place.connect()).client, "send_some_nowait")
+        place.net.direct = True
+        link = await place.connect()
+        assert isinstance(link.client, DirectSimStream)
+        link.c2s.weather = Weather(latency=1.0, window=10)
+        assert link.client.send_some_nowait(b"question") == 8
+        assert link.client.send_some_nowait(b"question") == 2
+        assert link.client.send_some_nowait(b"question") == 0
+        assert await link.server.receive_some() == b"questionqu"
+        assert [
+            (record["taken"], record["left"]) for record in place.net.journal.records if record.what == "net.part"
+        ] == [(2, 6)]
+        link.reset()
+        assert link.client.send_some_nowait(b"question") == 0  # send_all tells why
+
+
 async def test_bytes_take_the_latency_of_their_direction(autojump_clock: trio.abc.Clock) -> None:
     async with a_place() as place:
         place.host.s2c.latency = 5.0
@@ -94,16 +112,36 @@ async def test_nothing_overtakes_however_large_the_jitter(autojump_clock: trio.a
         assert received == sent
 
 
+async def receive(stream: trio.abc.ReceiveStream, size: int) -> None:
+    while size > 0:
+        size -= len(await stream.receive_some())
+
+
 async def test_a_narrow_way_takes_time_by_the_byte(autojump_clock: trio.abc.Clock) -> None:
     async with a_place(latency=0.0) as place:
         place.host.c2s.bandwidth = 1000.0
         link = await place.connect()
         start = trio.current_time()
         await link.client.send_all(bytes(10_000))
-        size = 0
-        while size < 10_000:
-            size += len(await link.server.receive_some())
+        await receive(link.server, 10_000)
         assert trio.current_time() == pytest.approx(start + 10.0)
+
+
+async def test_what_is_under_way_gains_by_a_way_that_is_made_wider(autojump_clock: trio.abc.Clock) -> None:
+    async with a_place(latency=0.0) as place:
+        place.host.c2s.bandwidth = 100.0
+        link = await place.connect()
+        start = trio.current_time()
+        await link.client.send_all(bytes(10_000))
+        await trio.sleep(50.0)
+        place.host.c2s.bandwidth = 1000.0
+        for way in link.client.link.ways:
+            way.widen()
+        await receive(link.server, 10_000)
+        assert trio.current_time() - start == pytest.approx(55.0, abs=2.0)
+        await link.client.send_all(b"on time")
+        assert await link.server.receive_some() == b"on time"
+        assert trio.current_time() - start == pytest.approx(55.0, abs=2.1)
 
 
 async def test_a_read_returns_a_slice_at_most(autojump_clock: trio.abc.Clock) -> None:

@@ -16,7 +16,7 @@ import attrs
 
 from trio_nova.errors import NotSent
 
-__all__ = ["Late", "Ledger", "Pending", "identity"]
+__all__ = ["Late", "Ledger", "Pending", "Unmatched", "identity"]
 
 MAX_GIVEN_UP = 4096
 """Requests given up on this link that are remembered, to recognize late answers."""
@@ -52,6 +52,14 @@ class Pending:
 @attrs.frozen
 class Late:
     """The message answers a request that was given up."""
+
+
+@attrs.frozen
+class Unmatched:
+    """The `matches` of a request, which is not closed by that, raised an error at the message."""
+
+    pending: Pending
+    error: Exception
 
 
 @attrs.define
@@ -99,7 +107,9 @@ class Ledger:
         else:
             self._in_order[pending] = None
 
-    def match(self, message: Any, id: Hashable | None, now: float, *, in_order: bool = True) -> Pending | Late | None:
+    def match(
+        self, message: Any, id: Hashable | None, now: float, *, in_order: bool = True
+    ) -> Pending | Late | Unmatched | None:
         """Return, and close, the request that `message` answers; None where it answers none.
 
         `id` is the id that the message carries as an answer. With `in_order` off a message without one is
@@ -116,7 +126,11 @@ class Ledger:
         while self._late_matchers and self._late_matchers[0].given_up_at + LATEST <= now:
             self._forget_oldest_matcher()
         for pending in self._matchers:
-            if _answers(message, pending):
+            try:
+                matched = _answers(message, pending)
+            except Exception as error:
+                return Unmatched(pending, error)
+            if matched:
                 del self._matchers[pending]
                 if pending.given_up:
                     self._late_matchers.remove(pending)
@@ -160,7 +174,7 @@ class Ledger:
 def _answers(message: Any, pending: Pending) -> bool:
     assert pending.matches is not None
     try:
-        return pending.matches(message)
+        return bool(pending.matches(message))
     except Exception:
         if not pending.given_up:
             raise

@@ -1,6 +1,6 @@
 """How often we may send: limits that say when, and remember what was spent.
 
-`admits_at` asks and changes nothing; `spend` takes; `refund` undoes. Whoever is admitted at a time is
+`admits_at` asks and changes nothing; `spend` takes. Whoever is admitted at a time is
 admitted at exactly that time: rounding never turns the answer into an endless row of tiny waits.
 
 All three limits hold the line the server draws, in every window and not only in those that begin on
@@ -42,13 +42,6 @@ class Limit(Protocol):
 
         Raises:
             ValueError: it is not; nothing was taken.
-        """
-
-    def refund(self, now: float, cost: float = 1.0) -> None:
-        """Undo a spend of `cost` whose message never left; never fills beyond the capacity.
-
-        Spends at one instant may be undone in any order, others latest first: what an older spend let
-        refill meanwhile may already have been spent again.
         """
 
     def available(self, now: float) -> float:
@@ -112,10 +105,6 @@ class TokenBucket:
             raise _debt(cost, available)
         self._set(now, available - cost)
 
-    def refund(self, now: float, cost: float = 1.0) -> None:
-        _check_cost(cost)
-        self._set(now, min(self.capacity, self.available(now) + cost))
-
     def available(self, now: float) -> float:
         return min(self.capacity, self._tokens + max(0.0, now - self._at) * self.rate)
 
@@ -152,7 +141,7 @@ class Gcra:
     _paid_at: int = attrs.field(init=False, default=0)
     """The tick at which all that was spent will have been earned: the theoretical arrival time."""
     _seen: int = attrs.field(init=False, default=0)
-    """The latest tick of a spend or a refund."""
+    """The latest tick of a spend."""
 
     @property
     def _interval(self) -> int:
@@ -180,11 +169,6 @@ class Gcra:
         self._seen = self._tick(now)
         self._paid_at = max(self._paid_at, self._seen) + units * self._interval
 
-    def refund(self, now: float, cost: float = 1.0) -> None:
-        _check_cost(cost)
-        self._seen = self._tick(now)
-        self._paid_at -= _units(cost, self.burst) * self._interval
-
     def available(self, now: float) -> float:
         owed = max(0, self._paid_at - self._tick(now))
         return float(self.burst + -owed // self._interval)
@@ -211,7 +195,7 @@ class RollingWindow:
     _logged: int = attrs.field(init=False, default=0)
     """The units in the log: kept, because adding them up for each message would cost the limit's square."""
     _seen: float = attrs.field(init=False, default=-math.inf)
-    """The latest time of a spend or a refund."""
+    """The latest time of a spend."""
 
     def admits_at(self, now: float, cost: float = 1.0, reserve: float = 0.0) -> float:
         _check_cost(cost, reserve)
@@ -239,18 +223,6 @@ class RollingWindow:
         if units:
             self._log.append((self._seen, units))
             self._logged += units
-
-    def refund(self, now: float, cost: float = 1.0) -> None:
-        _check_cost(cost)
-        self._seen = max(now, self._seen)
-        units = _units(cost, self.limit)
-        while units and self._log:
-            spent_at, spent = self._log.pop()
-            undone = min(spent, units)
-            if spent > undone:
-                self._log.append((spent_at, spent - undone))
-            units -= undone
-            self._logged -= undone
 
     def available(self, now: float) -> float:
         past = takewhile(lambda entry: self._is_past(entry[0], now), self._log)
@@ -286,10 +258,6 @@ class Limits:
             raise _debt(cost, self.available(now))
         for limit in self.limits:
             limit.spend(now, cost)
-
-    def refund(self, now: float, cost: float = 1.0) -> None:
-        for limit in self.limits:
-            limit.refund(now, cost)
 
     def available(self, now: float) -> float:
         return min((limit.available(now) for limit in self.limits), default=math.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
@@ -142,9 +143,9 @@ class AuthHandler:
     def _lifetime(self, message: Mapping[str, Any]) -> float:
         match message:
             case {"expires_in": int() | float() as seconds} if not isinstance(seconds, bool):
-                return float(seconds)
+                return seconds
             case {"expires_at": int() | float() as at} if not isinstance(at, bool):
-                return float(at) - self.wall_clock()
+                return max(0.0, min(at, sys.float_info.max)) - self.wall_clock()
             case _:
                 return self.lifetime
 

@@ -24,6 +24,8 @@ def _url(value: str | Url) -> Url:
 
 
 def _header_map(value: Mapping[str, str]) -> Mapping[str, str]:
+    if isinstance(value, HeaderMap):
+        return value
     if not isinstance(value, Mapping):
         raise ConfigError("connection_info", f"headers must be a mapping, not a {type(value).__name__}")
     return HeaderMap(value)

@@ -47,7 +47,8 @@ MAX_A_SECOND = 10
 """Records of one kind; the others of that second are only counted."""
 
 # A library leaves it to the application whether anything is shown.
-logging.getLogger("trio_nova").addHandler(logging.NullHandler())
+_logger = logging.getLogger("trio_nova")
+_logger.addHandler(logging.NullHandler())
 
 _LOUD = (
     AuthUnsuccessful,
@@ -101,11 +102,9 @@ class LoggingHandler:
     `MAX_A_SECOND` are logged, and then their number.
     """
 
-    logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = attrs.field(
-        factory=lambda: logging.getLogger("trio_nova")
-    )
+    logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = _logger
     format: Literal["plain", "json"] = attrs.field(default="plain", validator=attrs.validators.in_(("plain", "json")))
-    _second_began: float = attrs.field(default=-math.inf, init=False, repr=False)
+    _second_began: float = attrs.field(default=-math.inf, init=False, repr=False, on_setattr=attrs.setters.NO_OP)
     _in_this_second: Counter[tuple[str, str]] = attrs.field(factory=Counter, init=False, repr=False)
 
     def log_connection_event(self, event: ConnectionEvent) -> None:
@@ -127,7 +126,8 @@ class LoggingHandler:
     def _log(self, event: Event) -> None:
         # First, as what is not logged itself may be the last event of all.
         if not self._second_began <= event.at < self._second_began + 1.0 or isinstance(event, SessionEnded):
-            self._tell_what_was_left_out()
+            if self._in_this_second:
+                self._tell_what_was_left_out()
             self._second_began = event.at
         level = level_of(event)
         if not self.logger.isEnabledFor(level):

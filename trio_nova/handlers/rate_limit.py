@@ -97,12 +97,12 @@ class RateLimitHandler:
     """What the pace regains at a time, as a fraction of the full one."""
     recovery_interval: float = attrs.field(default=10.0, validator=number(above=0.0))
     """Seconds without a complaint for one such step."""
-    consumed: float = attrs.field(default=0.0, init=False)
+    consumed: float = attrs.field(default=0.0, init=False, on_setattr=attrs.setters.NO_OP)
     """Tokens that were spent, in all."""
     _all: Limits = attrs.field(init=False, repr=False)
     _most: float = attrs.field(init=False, repr=False)
     """What the limits allow at once when nothing was spent."""
-    _owed: float = attrs.field(default=0.0, init=False, repr=False)
+    _owed: float = attrs.field(default=0.0, init=False, repr=False, on_setattr=attrs.setters.NO_OP)
     """What left without being asked about, and found no room: paid before anything else is admitted."""
     _held_until: float = attrs.field(default=-math.inf, init=False, repr=False)
     _heeded_until: float = attrs.field(default=-math.inf, init=False, repr=False)

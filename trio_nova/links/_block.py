@@ -55,10 +55,9 @@ class LinkBlock:
     async def _open(self, dial: Dial) -> Link:
         self._link = await self._make(dial)
         self._manager = trio.open_nursery()
-        nursery = await self._manager.__aenter__()
-        self._scope = nursery.cancel_scope
+        self._nursery = await self._manager.__aenter__()
         try:
-            await self._link.start(nursery)
+            await self._link.start(self._nursery)
         except BaseException:
             await self._leave()
             raise
@@ -66,7 +65,8 @@ class LinkBlock:
 
     async def _leave(self) -> None:
         self._link.abort()
-        # Shielded, as what the caller's block raised must not give way to a Cancelled; bounded, as all is cancelled.
-        self._scope.shield = True
-        self._scope.cancel(reason="the link's block was left")
+        if self._nursery.child_tasks:
+            # Shielded, as what the block raised must not give way to a Cancelled; bounded, as all is cancelled.
+            self._nursery.cancel_scope.shield = True
+            self._nursery.cancel_scope.cancel(reason="the link's block was left")
         await self._manager.__aexit__(None, None, None)

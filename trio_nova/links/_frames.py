@@ -9,7 +9,7 @@ import codecs
 
 import attrs
 
-from trio_nova.messages import Ping, Pong
+from trio_nova.messages import Ping, Pong, is_close_code
 
 __all__ = ["CloseFrame", "FrameScanner", "FrameViolation", "close_payload", "judge_close", "mask_frame"]
 
@@ -45,7 +45,7 @@ def close_payload(code: int, reason: str) -> bytes:
 
     A reason that is too long is cut between two characters.
     """
-    if not _may_be_said(code):
+    if not is_close_code(code):
         return b""
     fitting = reason.encode("utf-8", "replace")[:_REASON_LIMIT].decode("utf-8", "ignore")
     return code.to_bytes(2, "big") + fitting.encode()
@@ -65,14 +65,9 @@ def judge_close(payload: bytes) -> CloseFrame:
         close = CloseFrame(int.from_bytes(payload[:2], "big"), payload[2:].decode())
     except UnicodeDecodeError:
         raise FrameViolation(1007, "close-reason") from None
-    if not _may_be_said(close.code):
+    if not is_close_code(close.code):
         raise FrameViolation(1002, "close-code")
     return close
-
-
-def _may_be_said(code: int) -> bool:
-    """Return whether a close frame may carry `code` (RFC 6455 section 7.4 and the IANA registry)."""
-    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
 def mask_frame(opcode: int, payload: bytes, mask: bytes) -> bytes:

@@ -60,8 +60,6 @@ class Guard(trio.abc.Stream):
 
     _scanner: FrameScanner = attrs.field(init=False)
     _patience: Patience = attrs.field(init=False)
-    _waited: float = attrs.field(default=0.0, init=False)
-    """Seconds that the last read took."""
     _key: str = attrs.field(default="", init=False)
     _unscanned: bytes = attrs.field(default=b"", init=False)
     """What came in one piece with the response."""
@@ -178,7 +176,7 @@ class Guard(trio.abc.Stream):
             where = "between two messages" if self._scanner.between_messages else "inside a message"
             how = "closed" if cause is None else "broke"
             self.end(Ending(1006, detail=f"the connection {how} {where}", cause=cause))
-        self._waited = trio.current_time() - began
+        self._patience.wait(trio.current_time() - began)
         return data
 
     def _scan(self, data: bytes) -> bytes:
@@ -186,7 +184,7 @@ class Guard(trio.abc.Stream):
         begun, completed = not scanner.between_messages, scanner.messages
         sound = scanner.feed(data)
         within_one = begun and scanner.messages == completed
-        if self._patience.is_over(self._waited, within_one=within_one) and not self._finished:
+        if self._patience.is_over(within_one=within_one) and not self._finished:
             scanner.violation, sound = FrameViolation(1008, self._patience.rule), 0
         if scanner.violation is not None:
             code, rule = scanner.violation.code, scanner.violation.rule

@@ -22,7 +22,15 @@ class Patience:
         """What a peer breaks for which this is over."""
         return f"a message took more than {self.limit:g} s"
 
-    def is_over(self, waited: float, *, within_one: bool) -> bool:
-        """Return whether a wait was one too many; `within_one`: a message began before it, and did not end with it."""
-        self._waited = self._waited + waited if within_one else 0.0
+    def wait(self, seconds: float) -> None:
+        """Add a wait, whether or not it brought anything."""
+        self._waited += seconds
+
+    def is_over(self, *, within_one: bool) -> bool:
+        """Return, of waits that brought something, whether they took too long.
+
+        `within_one`: a message began before them, and did not end with them.
+        """
+        if not within_one:
+            self._waited = 0.0
         return self._waited > self.limit

@@ -24,7 +24,11 @@ from trio_nova.secrets import Secret, as_secret_text
 from trio_nova.urls import Url
 
 StreamFactory = Callable[[str, int], Awaitable[trio.abc.Stream]]
-"""Opens a byte stream to (host, port). TLS, where the URL asks for it, is laid over what it returns."""
+"""Opens a byte stream to (host, port). TLS, where the URL asks for it, is laid over what it returns.
+
+A stream that has a method `send_some_nowait(data: bytes) -> int` is written to by it where nothing waits: it takes as
+much as it can without waiting, and returns how many bytes; 0 where `send_all` would wait, or raise.
+"""
 
 
 class Resolver(Protocol):

@@ -17,8 +17,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import attrs
 import trio
@@ -60,7 +61,14 @@ class WireTransport:
 
 
 async def _make(dial: Dial) -> _WireLink:
-    return _WireLink(dial, await open_stream(dial))
+    stream = await open_stream(dial)
+    link = _WireLink(dial, stream)
+    try:
+        await link.ask()
+    except BaseException:  # cancelled: the block that would abort the link has not been entered
+        await trio.aclose_forcefully(stream)
+        raise
+    return link
 
 
 class _WireLink:
@@ -70,8 +78,12 @@ class _WireLink:
         self._dial = dial
         self._stream = stream
         self._socket = _socket_below(stream)
-        self._at_once = isinstance(stream, trio.SocketStream) and _has_descriptor(stream.socket)
-        """Whether the stream is no more than a socket, so that bytes can be read and written without asking it."""
+        self._is_socket = isinstance(stream, trio.SocketStream) and _has_descriptor(stream.socket)
+        """Whether the stream is no more than a socket, so that bytes can be read without asking it."""
+        self._write_some: Callable[[bytes], int] | None = getattr(stream, "send_some_nowait", None)
+        """Writes as much as is taken without waiting, and returns how many bytes; None where the stream cannot."""
+        if self._is_socket and self._socket is not None:
+            self._write_some = partial(_write_to, self._socket)
         self._protocol = WireProtocol(dial)
         self._nursery: trio.Nursery
         self._headers: Sequence[tuple[str, str]] = ()
@@ -102,13 +114,16 @@ class _WireLink:
 
     # ----------------------------------------------------------------- the upgrade
 
-    async def start(self, nursery: trio.Nursery) -> None:
-        """Ask for the upgrade; raises ConnectFailed where it fails."""
-        self._nursery = nursery
-        dial, stream = self._dial, self._stream
-        dial.on_phase("http")
+    async def ask(self) -> None:
+        """Ask for the upgrade. That comes first: what is to be done meanwhile takes the server's time, not ours."""
+        self._dial.on_phase("http")
         with contextlib.suppress(LinkLost):  # where that fails, reading tells why
             await self._write(self._protocol.request())
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Take the answer; raises ConnectFailed where there is none, or no upgrade."""
+        self._nursery = nursery
+        dial, stream = self._dial, self._stream
         response, rest = await receive_response(stream, dial.url)
         if response.status != 101:
             raise await receive_rejection(stream, response, rest, dial.wall_clock())
@@ -152,10 +167,11 @@ class _WireLink:
 
     async def _receive(self) -> list[Frame]:
         self._reading = True
-        began = 0.0 if self._patience is None else trio.current_time()
+        patience = self._patience
+        began = 0.0 if patience is None else trio.current_time()
         try:
             data: bytes | bytearray | None = None
-            if self._at_once and not self._more:
+            if self._is_socket and not self._more:
                 # What `receive_some` of the stream does, but it tries to read before it waits: in vain, most times.
                 assert self._socket is not None
                 await trio.lowlevel.wait_readable(self._socket)
@@ -169,6 +185,8 @@ class _WireLink:
             self._stream_ended("broke", exc)
             return []
         finally:
+            if patience is not None:
+                patience.wait(trio.current_time() - began)
             self._reading = False
             self._read.ring()
         if not data:
@@ -177,16 +195,15 @@ class _WireLink:
         # Whoever sends much is read in larger pieces: the cost of a read is in the reading, not in its size.
         self._more = len(data) == self._read_size
         self._read_size = min(2 * self._read_size, _MAX_READ) if self._more else max(self._read_size // 2, CHUNK)
-        waited = 0.0 if self._patience is None else trio.current_time() - began
-        return self._take_in(bytes(data), waited)
+        return self._take_in(bytes(data))
 
-    def _take_in(self, data: bytes, waited: float = 0.0) -> list[Frame]:
+    def _take_in(self, data: bytes) -> list[Frame]:
         protocol, patience = self._protocol, self._patience
         begun = patience is not None and not protocol.between_messages
         frames = protocol.feed(data)
         if patience is not None:
             within_one = begun and not any(isinstance(frame, str | bytes) for frame in frames)
-            if patience.is_over(waited, within_one=within_one):
+            if patience.is_over(within_one=within_one):
                 protocol.give_up(patience.rule)
         if answers := protocol.data_to_send():
             self._answer(answers)
@@ -203,9 +220,15 @@ class _WireLink:
     async def _take_leave(self) -> None:
         """Wait until what answers the end has been written, if that can be done soon."""
         await trio.lowlevel.checkpoint()
+        if not self._says_farewell:
+            return
         with trio.move_on_after(min(self._dial.close_timeout, _FAREWELL_WAIT)):
-            while (self._writing or self._answers) and not self._aborted and not self._mute:
+            while self._says_farewell:
                 await self._written.wait()
+
+    @property
+    def _says_farewell(self) -> bool:
+        return bool(self._writing or self._answers) and not self._aborted and not self._mute
 
     # ----------------------------------------------------------------- sending
 
@@ -215,13 +238,14 @@ class _WireLink:
 
     def send_nowait(self, frame: Frame) -> Sent:
         """Write one frame as far as that can be done without waiting; see `Link.send_nowait`."""
-        if not self._at_once or self._writing or self._begun is not None or self._mute or self._ending is not None:
+        write_some = self._write_some
+        if write_some is None or self._writing or self._begun is not None or self._mute or self._ending is not None:
             return "not"
         try:
             data = self._protocol.encode(frame)
         except UnicodeEncodeError:  # send_all tells it
             return "not"
-        sent = self._write_nowait(data)
+        sent = write_some(data)
         if sent == len(data):
             return "whole"
         if sent == 0 and not self._protocol.compresses:
@@ -285,7 +309,7 @@ class _WireLink:
 
     async def _write_slices(self, data: bytes) -> None:
         """Write in slices, so that a slow peer and a silent one can be told apart."""
-        sent = self._write_nowait(data[:CHUNK]) if self._at_once else 0
+        sent = 0 if self._write_some is None else self._write_some(data[:CHUNK])
         if sent == len(data):
             return
         self._stalled_since = trio.current_time()
@@ -293,15 +317,6 @@ class _WireLink:
             for at in range(sent, len(data), CHUNK):
                 await self._stream.send_all(whole[at : at + CHUNK])
                 self._stalled_since = trio.current_time()
-
-    def _write_nowait(self, data: bytes) -> int:
-        """Return how many bytes the operating system took at once."""
-        assert self._socket is not None
-        try:
-            # Not socket.send: Trio's lets other tasks run each time, which costs more than the write.
-            return os.write(self._socket.fileno(), data)
-        except OSError:  # it would block; or it is broken, as whoever writes next will find
-            return 0
 
     # ----------------------------------------------------------------- what the protocol answers
 
@@ -320,9 +335,9 @@ class _WireLink:
             if self._protocol.ending is None:
                 return  # whoever began that frame will go on with it, which at the end nobody can
             rest, self._begun = self._begun[1], None
-        while self._answers and not rest and self._at_once:
+        while self._answers and not rest and self._write_some is not None:
             answer = self._answers.pop(0)
-            rest = answer[self._write_nowait(answer) :]
+            rest = answer[self._write_some(answer) :]
         if rest or self._answers:
             self._writing = True
             self._nursery.start_soon(self._finish_answers, rest, name=f"nova:answer#{self._dial.epoch}")
@@ -387,6 +402,15 @@ def _socket_below(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
     if isinstance(stream, trio.SSLStream):
         stream = stream.transport_stream
     return stream.socket if isinstance(stream, trio.SocketStream) else None
+
+
+def _write_to(sock: trio.socket.SocketType, data: bytes) -> int:
+    """Return how many bytes the operating system took at once."""
+    try:
+        # Not sock.send: Trio's lets other tasks run each time, which costs more than the write.
+        return os.write(sock.fileno(), data)
+    except OSError:  # it would block; or it is broken, as whoever writes next will find
+        return 0
 
 
 def _has_descriptor(sock: trio.socket.SocketType) -> bool:

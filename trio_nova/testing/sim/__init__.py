@@ -32,6 +32,7 @@ from trio_nova.testing.sim._faults import fault_kind as fault_kind
 from trio_nova.testing.sim._journal import Journal as Journal
 from trio_nova.testing.sim._journal import Record as Record
 from trio_nova.testing.sim._journal import read_journal as read_journal
+from trio_nova.testing.sim._net import DirectSimStream as DirectSimStream
 from trio_nova.testing.sim._net import Host as Host
 from trio_nova.testing.sim._net import SimLink as SimLink
 from trio_nova.testing.sim._net import SimNet as SimNet

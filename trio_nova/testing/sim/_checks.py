@@ -608,7 +608,9 @@ def _illegal(history: History) -> Found:
             continue  # behind another one: it is not read any more
         judged.add(link.number)
         read_at = link.when_read(record["end"])
-        if read_at is None or (link.broken is not None and link.broken <= read_at + CLOSE_TIMEOUT):
+        if read_at is None or read_at < record.at:
+            continue  # it never arrived, or never left
+        if link.broken is not None and link.broken <= read_at + CLOSE_TIMEOUT:
             continue
         closed = math.inf if link.client_closed is None else link.client_closed
         said = [s.frame.code for s in link.sent if isinstance(s.frame, ClosePayload) and s.at >= read_at]
@@ -621,12 +623,13 @@ def _illegal(history: History) -> Found:
 @invariant("D5", "long after the last fault, what is said is heard")
 def _heard(history: History) -> Found:
     for rest in history.all("client.rest"):
-        said = {r["channel"]: r["number"] for r in history.all("server.data") if r.at < rest.at - LATE and r["links"]}
+        said = {r["channel"]: r for r in history.all("server.data") if r.at < rest.at - LATE and r["links"]}
         for feed in history.feeds:
-            if feed.is_open_at(rest) and feed.channel in said:
+            last = said.get(feed.channel)
+            if last is not None and feed.is_open_at(rest) and feed.confirmed <= last.at:
                 numbers = {r["number"] for r in feed.items if r.what == "client.data" and r.at <= rest.at}
-                if said[feed.channel] not in numbers and not any(r.get("snapshot") for r in feed.items):
-                    yield rest.at, f"{feed}: {said[feed.channel]} was said, and is not there"
+                if last["number"] not in numbers and not any(r.get("snapshot") for r in feed.items):
+                    yield rest.at, f"{feed}: {last['number']} was said, and is not there"
 
 
 # --------------------------------------------------------------------------- subscriptions
@@ -831,7 +834,10 @@ def _heartbeats(history: History) -> Found:
 
 @invariant("L1", "a silent peer is given up in time, whatever the senders do")
 def _silence(history: History) -> Found:
-    patience = PING_INTERVAL + PONG_TIMEOUT + SLACK
+    writes: dict[int, list[Record]] = defaultdict(list)
+    for record in history.all("net.write"):
+        if record["end"] == "client":
+            writes[record["link"]].append(record)
     for link in history.links.values():
         if not link.owner:
             continue
@@ -841,8 +847,14 @@ def _silence(history: History) -> Found:
         marks = [link.opened, end, *(at for at, _ in link.reads if at < end)]
         marks += [at for hold in held for at in hold if link.opened < at < end]
         for before, after in itertools.pairwise(sorted(marks)):
-            if after - before > patience and not any(since <= before and after <= until for since, until in held):
-                yield before + patience, f"link {link.number} was silent for {after - before:.3f} s"
+            # A ping must wait for a write under way, which has a clock of its own.
+            asked = before + PING_INTERVAL
+            for write in writes[link.number]:
+                if write["since"] <= asked < write.at:
+                    asked = write.at
+            until = asked + PONG_TIMEOUT + SLACK
+            if after > until and not any(since <= before and after <= to for since, to in held):
+                yield until, f"link {link.number} was silent for {after - before:.3f} s"
     progress: dict[int, float] = {}
     for record in history.all("net.write"):
         if record["end"] == "client" and record["link"] in history.links:
@@ -894,7 +906,9 @@ def _no_standstill(history: History) -> Found:
     for record in history.all("client.invoke"):
         owner, op, call = _owner(record), record["op"], record["call"]
         back = returned[owner, op].at if (owner, op) in returned else history.end
-        if call == "request" and (written := history.ops_written[op]):
+        written = history.ops_written[op]
+        # What has been refused, each time it was written, for want of authentication may wait for the next link.
+        if call == "request" and len(written) > history.ops_refused[op]:
             gone = written[-1][0].client_closed
             if gone is not None and back > gone + CLOSE_TIMEOUT + SLACK:
                 yield gone, f"{op} waited for {back - gone:.3f} s after its link was gone"
@@ -1065,7 +1079,8 @@ def _rules(history: History) -> Found:
 def _late_traffic(history: History) -> Found:
     """Find what was written after an authentication had ended, as the client was told, and a renewal had failed.
 
-    Behind a renewal that is under way it may be written: the service reads that first.
+    Behind a renewal that is under way it may be written: the service reads that first. One that was written in the
+    instant of the failure is not the one that failed: an answer takes longer, and so does waiting for it.
     """
     for number, asked in history.asked_by_link.items():
         link = history.links[number]
@@ -1083,6 +1098,6 @@ def _late_traffic(history: History) -> Found:
             if record["verb"] == "auth" or not grants or earlier[-1]["event"] == "Authenticated":
                 continue
             ended = grants[-1].at + grants[-1]["expires_in"]
-            is_renewed = any(other["verb"] == "auth" and earlier[-1].at < before <= at for other, before in asked)
+            is_renewed = any(other["verb"] == "auth" and earlier[-1].at <= before <= at for other, before in asked)
             if at > ended + SLACK and not is_renewed:
                 yield at, f"link {number}: {record['verb']} {at - ended:.3f} s after the authentication ended"

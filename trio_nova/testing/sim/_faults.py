@@ -246,6 +246,8 @@ def _change_weather(name: str, world: World, fault: Fault) -> Undo:
         for weather, value in zip(weathers, before, strict=True):
             setattr(weather, name, value)
         for way in _ways(world, "both"):
+            if name == "bandwidth":
+                way.widen()
             way.changed.unpark_all()
 
     return put_back

@@ -23,6 +23,7 @@ import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Literal, NoReturn, TypeAlias
 
 import attrs
@@ -32,7 +33,18 @@ from trio_nova.errors import ConnectFailed, RetryAdvice, TlsFailed
 from trio_nova.testing._memory import ResettableStream
 from trio_nova.testing.sim._journal import Journal
 
-__all__ = ["DialFate", "Direction", "End", "Host", "SimLink", "SimNet", "SimStream", "Way", "Weather"]
+__all__ = [
+    "DialFate",
+    "DirectSimStream",
+    "Direction",
+    "End",
+    "Host",
+    "SimLink",
+    "SimNet",
+    "SimStream",
+    "Way",
+    "Weather",
+]
 
 Direction: TypeAlias = Literal["c2s", "s2c"]
 End: TypeAlias = Literal["client", "server"]
@@ -109,6 +121,8 @@ class Way:
     """When the last segment sent so far arrives, if nothing holds it."""
     _overdue: int = 0
     """Segments that would have arrived, had the way not been held."""
+    _plan: int = 0
+    """Which plan of arrivals is in force; those of an earlier one come to nothing."""
 
     @property
     def room(self) -> int:
@@ -137,6 +151,14 @@ class Way:
         for _ in range(overdue):
             self._schedule(trio.current_time() + self._delay())
 
+    def widen(self) -> None:
+        """Let what is under way arrive as the bandwidth now allows, no longer as it did when it was sent."""
+        self._plan += 1
+        self._free_at = self.last_arrival = trio.current_time()
+        self._overdue = 0
+        for segment in self.under_way:
+            self._plan_arrival(segment)
+
     def lose(self) -> None:
         """Lose what is under way; what has arrived can be read."""
         self.under_way.clear()
@@ -162,16 +184,19 @@ class Way:
 
     def _dispatch(self, segment: bytes) -> None:
         self.under_way.append(segment)
+        self._plan_arrival(segment)
+
+    def _plan_arrival(self, segment: bytes) -> None:
         self._free_at = max(trio.current_time(), self._free_at) + len(segment) / self.weather.bandwidth
         self._schedule(self._free_at + self._delay())
 
     def _schedule(self, at: float) -> None:
         self.last_arrival = max(at, self.last_arrival)
-        self.net.call_at(self.last_arrival, self._arrive)
+        self.net.call_at(self.last_arrival, partial(self._arrive, self._plan))
 
-    def _arrive(self) -> None:
-        if not self.under_way:
-            return  # lost meanwhile
+    def _arrive(self, plan: int) -> None:
+        if plan != self._plan or not self.under_way:
+            return  # it has arrived by another plan, or was lost
         if self._is_held:
             self._overdue += 1
             return
@@ -314,6 +339,20 @@ class SimStream(ResettableStream):
             raise trio.BrokenResourceError("connection reset")
 
 
+class DirectSimStream(SimStream):
+    """One that also takes bytes without waiting, as a socket does over which no TLS is spoken."""
+
+    def send_some_nowait(self, data: bytes) -> int:
+        """Put on its way what there is room for, and return how many bytes; 0 where `send_all` would raise."""
+        if self._sending or self.closed or self.broken or self.outgoing.ended:
+            return 0
+        if taken := data[: self.outgoing.room]:
+            self.link.write(self, taken, trio.current_time())
+        if 0 < len(taken) < len(data):
+            self.link.note("net.part", end=self.end, taken=len(taken), left=len(data) - len(taken))
+        return len(taken)
+
+
 @attrs.define(eq=False)
 class SimLink:
     """One connection."""
@@ -329,7 +368,8 @@ class SimLink:
     server: SimStream = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self.client = SimStream(self, "client", incoming=self.s2c, outgoing=self.c2s)
+        kind = DirectSimStream if self.net.direct else SimStream
+        self.client = kind(self, "client", incoming=self.s2c, outgoing=self.c2s)
         self.server = SimStream(self, "server", incoming=self.c2s, outgoing=self.s2c)
         self.c2s.on_refusal = lambda: self._answer_by_reset(self.client)
         self.s2c.on_refusal = lambda: self._answer_by_reset(self.server)
@@ -410,6 +450,8 @@ class SimNet:
     """Those that are not closed at both ends, by number, oldest first."""
     opened: int = attrs.field(default=0, init=False)
     dials: int = attrs.field(default=0, init=False)
+    direct: bool = False
+    """Whether clients may write without waiting, as they do to a socket."""
     max_dials: int = 2_000
     """How many are too many: an endless retry would make virtual time run for ever."""
     _clockwork: _Clockwork = attrs.field(factory=_Clockwork, init=False, repr=False)

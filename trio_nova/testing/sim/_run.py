@@ -200,7 +200,7 @@ def _watch_logs(journal: Journal, level: int) -> Iterator[None]:
 
 
 def _make_world(seed: int, scenario: Scenario, journal: Journal, transport: Transport | None) -> World:
-    net = SimNet(journal, random.Random(f"{seed}:network"))
+    net = SimNet(journal, random.Random(f"{seed}:network"), direct=scenario.direct)
     world = World(seed, scenario, journal, net, transport)
     server = SERVERS[scenario.server](HOST, net, scenario)
     world.servers[HOST] = server

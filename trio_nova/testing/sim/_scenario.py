@@ -59,6 +59,8 @@ class Scenario:
     jitter: float = 0.0
     slice_size: int = 65_536
     window: int = 65_536
+    direct: bool = False
+    """Whether clients may write without waiting, as they do to a socket over which no TLS is spoken."""
     interval: float = 1.0
     """Between the messages of a channel."""
     tracked: bool = False
@@ -107,4 +109,5 @@ def draw_scenario(seed: int) -> Scenario:
         verbose=rng.random() < 0.1,
         budget=rng.choice((None, None, None, 5)),
         has_backup=rng.random() < 0.3,
+        direct=rng.random() < 0.5,
     )

@@ -548,6 +548,8 @@ class _GatewayVenue(VenueServer):
         if session is None:
             self._answer(link, "auth", {"op": "invalid"})
             return
+        # What still comes by the link before, which may be held up somewhere, is not heard any more.
+        self._seats = {number: each for number, each in self._seats.items() if each is not session}
         self._seats[link.number] = session
         for event in session.events[max(0, int(message.get("s", 0))) :]:
             link.say(event)

@@ -207,6 +207,11 @@ def _stalled(history: History) -> bool:
     return any(record["clock"] == "write" for record in history.events("PeerSilent"))
 
 
+@sight("a frame of which only a part was taken at once")
+def _begun(history: History) -> bool:
+    return any(record["end"] == "client" for record in history.all("net.part"))
+
+
 @sight("a frame torn by the end of its link")
 def _torn(history: History) -> bool:
     return any(link.sent and link.taken not in {sent.end for sent in link.sent} for link in history.links.values())

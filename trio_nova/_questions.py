@@ -1,0 +1,81 @@
+"""Questions that nobody stands still for: each is asked in a task of its own, so many at a time, and none for ever."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+import attrs
+import trio
+
+from trio_nova._session import Session
+from trio_nova._signal import Signal
+
+__all__ = ["Question", "Questions"]
+
+MAX_OUTSTANDING = 16
+"""Questions about subscriptions whose answers are awaited, on a service that answers them as requests."""
+
+Question: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
+"""Asks, and takes in the answer; calls its argument when the question has left."""
+
+
+@attrs.define(eq=False)
+class Questions:
+    """Those that are being asked on the present link."""
+
+    _session: Session
+    _places: dict[trio.CancelScope, float] = attrs.field(factory=dict, init=False)
+    """What each that takes a place is asked in, the oldest first, and from when on its answer is overdue."""
+    _place: Signal = attrs.field(factory=Signal, init=False)
+    """Wakes the one who waits to ask."""
+
+    async def ask(self, nursery: trio.Nursery, question: Question) -> None:
+        """Wait for a place, ask, and return when the question has left. To be called by one task at a time.
+
+        It keeps its place until it is answered, or its answer is overdue and the place needed.
+        """
+        while len(self._places) >= MAX_OUTSTANDING:
+            oldest, overdue_at = next(iter(self._places.items()))
+            if trio.current_time() < overdue_at:
+                await self._place.wait(overdue_at)
+            else:
+                del self._places[oldest]
+                oldest.cancel(reason="its answer is overdue, and its place is needed")
+        await self._begin(nursery, question, takes_place=True)
+
+    async def ask_quietly(self, nursery: trio.Nursery, question: Question) -> None:
+        """Ask, and return when the question has left. Its answer is awaited no longer than until it is overdue."""
+        await self._begin(nursery, question, takes_place=False)
+
+    async def _begin(self, nursery: trio.Nursery, question: Question, *, takes_place: bool) -> None:
+        has_left = trio.Event()
+        nursery.start_soon(self._see_through, question, has_left, takes_place)
+        # One at a time waits for the rate limit, and what is asked next cannot overtake this.
+        await has_left.wait()
+
+    async def _see_through(self, question: Question, has_left: trio.Event, takes_place: bool) -> None:
+        places, scope = self._places, trio.CancelScope()
+        if takes_place:
+            places[scope] = math.inf
+
+        def leave() -> None:
+            overdue_at = trio.current_time() + self._session.config.subscription_timeout
+            if not takes_place:
+                scope.deadline = overdue_at
+            elif scope in places:
+                places[scope] = overdue_at
+            has_left.set()
+
+        try:
+            with scope:
+                await question(leave)
+        finally:
+            has_left.set()
+            if places.pop(scope, None) is not None:
+                self._place.set()
+
+    def forget(self) -> None:
+        """Begin anew, on another link: what was asked on the last one has ended with it."""
+        self._places = {}
