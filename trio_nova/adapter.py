@@ -42,6 +42,7 @@ from trio_nova.handlers import (
 from trio_nova.handlers.auth import reveal
 from trio_nova.handlers.subscription import SubscriptionAnswer
 from trio_nova.messages import Action, Retry, Stop
+from trio_nova.secrets import Secret, as_secret, discreet
 from trio_nova.urls import Url
 
 __all__ = [
@@ -61,6 +62,10 @@ def _of_class(name: str, otherwise: Any) -> Any:
     return attrs.Factory(lambda self: getattr(type(self), name, otherwise), takes_self=True)
 
 
+def _hidden(value: str | Mapping[str, str] | Secret[Any] | None) -> Secret[Any]:
+    return as_secret(value)
+
+
 @attrs.define(eq=False, kw_only=True, slots=False)
 class Adapter:
     """One service. Subclass it; set fields by class attributes, or when you make an instance.
@@ -73,30 +78,34 @@ class Adapter:
     port: int | None = attrs.field(default=_of_class("port", None))
     """None: the scheme's own, 443 or 80."""
     path: str = attrs.field(default=_of_class("path", "/"))
-    query: str | Mapping[str, str] = attrs.field(default=_of_class("query", ""), repr=False)
-    """As text, or by name; not shown, since it may hold a token."""
+    query: str | Mapping[str, str] | Secret[Any] = attrs.field(default=_of_class("query", ""), converter=_hidden)
+    """As text, or by name; kept as a `Secret`, since it may hold a token."""
     secure: bool = attrs.field(default=_of_class("secure", True))
     """Whether to speak TLS."""
-    _address: str | None = attrs.field(default=None, alias="url", repr=False)
+    _address: str | Secret[Any] | None = attrs.field(default=None, alias="url", converter=_hidden)
     """The whole URL, in place of all the above: for a test server, say, or a gateway."""
 
     # ----------------------------------------------------------------- what it is
 
+    @discreet
     def url(self) -> Url:
         """Return where to connect to.
 
         Raises:
             ConfigError: naming the field that is wrong.
         """
-        if self._address is not None:
-            return Url.parse(self._address, "url")
+        address, query = reveal(self._address), reveal(self.query)
+        if address is not None:
+            return Url.parse(address, "url")
         if not self.host or not isinstance(self.host, str):
             raise ConfigError("host", f"{type(self).__name__} does not say where its service is")
         if not self.path.startswith("/") or "?" in self.path or "#" in self.path:
             raise ConfigError("path", f"must begin with / and hold neither query nor fragment, not {self.path!r}")
         host = f"[{self.host}]" if ":" in self.host else self.host
         port = "" if self.port is None else f":{self.port}"
-        query = self.query if isinstance(self.query, str) else urlencode(self.query)
+        if not isinstance(query, str | Mapping):
+            raise ConfigError("query", f"must be text or a mapping, not {type(query).__name__}")
+        query = query if isinstance(query, str) else urlencode(query)
         scheme = "wss" if self.secure else "ws"
         return Url.parse(f"{scheme}://{host}{port}{quote(self.path, safe=_PATH)}{'?' if query else ''}{query}", "host")
 

@@ -48,12 +48,13 @@ def cut(data: bytes, seed: int) -> list[bytes]:
 
 
 def frames(data: bytes) -> None:
-    """Read a server's stream: as it is, or built of well-formed frames, or compressed ones."""
+    """Read a server's stream: as it is, or built of well-formed frames, or compressed ones; once, or many times."""
     if len(data) < 2:
         return
     limit = (100, 1_000, 70_000)[data[0] % 3]
     deflated = bool(data[0] & 0x80)
     stream = b"".join(built(data[2:], deflated)) if data[0] & 0x40 else data[2:]
+    stream *= 40 if data[0] & 0x20 else 1
     whole = observed([stream], limit, deflated=deflated)
     assert observed(cut(stream, data[1]), limit, deflated=deflated) == whole
     assert whole.in_substance == expected(stream, limit, deflated=deflated).in_substance

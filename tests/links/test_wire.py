@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import attrs
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.links.wire_oracle import BINARY, CONTINUATION, OVERHEAD, TEXT, expected, observed
+from trio_nova.links._wire import WireProtocol
+from trio_nova.messages import Frame
 from trio_nova.testing import ClosePayload, encode_frame
 from trio_nova.testing._frames import encode
 
@@ -84,11 +87,13 @@ def streams(draw: st.DrawFn) -> Stream:
     deflate = zlib.compressobj(wbits=-12)
     data = b""
     for _ in range(draw(st.integers(1, 6))):
-        match draw(st.sampled_from([*["message", "fragments"] * 3, "control", "control", "illegal"])):
+        match draw(st.sampled_from([*["message", "fragments"] * 3, "control", "control", "alike", "alike", "illegal"])):
             case "control":
                 data += draw(controls())
             case "illegal":
                 data += draw(illegal_frames())
+            case "alike":
+                data += draw(many_alike(limit))
             case shape:
                 opcode = draw(st.sampled_from([TEXT, BINARY]))
                 payload = draw(texts(limit) if opcode == TEXT else payloads(limit))
@@ -101,6 +106,27 @@ def streams(draw: st.DrawFn) -> Stream:
                 else:
                     data += draw(fragments(opcode, payload, rsv))
     return Stream(limit, draw(mutated(data)), deflated)
+
+
+@st.composite
+def many_alike(draw: st.DrawFn, limit: int) -> bytes:
+    """Return messages of one length, one after the other, of which one may differ in what it holds or is."""
+    opcode, other = draw(st.permutations([TEXT, BINARY]))
+    payload = draw(texts(min(limit, 300)) if opcode == TEXT else payloads(min(limit, 300)))
+    frames = [encode_frame(opcode, payload)] * draw(st.integers(5, 40))
+    at = draw(st.integers(0, len(frames) - 1))
+    match draw(st.sampled_from(["same", "same", "bad", "other", "longer", "fragment"])):
+        case "bad":
+            frames[at] = encode_frame(opcode, b"\xff" * len(payload))
+        case "other":
+            frames[at] = encode_frame(other, payload)
+        case "longer":
+            frames[at] = encode_frame(opcode, payload + b".")
+        case "fragment":
+            frames[at] = encode_frame(opcode, payload, fin=False)
+        case _:
+            pass
+    return b"".join(frames)
 
 
 @st.composite
@@ -185,6 +211,21 @@ def borders() -> Iterator[tuple[str, int, bytes]]:
                         rest = b"".join(encode_frame(0, b"f", fin=number == count - 2) for number in range(count - 1))
                         first = encode_frame(opcode, b"f" * (size - count + 1), fin=False)
                         yield f"{count} fragments", limit, first + rest
+        for opcode, count, size in product((TEXT, BINARY), (7, 8, 9, 40), (0, 1, 60, 125, 126, limit, limit + 1)):
+            frame = encode_frame(opcode, b"m" * size)
+            for end in (
+                b"",
+                frame[:-1],
+                encode_frame(opcode, b"\xff" * size),
+                encode_frame(opcode, b"m" * size, fin=False),
+                encode(ClosePayload(1001, "bye")),
+            ):
+                if size < 70_000:
+                    yield "many alike", limit, frame * count + end
+    for start, size in product(range(256), (70, 126, 127, 128 + 70, 255)):
+        yield "many alike of any kind", 1_000, (bytes((start, size)) + b"m" * size) * 10
+    for opcode, size in product((TEXT, BINARY), (0, 5, 125)):
+        yield "many alike of any kind", 1_000, (bytes((0x80 | opcode, 126, 0, size)) + b"m" * size) * 200
     for length in (0, 125, 126, 127, 65_535, 65_536, 2**31, 2**62, 2**63, 2**64 - 1):
         for form, size in ((b"\x7e", 2), (b"\x7f", 8)):
             if length < 1 << 8 * size:
@@ -209,3 +250,20 @@ def test_both_sides_of_every_border_mean_what_they_mean_to_websockets(name: str,
         whole = observed([stream], limit, deflated=deflated)
         assert whole.in_substance == expected(stream, limit, deflated=deflated).in_substance, stream[:20]
         assert observed([stream[:3], stream[3:]], limit, deflated=deflated) == whole, stream[:20]
+
+
+def test_many_messages_alike_are_taken_in_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    take_alike = WireProtocol._take_alike
+
+    def witness(self: WireProtocol, data: bytes, at: int, frames: list[Frame]) -> int:
+        before, stop = len(frames), take_alike(self, data, at, frames)
+        assert (stop > at) is (len(frames) > before)
+        taken.append(len(frames) - before)
+        return stop
+
+    monkeypatch.setattr(WireProtocol, "_take_alike", witness)
+    for size, count, together in ((60, 8, 0), (70, 7, 0), (70, 8, 8), (70, 40, 40), (200, 8, 8), (1_001, 8, 0)):
+        taken.clear()
+        observed([encode_frame(TEXT, b"m" * size) * count], 1_000, deflated=False)
+        assert sum(taken) == together, (size, count)
