@@ -237,6 +237,8 @@ def disagreement(cell: Cell, count: int, lap: Lap, report: dict[str, int], check
     if cell.verb == "idle":
         if report.get("opened") != count:
             return f"the server saw {report.get('opened', 0)} of {count} connections"
+        if cell.workload == "connect" and report.get("closed") != count:
+            return f"the server heard the goodbye of {report.get('closed', 0)} of {count} connections"
         return ""
     if report.get("count") != count:
         return f"the server counted {report.get('count', 0)} of {count} messages"

@@ -43,6 +43,8 @@ _BLOCK = 1 << 18
 """Bytes of a script, about: enough for one write to take long, few enough to stay in the cache."""
 _STDIN_GRACE = 10.0
 """Seconds in which what was asked about must have been done."""
+_GOODBYE_GRACE = 0.5
+"""Seconds that the goodbyes of connections may take to arrive."""
 
 
 @attrs.frozen
@@ -91,6 +93,9 @@ class Books:
     def wait_for(self, run: str) -> dict[str, int]:
         with self._changed:
             self._changed.wait_for(lambda: run in self._done, _STDIN_GRACE)
+            figures = self._done.get(run, {})
+            # A client that does not wait for the answer to its goodbye may be quicker than we are.
+            self._changed.wait_for(lambda: figures.get("opened") == figures.get("closed"), _GOODBYE_GRACE)
             return self._done.pop(run, {})
 
 
@@ -321,8 +326,8 @@ class Reception:
             if received.opcode == PING:
                 one.sock.sendall(frame(PONG, received.payload))
             elif received.opcode == CLOSE:
-                one.sock.sendall(frame(CLOSE, received.payload))
                 self.books.add(one.request.run, "closed")
+                one.sock.sendall(frame(CLOSE, received.payload))
                 return False
         return True
 

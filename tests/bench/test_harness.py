@@ -93,6 +93,7 @@ def test_a_result_that_the_sides_tell_differently_is_a_failure(
 
 def test_connections_that_the_server_did_not_see_are_a_failure() -> None:
     assert "saw 9 of 10" in disagreement(CONNECT, 10, GOOD, {"opened": 9}, None)
+    assert "goodbye of 9 of 10" in disagreement(CONNECT, 10, GOOD, {"opened": 10, "closed": 9}, None)
 
 
 def outcome(*rates: float) -> Outcome:
