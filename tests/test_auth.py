@@ -32,12 +32,13 @@ from trio_nova import (
     JsonCodec,
     ListBackoff,
     OutcomeUnknown,
+    RawCodec,
     RequestFailed,
     SessionOver,
     State,
     open_connection,
 )
-from trio_nova.testing import ClosePayload, GenericVenue, Peer, ScriptedServer
+from trio_nova.testing import ClosePayload, GenericVenue, Peer, ScriptedServer, echo
 
 URL = "ws://server.test/"
 AT_ONCE = ListBackoff([0.0])
@@ -133,6 +134,21 @@ async def test_refused_credentials_are_an_error_at_once_and_not_tried_again(auto
 
 
 @pytest.mark.fault("F108", where="memory")
+async def test_credentials_whose_answer_nothing_can_read_are_refused_at_once(autojump_clock: trio.abc.Clock) -> None:
+    class Reads(AuthHandler):
+        def handle_auth_response(self, message: Any) -> AuthOk:
+            return AuthOk()
+
+    options: dict[str, Any] = {"codec": RawCodec(), "allow_plaintext_credentials": True}
+    with pytest.raises(ConfigError, match=r"^credentials: .*JsonCodec"):
+        open_connection(URL, credentials="token", **options)
+    open_connection(URL, credentials="token", auth_handler=Reads, **options)
+    async with ScriptedServer(echo) as server:
+        async with open_connection(URL, stream_factory=server.stream_factory, **options) as conn:
+            with pytest.raises(ConfigError, match=r"^credentials: .*JsonCodec"):
+                await conn.authenticate("token")
+
+
 async def test_a_notification_never_counts_as_the_answer(autojump_clock: trio.abc.Clock) -> None:
     async def chatter(peer: Peer) -> None:
         await peer.accept()

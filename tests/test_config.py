@@ -3,13 +3,13 @@ from __future__ import annotations
 import base64
 import math
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
 import pytest
 
-from trio_nova import profiles
+from trio_nova import FeedOptions, open_connection, profiles
 from trio_nova.codecs import JsonCodec, RawCodec
 from trio_nova.config import RECONFIGURABLE, Config, check_headers, configure, made, target_url
 from trio_nova.core.backoff import ExponentialBackoff, LinearBackoff, NoBackoff
@@ -17,12 +17,16 @@ from trio_nova.core.limits import TokenBucket
 from trio_nova.core.outbox import Buffer
 from trio_nova.errors import ConfigError
 from trio_nova.handlers import (
+    AlwaysReconnect,
+    AuthHandler,
     ConnectionHandler,
     Correlation,
+    LoggingHandler,
     MessageHandler,
     NoHeartbeat,
     PingHeartbeat,
     RateLimitHandler,
+    SubscriptionHandler,
 )
 from trio_nova.links import ConnectGovernor, Deflate, TrioWebsocketTransport
 from trio_nova.secrets import Secret
@@ -44,7 +48,7 @@ class WaitsWhereItMayNot(MessageHandler):
 WRONG: dict[str, list[Any]] = {
     "headers": [5, None, "X: y", [("X", "y")], {"X": 5}, {"X y": "z"}, {"X": "a\r\nb"}],
     "subprotocols": ["mqtt", 5, None, [5], ["a b"], [""], ["a", "a"]],
-    "ssl_context": [True, False, "cert.pem", 5],
+    "ssl_context": [True, False, "cert.pem", 5, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)],
     "pins": [
         5,
         None,
@@ -328,6 +332,54 @@ def test_a_strategy_is_used_as_it_is_or_made_anew_each_time() -> None:
 def test_a_factory_that_makes_something_else_is_refused_naming_its_field() -> None:
     with pytest.raises(ConfigError, match=r"^message_handler: its factory returned 5"):
         made(lambda: 5, MessageHandler, "message_handler")
+    with pytest.raises(ConfigError, match=r"^message_handler: <lambda> cannot be called without arguments"):
+        made(lambda message: message, MessageHandler, "message_handler")
+    with pytest.raises(TypeError, match="its own"):  # what a factory gets wrong inside stays as it is
+        made(fails_by_itself, MessageHandler, "message_handler")
+
+
+def fails_by_itself() -> MessageHandler:
+    raise TypeError("its own")
+
+
+WRONG_PARTS: dict[tuple[Callable[..., object], str], list[Any]] = {
+    (FeedOptions, "size"): not_a_count,
+    (FeedOptions, "overflow"): ["explode", None, 5],
+    (FeedOptions, "conflate"): not_callable,
+    (FeedOptions, "notices"): [1, None],
+    (FeedOptions, "max_age"): [*not_seconds, 0],
+    (Buffer, "max_items"): ["5", None, 0, -1, math.nan],
+    (Buffer, "max_bytes"): ["5", None, 0, -1, math.nan],
+    (Buffer, "ttl"): [*not_seconds, 0],
+    (Deflate, "server_no_context_takeover"): [1, None],
+    (Deflate, "client_no_context_takeover"): [1, None],
+    (RateLimitHandler, "limits"): [5, None, TokenBucket(1, 1.0), [5], [TokenBucket], ["fast"]],
+    (RateLimitHandler, "mode"): ["fast", None, 5],
+    (RateLimitHandler, "tick_interval"): [*not_finite_seconds, 0],
+    (ConnectGovernor, "limits"): [5, None, [5]],
+    (LoggingHandler, "format"): ["xml", None, 5],
+    (AuthHandler, "refresh_before"): not_finite_seconds,
+    (SubscriptionHandler, "max_batch"): not_a_count,
+    (AlwaysReconnect, "delay"): not_finite_seconds,
+}
+"""Values that each field of what options consist of must refuse."""
+
+
+@pytest.mark.parametrize(
+    ("make", "field", "value"),
+    [(make, field, value) for (make, field), values in WRONG_PARTS.items() for value in values],
+)
+def test_a_wrong_part_of_an_option_is_refused_naming_its_field(
+    make: Callable[..., object], field: str, value: object
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        make(**{field: value})
+    assert caught.value.field == field
+
+
+def test_what_is_no_config_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^config: must be a Config, not dict"):
+        open_connection("ws://localhost/", config={"codec": JsonCodec()})  # type: ignore[arg-type]
 
 
 def test_a_target_is_a_url_or_its_text() -> None:

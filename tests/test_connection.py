@@ -599,6 +599,12 @@ async def test_aclose_sends_code_and_reason_once_and_may_be_called_again(autojum
         await server.dials[0].wait_ended()
 
 
+async def test_waiting_for_a_state_that_there_is_not_is_refused(autojump_clock: trio.abc.Clock) -> None:
+    async with ScriptedServer(echo) as server, open_connection(URL, stream_factory=server.stream_factory) as conn:
+        with pytest.raises(ConfigError, match=r"^state: must be one of 'initialized', "):
+            await conn.wait_state("redy")  # type: ignore[arg-type]
+
+
 async def test_waiting_for_a_state_that_cannot_come_any_more_ends(autojump_clock: trio.abc.Clock) -> None:
     async with (
         ScriptedServer(echo) as server,

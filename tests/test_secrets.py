@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives import serialization
 from trio.testing import MockClock
 
 import trio_nova
-from trio_nova import ConfigError, ConnectFailed, ConnectionInfo, open_connection
+from trio_nova import ConfigError, ConnectFailed, ConnectionInfo, JsonCodec, open_connection
 from trio_nova.config import Config
 from trio_nova.errors import HandshakeRejected, LinkLost, NovaError
 from trio_nova.handlers.logging import describe
@@ -329,8 +329,8 @@ PLAIN = "ws://server.test/"
         (PLAIN, {"headers": {"X-Auth-Token": "CANARY"}}, "headers"),
         (PLAIN, {"headers": {"X-My-Secret": "CANARY"}}, "headers"),
         (PLAIN, {"headers": {"X-Password": "CANARY"}}, "headers"),
-        (PLAIN, {"credentials": "CANARY"}, "credentials"),
-        (PLAIN, {"credentials": FromEnvironment("CANARY")}, "credentials"),
+        (PLAIN, {"credentials": "CANARY", "codec": JsonCodec()}, "credentials"),
+        (PLAIN, {"credentials": FromEnvironment("CANARY"), "codec": JsonCodec()}, "credentials"),
     ],
 )
 def test_credentials_do_not_travel_in_plain_text(target: str, options: dict[str, Any], field: str) -> None:
@@ -399,7 +399,7 @@ MEANT_FOR_ONE_ORIGIN: list[tuple[str, dict[str, Any], str]] = [
     (PLAIN, {"headers": {"X-Mode": "CANARY"}}, "headers"),
     ("ws://user:CANARY@server.test/", {}, "login"),
     ("ws://server.test/?token=CANARY", {}, "query"),
-    (PLAIN, {"credentials": "CANARY"}, "credentials"),
+    (PLAIN, {"credentials": "CANARY", "codec": JsonCodec()}, "credentials"),
 ]
 
 

@@ -21,6 +21,8 @@ from trio_nova import (
     JsonCodec,
     Lagged,
     ListBackoff,
+    MessageHandler,
+    RawCodec,
     RequestUnresolved,
     SessionOver,
     State,
@@ -438,20 +440,29 @@ async def test_subscriptions_are_exported_and_imported(autojump_clock: trio.abc.
             assert service.subscribed == {"b"}
             with pytest.raises(ConfigError):
                 conn.unsubscribe("a")
-            for wrong in ("{", "[1]", '[{"channel": 3}]'):
+            for wrong in ("{", "[1]", '[{"channel": 3}]', None):
                 with pytest.raises(ConfigError):
                     conn.import_subscriptions(wrong)
 
 
-def test_feed_options_are_checked() -> None:
-    wrong: list[Callable[[], FeedOptions]] = [
-        lambda: FeedOptions(size=0),
-        lambda: FeedOptions(overflow="explode"),  # type: ignore[arg-type]
-        lambda: FeedOptions(max_age=0),
-    ]
-    for make in wrong:
-        with pytest.raises(ValueError, match=r"size|overflow|max_age"):
-            make()
+async def test_a_confirmation_that_nothing_can_read_is_not_waited_for(autojump_clock: trio.abc.Clock) -> None:
+    class Reads(MessageHandler):
+        def validate_message(self, message: Any) -> Any:
+            return json.loads(message)
+
+    async with ScriptedServer(then=Service()) as server:
+        async with connect(server, codec=RawCodec()) as conn:
+            with pytest.raises(ConfigError, match=r"^codec: .*JsonCodec"):
+                async with conn.subscribe("a"):
+                    pytest.fail("it was confirmed")
+            with pytest.raises(ConfigError, match=r"^codec: .*JsonCodec"):
+                conn.import_subscriptions('[{"channel": "a", "params": {}}]')
+            assert conn.subscriptions() == {}
+        async with (
+            connect(server, codec=RawCodec(), message_handler=Reads()) as conn,
+            conn.subscribe("a"),
+        ):
+            assert conn.subscriptions() == {"a": "confirmed"}
 
 
 @pytest.mark.parametrize("hook", ["channel_of", "handle_subscription_response", "data_of"])

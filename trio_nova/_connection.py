@@ -306,7 +306,7 @@ class Connection:
         Raises:
             SubscriptionRejected: the service refuses, or does not answer.
             ConfigError: `channel` is no text, or `feed` no `FeedOptions`; or the channel is subscribed to
-                already, with other `params`.
+                already, with other `params`; or nothing here can read the service's confirmation.
             SessionOver: the session has ended.
         """
         if not isinstance(channel, str):
@@ -330,7 +330,7 @@ class Connection:
         """
         try:
             rows = msgspec.json.decode(text, type=list[Any])
-        except (msgspec.MsgspecError, RecursionError) as exc:
+        except (msgspec.MsgspecError, RecursionError, TypeError) as exc:
             raise ConfigError("subscriptions", "not an export of subscriptions") from exc
         self._subscriptions.load(rows)
 
@@ -354,7 +354,7 @@ class Connection:
 
         Raises:
             AuthFailed: the service refuses, or does not answer within `auth_timeout`.
-            ConfigError: the credentials would travel in plain text.
+            ConfigError: the credentials would travel in plain text, or nothing here can read the answer to them.
             ConnectFailed: what provides the credentials failed.
             NotSent, OutcomeUnknown: the link was lost meanwhile.
             SessionOver: the session has ended.
@@ -366,6 +366,7 @@ class Connection:
             await self._authenticator.sign_in(refresh=True)
         else:
             on_trial = configure(session.config, {"credentials": credentials})
+            session.check_credentials(on_trial)
             session.keep_secret(on_trial)
             await self._authenticator.change(on_trial.credentials)
 
@@ -469,8 +470,13 @@ class Connection:
 
         Raises:
             SessionOver: the session has ended in another.
+            ConfigError: there is no such state.
         """
-        await self._session.wait_state(State(state))
+        try:
+            state = State(state)
+        except ValueError:
+            raise ConfigError("state", f"must be one of {', '.join(map(repr, map(str, State)))}") from None
+        await self._session.wait_state(state)
 
     async def wait_closed(self) -> None:
         """Wait until the session is over."""

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 
 from trio_nova._mailbox import Mailbox, Receiver, Source
+from trio_nova.core import check_bool, check_callable, check_count, number, one_of
 from trio_nova.errors import Lagged
 
 __all__ = ["Feed", "FeedOptions"]
@@ -20,20 +21,22 @@ FeedOverflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "fail"]
 class FeedOptions:
     """How one feed holds what its consumer has not yet taken."""
 
-    size: int = attrs.field(default=1024, validator=attrs.validators.ge(1))
+    size: int = attrs.field(default=1024, validator=check_count)
     """Messages that may wait."""
     overflow: FeedOverflow = attrs.field(
-        default="block", validator=attrs.validators.in_(("block", "drop_oldest", "drop_newest", "fail"))
+        default="block", validator=one_of("block", "drop_oldest", "drop_newest", "fail")
     )
     """When full: "block" stops reading for the whole connection; "fail" ends the feed with Lagged."""
-    conflate: Callable[[Any], Hashable] | None = None
+    conflate: Callable[[Any], Hashable] | None = attrs.field(
+        default=None, validator=attrs.validators.optional(check_callable)
+    )
     """Of the messages that wait with the same key, as this returns it, only the newest is kept.
 
     What it raises ends the feed, and is raised there.
     """
-    notices: bool = False
+    notices: bool = attrs.field(default=False, validator=check_bool)
     """Whether `Gap`, `Resynced` and `Dropped` stand between the messages, in their place."""
-    max_age: float = attrs.field(default=math.inf, validator=attrs.validators.gt(0))
+    max_age: float = attrs.field(default=math.inf, validator=number(above=0.0, finite=False))
     """Seconds without data after which a `FeedStale` is told."""
 
 

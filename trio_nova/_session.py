@@ -15,6 +15,7 @@ import trio
 from trio_nova._events import Hub
 from trio_nova._mailbox import Source
 from trio_nova._signal import Latch
+from trio_nova.codecs import RawCodec
 from trio_nova.config import Config, check_plaintext, made
 from trio_nova.core.outbox import Lane
 from trio_nova.core.recovery import wait_wished_for
@@ -169,8 +170,37 @@ class Session:
     def __attrs_post_init__(self) -> None:
         self.keep_secret(self.config)
         self.handlers = Handlers.of(self.config)
+        self.check_credentials(self.config)
         self.hub = Hub(self.handlers.logging, self.handlers.metrics, self.config.events)
         self.attempts = Attempts(self.config.max_attempts, self.config.min_uptime)
+
+    # ----------------------------------------------------------------- what can be read
+
+    @property
+    def reads_text_only(self) -> bool:
+        """Whether the hooks are shown messages as they came, text: the default ones can read nothing in them."""
+        validates = type(self.handlers.message).validate_message is not MessageHandler.validate_message
+        return type(self.config.codec) is RawCodec and not validates
+
+    def check_credentials(self, config: Config) -> None:
+        """Refuse credentials the answer to which could never be understood.
+
+        Raises:
+            ConfigError: there are some.
+        """
+        handler = type(self.handlers.auth)
+        if (
+            config.credentials is not None
+            and self.reads_text_only
+            and all(
+                getattr(handler, hook) is getattr(AuthHandler, hook)
+                for hook in ("authenticate", "encode_auth_request", "handle_auth_response")
+            )
+        ):
+            raise ConfigError(
+                "credentials",
+                "the default hooks cannot read the answer to them in a text: set codec=JsonCodec(), or an auth_handler",
+            )
 
     # ----------------------------------------------------------------- states
 

@@ -142,6 +142,7 @@ class Subscriptions:
         """Hold a subscription while the block lasts; see `Connection.subscribe`."""
         session = self._session
         session.check_open()
+        self._check_readable()
         handler = session.handlers.subscription
         key = handler.key(channel, params)
         desk = self._desks.get(key)
@@ -171,6 +172,7 @@ class Subscriptions:
 
     def load(self, rows: Sequence[object]) -> None:
         """Want what an export holds, without a feed."""
+        self._check_readable()
         handler = self._session.handlers.subscription
         for subscription in self.book.load(rows, handler.key, trio.current_time()):
             if subscription.key in self._imported:
@@ -180,6 +182,17 @@ class Subscriptions:
             if subscription.key not in self._desks:
                 self._desks[subscription.key] = _Desk(subscription)
         self._ask_soon()
+
+    def _check_readable(self) -> None:
+        """Refuse, with a ConfigError, a subscription whose confirmation could never be understood."""
+        handler = self._session.handlers.subscription
+        reads = type(handler).handle_subscription_response is not SubscriptionHandler.handle_subscription_response
+        if self._session.reads_text_only and not reads and not handler.correlated:
+            raise ConfigError(
+                "codec",
+                "the default hooks cannot read a confirmation in a text: set codec=JsonCodec(), or a "
+                "subscription_handler",
+            )
 
     def unload(self, channel: str, params: Mapping[str, Any]) -> None:
         """Give up what was loaded."""

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import attrs
 
 from trio_nova.codecs import Codec, RawCodec
+from trio_nova.core import check_bool, check_callable, one_of
 from trio_nova.core.backoff import Backoff, ExponentialBackoff
 from trio_nova.core.bounded import OVERFLOWS, Overflow
 from trio_nova.core.outbox import Buffer
@@ -120,19 +121,6 @@ def _instance_of(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]
     return validate
 
 
-def _one_of(*choices: Any) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
-    def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if value not in choices:
-            _fail(attribute, f"must be one of {', '.join(map(repr, choices))}, not {value!r}")
-
-    return validate
-
-
-def _bool(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not isinstance(value, bool):
-        _fail(attribute, f"must be True or False, not {value!r}")
-
-
 def _has(*methods: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         if isinstance(value, type):
@@ -165,10 +153,23 @@ def _strategy(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
 def made(value: object, role: type[H], field: str) -> H:
     """Return the strategy that a field holds, or what its factory makes."""
     if not isinstance(value, role) and callable(value):
+        if not _takes_nothing(value):
+            name = getattr(value, "__name__", type(value).__name__)
+            raise ConfigError(field, f"{name} cannot be called without arguments, as it will be for every session")
         value = value()
     if not isinstance(value, role):
         raise ConfigError(field, f"its factory returned {value!r}, not a {role.__name__}")
     return value
+
+
+def _takes_nothing(factory: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:
+        return False
+    except ValueError:  # written in C, it has none
+        pass
+    return True
 
 
 def check_headers(headers: Mapping[str, str], field: str = "headers") -> tuple[tuple[str, str], ...]:
@@ -292,6 +293,8 @@ def _is_proxy_url(value: Any) -> bool:
 def _ssl_context(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
     if value is not None and not isinstance(value, ssl.SSLContext):
         _fail(attribute, f"must be an ssl.SSLContext, not {value!r}")
+    if value is not None and value.protocol is ssl.PROTOCOL_TLS_SERVER:
+        _fail(attribute, "is one for servers: make it by ssl.create_default_context(), or with PROTOCOL_TLS_CLIENT")
 
 
 def _pin_set(value: Any) -> Any:
@@ -317,11 +320,6 @@ def _when_down(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None
 def _events(config: Any, attribute: attrs.Attribute[Any], value: frozenset[str]) -> None:
     if unknown := value - {"connection", "message", "error"}:
         _fail(attribute, f"unknown: {', '.join(sorted(map(repr, unknown)))}; there are connection, message and error")
-
-
-def _callable(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if not callable(value):
-        _fail(attribute, f"must be callable, not {value!r}")
 
 
 _EVENT_LEVELS = {
@@ -389,7 +387,9 @@ class Config:
         default=None, converter=attrs.converters.optional(as_secret_text), validator=_proxy, repr=False
     )
     """`http://user:password@host:port` (CONNECT), `socks4://` or `socks5://`; needs the extra `proxy`."""
-    stream_factory: StreamFactory | None = attrs.field(default=None, validator=attrs.validators.optional(_callable))
+    stream_factory: StreamFactory | None = attrs.field(
+        default=None, validator=attrs.validators.optional(check_callable)
+    )
     """An async function `(host, port)` that returns the byte stream to speak over, any `trio.abc.Stream`."""
     transport: Transport = attrs.field(factory=WireTransport, validator=_has("open"))
     """What opens links."""
@@ -436,7 +436,7 @@ class Config:
     """Failures in a row after which the session gives up; 0: never dial again."""
     min_uptime: float = attrs.field(default=30.0, validator=_seconds(zero=True))
     """How long a link must have been ready for its loss to count as the first failure again."""
-    retry_first_connect: bool = attrs.field(default=False, validator=_bool)
+    retry_first_connect: bool = attrs.field(default=False, validator=check_bool)
     """Whether the first connect is retried too; by default it fails at once."""
 
     # ----------------------------------------------------------------- traffic
@@ -446,7 +446,7 @@ class Config:
     """Messages that wait to be received."""
     inbox_bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_count(least=1))
     """Bytes that wait to be received."""
-    overflow: Overflow = attrs.field(default="block", validator=_one_of(*OVERFLOWS))
+    overflow: Overflow = attrs.field(default="block", validator=one_of(*OVERFLOWS))
     """What a full inbox does: "block" stops reading, so that the peer feels it; "drop_oldest"; "drop_newest"."""
     codec: Codec = attrs.field(factory=RawCodec, validator=_has("encode", "decode"))
     """Between messages and payloads."""
@@ -459,12 +459,12 @@ class Config:
 
     A value is kept as a `Secret`. See `trio_nova.secrets.ask_credentials`.
     """
-    allow_plaintext_credentials: bool = attrs.field(default=False, validator=_bool)
+    allow_plaintext_credentials: bool = attrs.field(default=False, validator=check_bool)
     """Whether credentials may travel over ws:// to another machine, where everybody on the way can read them."""
 
     # ----------------------------------------------------------------- strategies
     on_handler_error: Literal["raise", "log", "close"] = attrs.field(
-        default="raise", validator=_one_of("raise", "log", "close")
+        default="raise", validator=one_of("raise", "log", "close")
     )
     """After an exception in a handler: "raise" ends the session with it, "log" goes on, "close" closes with 1011."""
     connection_handler: Made[ConnectionHandler] = attrs.field(
@@ -496,11 +496,11 @@ class Config:
     """Paces the dials of the sessions that share it. None: the one that all sessions of this `trio.run` share."""
     resolver: Resolver = attrs.field(factory=SystemResolver, validator=_has("resolve"))
     """Looks names up."""
-    spread: Callable[[], float] = attrs.field(default=random.random, validator=_callable)
+    spread: Callable[[], float] = attrs.field(default=random.random, validator=check_callable)
     """Uniform draws from [0, 1), for jitter. No secret depends on them."""
-    entropy: Callable[[int], bytes] = attrs.field(default=os.urandom, validator=_callable)
+    entropy: Callable[[int], bytes] = attrs.field(default=os.urandom, validator=check_callable)
     """Unpredictable bytes, for the payloads of pings and the ids of connections."""
-    wall_clock: Callable[[], float] = attrs.field(default=time.time, validator=_callable)
+    wall_clock: Callable[[], float] = attrs.field(default=time.time, validator=check_callable)
     """Unix time: only to notice that the machine slept."""
 
 
@@ -545,6 +545,8 @@ def configure(base: Config, changes: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: naming a field that does not exist, or whose value is wrong.
     """
+    if not isinstance(base, Config):
+        raise ConfigError("config", f"must be a Config, not {type(base).__name__}")
     for name in changes:
         if name not in _FIELDS:
             near = difflib.get_close_matches(name, _FIELDS, n=1)

@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from trio_nova.errors import ConnectFailed, RetryAdvice
+from trio_nova.errors import ConfigError, ConnectFailed, RetryAdvice
 from trio_nova.links import Dial, SystemResolver, TrioWebsocketTransport, unix_stream
 from trio_nova.links import _dial as dialling
 from trio_nova.links._dial import open_stream
@@ -198,6 +198,15 @@ async def test_what_a_stream_factory_raises_becomes_ours(peer: Peer, failure: Ex
         await open_stream(peer.dial(stream_factory=fail))
     assert (caught.value.phase, caught.value.retry) == ("tcp", retry)
     assert caught.value.__cause__ is failure
+
+
+async def test_a_stream_factory_that_makes_something_else_is_refused(peer: Peer) -> None:
+    async def make(host: str, port: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return object()  # type: ignore[return-value]
+
+    with pytest.raises(ConfigError, match=r"^stream_factory: it must return a trio.abc.Stream, not a object"):
+        await open_stream(peer.dial(stream_factory=make))
 
 
 async def test_a_unix_socket_can_be_dialled(tmp_path: Path) -> None:

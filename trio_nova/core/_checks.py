@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import attrs
 
@@ -38,10 +39,10 @@ def check_number(
 
 def number(
     *, at_least: float = 0.0, above: float = -math.inf, at_most: float = math.inf, finite: bool = True
-) -> Callable[[object, attrs.Attribute[float], float], None]:
+) -> Callable[[object, attrs.Attribute[Any], float], None]:
     """Return an attrs validator that applies `check_number`."""
 
-    def validate(instance: object, attribute: attrs.Attribute[float], value: float) -> None:
+    def validate(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
         check_number(attribute.name, value, at_least=at_least, above=above, at_most=at_most, finite=finite)
 
     return validate
@@ -52,3 +53,25 @@ def check_count(instance: object, attribute: attrs.Attribute[int], value: object
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(attribute.name, f"must be a whole number, not {type(value).__name__}")
     check_number(attribute.name, value, at_least=1)
+
+
+def check_bool(instance: object, attribute: attrs.Attribute[bool], value: object) -> None:
+    """Validate an attrs field that holds True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(attribute.name, f"must be True or False, not {value!r}")
+
+
+def check_callable(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    """Validate an attrs field that holds a function."""
+    if not callable(value):
+        raise ConfigError(attribute.name, f"must be callable, not {value!r}")
+
+
+def one_of(*choices: str) -> Callable[[object, attrs.Attribute[Any], object], None]:
+    """Return an attrs validator of a field that holds one of `choices`."""
+
+    def validate(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value not in choices:
+            raise ConfigError(attribute.name, f"must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+    return validate

@@ -24,7 +24,7 @@ import attrs
 from trio_nova.core._checks import check_count, check_number, number
 from trio_nova.errors import ConfigError
 
-__all__ = ["Gcra", "Limit", "Limits", "RollingWindow", "TokenBucket"]
+__all__ = ["Gcra", "Limit", "Limits", "RollingWindow", "TokenBucket", "as_limits"]
 
 _LONGEST = 1e9
 """Seconds, over 30 years: periods beyond are mistakes, and would overflow."""
@@ -233,15 +233,25 @@ class RollingWindow:
         return math.fsum((max(now, self._seen), -spent_at, -self.period, -self.margin)) >= 0.0
 
 
-def _as_tuple(limits: Iterable[Limit]) -> tuple[Limit, ...]:
-    return tuple(limits)
+def as_limits(limits: Iterable[Limit]) -> tuple[Limit, ...]:
+    """Return limits as a tuple; raises ConfigError where they are none."""
+    try:
+        given = tuple(limits)
+    except TypeError:
+        raise ConfigError("limits", f"must be a collection of limits, not {limits!r}: write [...]") from None
+    for limit in given:
+        if isinstance(limit, type) or not all(
+            callable(getattr(limit, name, None)) for name in ("admits_at", "spend", "available")
+        ):
+            raise ConfigError("limits", f"{limit!r} is no limit, such as TokenBucket(...)")
+    return given
 
 
 @attrs.frozen
 class Limits:
     """Several limits at once: what is spent is spent in all of them, or in none. Without any, all is admitted."""
 
-    limits: tuple[Limit, ...] = attrs.field(default=(), converter=_as_tuple)
+    limits: tuple[Limit, ...] = attrs.field(default=(), converter=as_limits)
 
     def admits_at(self, now: float, cost: float = 1.0, reserve: float = 0.0) -> float:
         if not self.limits:

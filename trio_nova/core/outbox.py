@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 
 import attrs
 
+from trio_nova.core._checks import number
 from trio_nova.errors import Expired, NotSent, NovaError, OutcomeUnknown
 from trio_nova.messages import Decision, Frame, Queue, Reject
 
@@ -56,9 +57,9 @@ class Buffer:
     Beyond `max_items` or `max_bytes` a send raises NotSent at once; after `ttl` it raises Expired.
     """
 
-    max_items: float = attrs.field(default=1000, validator=attrs.validators.gt(0))
-    max_bytes: float = attrs.field(default=16 * 1024 * 1024, validator=attrs.validators.gt(0))
-    ttl: float = attrs.field(default=math.inf, validator=attrs.validators.gt(0))
+    max_items: float = attrs.field(default=1000, validator=number(above=0.0, finite=False))
+    max_bytes: float = attrs.field(default=16 * 1024 * 1024, validator=number(above=0.0, finite=False))
+    ttl: float = attrs.field(default=math.inf, validator=number(above=0.0, finite=False))
     """Seconds."""
 
 

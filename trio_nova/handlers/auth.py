@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import attrs
 
+from trio_nova.core import number
 from trio_nova.errors import ConfigError
 
 __all__ = ["AuthExchange", "AuthHandler", "AuthOk", "AuthRefused"]
@@ -73,7 +74,7 @@ class AuthHandler:
 
     with_credentials_only: ClassVar[bool] = False
     """Whether there is nothing to authenticate without credentials, though the hooks are overridden."""
-    refresh_before: float = attrs.field(default=60.0, validator=attrs.validators.ge(0.0))
+    refresh_before: float = attrs.field(default=60.0, validator=number())
     """Seconds before the expiry at which to authenticate again."""
     lifetime: float = 3600.0
     """Seconds that a grant lasts where the answer does not say."""

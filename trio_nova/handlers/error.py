@@ -6,6 +6,7 @@ import logging
 
 import attrs
 
+from trio_nova.core import number
 from trio_nova.core.verdict import categorize
 from trio_nova.errors import printable
 from trio_nova.messages import Action, Category, Retry, Stop
@@ -43,7 +44,7 @@ class ErrorHandler:
 class AlwaysReconnect(ErrorHandler):
     """Dial again after any error, also where the advice is to stop."""
 
-    delay: float = attrs.field(default=5.0, validator=attrs.validators.ge(0.0))
+    delay: float = attrs.field(default=5.0, validator=number())
     """Seconds to wait where the advice was to stop."""
 
     def should_reconnect(self, error: Exception, attempt: int, advice: Retry | Stop) -> Retry | Stop:

@@ -11,6 +11,7 @@ from typing import Literal
 import attrs
 import msgspec
 
+from trio_nova.core import one_of
 from trio_nova.errors import LinkLost, printable
 from trio_nova.messages import (
     AuthUnsuccessful,
@@ -103,7 +104,7 @@ class LoggingHandler:
     """
 
     logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = _logger
-    format: Literal["plain", "json"] = attrs.field(default="plain", validator=attrs.validators.in_(("plain", "json")))
+    format: Literal["plain", "json"] = attrs.field(default="plain", validator=one_of("plain", "json"))
     _second_began: float = attrs.field(default=-math.inf, init=False, repr=False, on_setattr=attrs.setters.NO_OP)
     _in_this_second: Counter[tuple[str, str]] = attrs.field(factory=Counter, init=False, repr=False)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import attrs
 
-from trio_nova.core import check_number, number
-from trio_nova.core.limits import Limit, Limits
+from trio_nova.core import check_number, number, one_of
+from trio_nova.core.limits import Limit, Limits, as_limits
 from trio_nova.core.outbox import Purpose
 from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import ConfigError, HandshakeRejected
@@ -48,10 +48,6 @@ class RateRequest:
     "query": what `request` asks; "message": all the rest."""
 
 
-def _as_tuple(limits: Iterable[Limit]) -> tuple[Limit, ...]:
-    return tuple(limits)
-
-
 def _as_dict(costs: Mapping[str, float]) -> dict[str, float]:
     return dict(costs)
 
@@ -73,7 +69,7 @@ class RateLimitHandler:
     for every `recovery_interval` without another complaint.
     """
 
-    limits: Sequence[Limit] = attrs.field(default=(), converter=_as_tuple)
+    limits: Sequence[Limit] = attrs.field(default=(), converter=as_limits)
     costs: Mapping[str, float] = attrs.field(factory=dict, converter=_as_dict, validator=_check_costs)
     """What a message costs, by its type, else by its purpose (see `RATE_COSTS`); 1 where neither is listed."""
     reserve: float = attrs.field(default=0.0, validator=number())
@@ -88,10 +84,10 @@ class RateLimitHandler:
     """
     mode: Literal["normal", "always_allow", "always_queue", "always_reject"] = attrs.field(
         default="normal",
-        validator=attrs.validators.in_(("normal", "always_allow", "always_queue", "always_reject")),
+        validator=one_of("normal", "always_allow", "always_queue", "always_reject"),
     )
     """"always_queue" holds everything until the mode changes: for tests and maintenance."""
-    tick_interval: float = attrs.field(default=1.0, validator=attrs.validators.gt(0.0))
+    tick_interval: float = attrs.field(default=1.0, validator=number(above=0.0))
     """Seconds between calls of `handle_tick`, where that is overridden."""
     recovery_step: float = attrs.field(default=0.1, validator=number(above=0.0, at_most=1.0))
     """What the pace regains at a time, as a fraction of the full one."""

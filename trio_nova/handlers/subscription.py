@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import attrs
 
+from trio_nova.core import check_count
 from trio_nova.core.sequence import Tracker
 
 __all__ = ["Channel", "Granted", "Refused", "SubscriptionAnswer", "SubscriptionHandler"]
@@ -66,7 +67,7 @@ class SubscriptionHandler:
     """
     drops_unclaimed: ClassVar[bool] = False
     """Whether data of no subscription of ours go nowhere, rather than to whoever receives ordinary messages."""
-    max_batch: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    max_batch: int = attrs.field(default=1, validator=check_count)
     """How many channels one message may ask for."""
 
     def key(self, channel: str, params: Mapping[str, Any]) -> Hashable:

@@ -6,6 +6,7 @@ from typing import Any
 
 import attrs
 
+from trio_nova.core import check_bool
 from trio_nova.errors import ConfigError
 
 __all__ = ["Deflate"]
@@ -32,9 +33,9 @@ class Deflate:
     """The window that the server may use, so what receiving takes: 12 is 4 KiB."""
     client_max_window_bits: int = attrs.field(default=12, validator=_between(9, 15))
     """The window that we use at most."""
-    server_no_context_takeover: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    server_no_context_takeover: bool = attrs.field(default=False, validator=check_bool)
     """Whether the server must begin each message with an empty window: less memory, less compression."""
-    client_no_context_takeover: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
+    client_no_context_takeover: bool = attrs.field(default=False, validator=check_bool)
     """Whether we do so."""
     level: int = attrs.field(default=6, validator=_between(0, 9))
     """How hard we try, from 1 to 9; 0 only stores."""

@@ -23,7 +23,7 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from trio_nova.errors import ConnectFailed, NovaError, RetryAdvice
+from trio_nova.errors import ConfigError, ConnectFailed, NovaError, RetryAdvice
 from trio_nova.links._proxy import connect_through
 from trio_nova.links._seam import Dial, StreamFactory
 from trio_nova.links._tls import default_context, lay_tls
@@ -80,7 +80,7 @@ async def _open_transport(dial: Dial, host: str, port: int) -> trio.abc.Stream:
 
 async def _call_factory(factory: StreamFactory, host: str, port: int) -> trio.abc.Stream:
     try:
-        return await factory(host, port)
+        stream = await factory(host, port)
     except NovaError:
         raise
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -89,6 +89,9 @@ async def _call_factory(factory: StreamFactory, host: str, port: int) -> trio.ab
         raise ConnectFailed(
             f"the stream factory failed for {host}:{port}: {type(exc).__name__}", phase="tcp", retry=RetryAdvice.NEVER
         ) from exc
+    if not isinstance(stream, trio.abc.Stream):
+        raise ConfigError("stream_factory", f"it must return a trio.abc.Stream, not a {type(stream).__name__}")
+    return stream
 
 
 async def _race(addresses: Sequence[str], host: str, port: int) -> trio.SocketStream:

@@ -9,7 +9,7 @@ import attrs
 import trio
 
 from trio_nova.core import number
-from trio_nova.core.limits import Gcra, Limit, Limits, RollingWindow
+from trio_nova.core.limits import Gcra, Limit, Limits, RollingWindow, as_limits
 
 __all__ = ["ConnectGovernor", "Turn"]
 
@@ -83,10 +83,6 @@ class Turn:
             del self._locks[address]
 
 
-def _as_tuple(limits: Iterable[Limit]) -> tuple[Limit, ...]:
-    return tuple(limits)
-
-
 def _retry_paces(limits: Iterable[Limit], reserve: float) -> Iterator[Limit]:
     """Yield what retries keep to besides `limits`, so that they leave a `reserve` of each window to others.
 
@@ -106,7 +102,7 @@ class ConnectGovernor:
     Sessions of one `trio.run` share one, unless `Config.governor` says otherwise.
     """
 
-    limits: Sequence[Limit] = attrs.field(default=(), converter=_as_tuple)
+    limits: Sequence[Limit] = attrs.field(default=(), converter=as_limits)
     """How many dials, to whatever address, may begin in what time."""
     reserve: float = attrs.field(default=0.6, kw_only=True, validator=number(at_most=1.0))
     """The share of each `RollingWindow`, from 0 to 1, that retries leave to other dials.
