@@ -56,7 +56,7 @@ class Feed(Receiver[Any]):
     """Of each conflation key, the serial number of its message in the queue."""
 
     @classmethod
-    def of(cls, channel: str, options: FeedOptions, source: Source, notice: Callable[[int], Any]) -> Feed:
+    def _of(cls, channel: str, options: FeedOptions, source: Source, notice: Callable[[int], Any]) -> Feed:
         overflow = "block" if options.overflow == "fail" else options.overflow
         mailbox: Mailbox[Any] = Mailbox(
             max_items=options.size,
@@ -78,18 +78,20 @@ class Feed(Receiver[Any]):
         """Messages that wait to be received."""
         return len(self._mailbox)
 
+    # ----------------------------------------------------------------- the session's side
+
     @property
-    def clogged(self) -> bool:
+    def _clogged(self) -> bool:
         return bool(self._mailbox.backlog)
 
     @property
-    def crowded(self) -> bool:
+    def _crowded(self) -> bool:
         return self._mailbox.crowded
 
-    async def give_turns(self) -> None:
+    async def _give_turns(self) -> None:
         await self._mailbox.give_turns()
 
-    def put(self, message: Any) -> bool:
+    def _put(self, message: Any) -> bool:
         """Take a message in; where this returns False, reading must stop until there is room."""
         mailbox = self._mailbox
         if self.options.conflate is not None:
@@ -97,7 +99,7 @@ class Feed(Receiver[Any]):
                 key = self.options.conflate(message)
                 serial = self._latest.get(key)
             except Exception as error:
-                self.end(error)  # a matter between that function and the consumer
+                self._end(error)  # a matter between that function and the consumer
                 return True
             if serial is not None and mailbox.replace(serial, message, 0):
                 return True
@@ -106,17 +108,17 @@ class Feed(Receiver[Any]):
                 taken = mailbox.next_serial - len(mailbox)
                 self._latest = {key: serial for key, serial in self._latest.items() if serial >= taken}
         if self.options.overflow == "fail" and mailbox.full:
-            self.end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
+            self._end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
         return mailbox.put_nowait(message, 0)
 
-    def tell(self, notice: Any) -> None:
+    def _tell(self, notice: Any) -> None:
         """Put a notice between the messages, where the consumer asked for notices."""
         if self.options.notices:
             self._mailbox.put_nowait(notice, 0)
 
-    def end(self, error: Exception | None = None) -> None:
+    def _end(self, error: Exception | None = None) -> None:
         """Let what is there be received; after that raise `error`, or end."""
         self._mailbox.close(error)
 
-    async def wait_for_room(self) -> None:
+    async def _wait_for_room(self) -> None:
         await self._mailbox.wait_for_room()

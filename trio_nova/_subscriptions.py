@@ -149,7 +149,7 @@ class Subscriptions:
         if desk is not None and dict(desk.subscription.params) != dict(params):
             raise ConfigError("params", f"{channel!r} is subscribed to already, with other params")
         tracker = handler.tracker(Channel(key, channel, params)) if desk is None else desk.tracker
-        feed = Feed.of(channel, options, session.source, lambda count: self._dropped(count, channel))
+        feed = Feed._of(channel, options, session.source, lambda count: self._dropped(count, channel))
         subscription = self.book.want(key, channel, params, trio.current_time())
         if desk is None:
             desk = self._desks[key] = _Desk(subscription, tracker=tracker)
@@ -166,7 +166,7 @@ class Subscriptions:
         finally:
             self._look_at(desk)
             desk.feeds = tuple(each for each in desk.feeds if each is not feed)
-            feed.end(trio.ClosedResourceError("the block of this subscription was left"))
+            feed._end(trio.ClosedResourceError("the block of this subscription was left"))
             self._clogged.pop(feed, None)
             self._release(key)
 
@@ -277,7 +277,7 @@ class Subscriptions:
         for desk in self._desks.values():
             desk.changed.ring()
             for feed in desk.feeds:
-                feed.end()
+                feed._end()
 
     def _ask_soon(self) -> None:
         self.changed.set()
@@ -424,10 +424,12 @@ class Subscriptions:
         """Treat a message that could not be made as the hook's failure, and its channels as refused."""
         if isinstance(error, NovaError):
             self._session.note(error, "subscription")
+            why = str(error)
         else:
             self._session.handler_failed(error)
+            why = type(error).__name__  # its words may be anything
         for channel in channels:
-            self._apply(Refused(channel.key, f"it could not be asked for: {type(error).__name__}"))
+            self._apply(Refused(channel.key, f"it could not be asked for: {why}"))
 
     async def _ask_alone(self, channel: Channel, ask: int) -> None:
         try:
@@ -524,7 +526,7 @@ class Subscriptions:
     def clogged(self) -> bool:
         """Whether a feed that may not drop has no room."""
         if self._clogged:
-            self._clogged = dict.fromkeys(feed for feed in self._clogged if feed.clogged)
+            self._clogged = dict.fromkeys(feed for feed in self._clogged if feed._clogged)
         return bool(self._clogged)
 
     @property
@@ -535,12 +537,12 @@ class Subscriptions:
     async def give_turns(self) -> None:
         """Let the consumers of crowded feeds run; see `Inbound.give_turns`."""
         while self._crowded:
-            await self._crowded.popitem()[0].give_turns()
+            await self._crowded.popitem()[0]._give_turns()
 
     async def wait_for_room(self) -> None:
         """Wait until every feed has room. Cancelling loses nothing."""
         while self.clogged:
-            await next(iter(self._clogged)).wait_for_room()
+            await next(iter(self._clogged))._wait_for_room()
 
     def is_data(self, message: Any) -> bool:
         """Whether `message` is data of a channel that somebody is subscribed to."""
@@ -657,9 +659,9 @@ class Subscriptions:
             self._give(feed, data)
 
     def _give(self, feed: Feed, data: Any) -> None:
-        if not feed.put(data):
+        if not feed._put(data):
             self._clogged[feed] = None
-        elif feed.crowded:
+        elif feed._crowded:
             self._crowded[feed] = None
 
     def _look_at(self, desk: _Desk) -> None:
@@ -720,7 +722,7 @@ class Subscriptions:
                 )
                 if desk.was_confirmed:
                     for feed in desk.feeds:
-                        feed.end(SubscriptionRejected(_refusal(subscription)))
+                        feed._end(SubscriptionRejected(_refusal(subscription)))
             desk.changed.ring()
         self.changed.set()
 
@@ -756,7 +758,7 @@ class Subscriptions:
         notice = kind(at=trio.current_time(), epoch=self._session.epoch, **fields)
         self._session.hub.emit(notice)
         for feed in desk.feeds:
-            feed.tell(notice)
+            feed._tell(notice)
 
 
 def _refusal(subscription: Subscription) -> str:

@@ -222,7 +222,10 @@ class LinkLost(NovaError):
 
     phase = "ready"
     retry = RetryAdvice.BACKOFF
-    hint = "The session reconnects by itself; what was lost with the link is reported to whoever waited for it."
+    hint = (
+        "A session reconnects by itself, and reports what was lost with the link to whoever waited for it. "
+        "Where this error ended yours, open another, or raise max_attempts."
+    )
 
     def __init__(
         self,

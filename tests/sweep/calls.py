@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import attrs
 import trio
@@ -12,7 +13,10 @@ import trio
 from tests.sweep.service import NEWS
 from tests.sweep.world import CLOSE_TIMEOUT, URL, World
 from trio_nova import (
+    AuthExchange,
     AuthFailed,
+    AuthHandler,
+    AuthOk,
     ConnectFailed,
     Connection,
     LinkLost,
@@ -52,6 +56,8 @@ class InSession:
     finish: Play = nothing
     rpc: bool = False
     """Whether it is one of a JSON-RPC client."""
+    options: Mapping[str, Any] = attrs.field(factory=dict)
+    """What the session is opened with, besides what all are."""
 
     async def __call__(self, world: World) -> None:
         if self.rpc:
@@ -59,7 +65,7 @@ class InSession:
                 world.client = client
                 await self._use(world, client.connection)
         else:
-            async with open_connection(URL, **world.own_options) as conn:
+            async with open_connection(URL, **{**world.own_options, **self.options}) as conn:
                 await self._use(world, conn)
 
     async def _use(self, world: World, conn: Connection) -> None:
@@ -159,6 +165,19 @@ async def receive_handed_over(world: World) -> None:
         world.take(await world.receiver.receive())
 
 
+async def receive_batch_handed_over(world: World) -> None:
+    while len(world.ticks) < 3:
+        for message in await world.receiver.receive_batch():
+            world.take(message)
+
+
+async def iterate_handed_over(world: World) -> None:
+    async for message in world.receiver:
+        world.take(message)
+        if len(world.ticks) == 3:
+            break
+
+
 async def paused(world: World) -> None:
     async with world.conn.paused():
         await trio.sleep(0.01)
@@ -169,6 +188,22 @@ async def listen(world: World) -> None:
     async with world.conn.listen(messages=True) as events:
         for _ in range(3):
             await events.receive()
+
+
+async def listen_in_batches(world: World) -> None:
+    count = 0
+    async with world.conn.listen(messages=True) as events:
+        while count < 3:
+            count += len(await events.receive_batch())
+
+
+async def listen_iterating(world: World) -> None:
+    count = 0
+    async with world.conn.listen(messages=True) as events:
+        async for _ in events:
+            count += 1
+            if count == 3:
+                break
 
 
 # --------------------------------------------------------------------------- subscriptions
@@ -224,6 +259,17 @@ async def ping(world: World) -> None:
 
 async def authenticate(world: World) -> None:
     await world.conn.authenticate()
+
+
+class InSteps(AuthHandler):
+    """Authenticates by a question, and by something that is not answered."""
+
+    async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+        await exchange.send({"type": "hello"})
+        reply = await exchange.request(self.encode_auth_request(credentials))
+        assert reply["type"] == "auth_success"
+        await exchange.send({"type": "hello again"})
+        return AuthOk()
 
 
 async def authenticate_anew(world: World) -> None:
@@ -432,6 +478,8 @@ CALLS: dict[str, Play] = {
     "receive_batch": InSession(receive_batch),
     "iteration": InSession(iterate),
     "receive, handed over": InSession(receive_handed_over, hand_over),
+    "receive_batch, handed over": InSession(receive_batch_handed_over, hand_over),
+    "iteration, handed over": InSession(iterate_handed_over, hand_over),
     "subscribe, entering": InSession(subscribe_enter, finish=read_if_subscribed),
     "subscribe, while down": InSession(subscribe_enter, cut_link, finish=read_if_subscribed),
     "subscribe, leaving": InSession(subscribe_leave, have_block),
@@ -439,10 +487,13 @@ CALLS: dict[str, Play] = {
     "feed.receive_batch": InSession(feed_receive_batch, subscribe_enter, finish=read_if_subscribed),
     "feed iteration": InSession(feed_iterate, subscribe_enter, finish=read_if_subscribed),
     "listen": InSession(listen),
+    "listen, in batches": InSession(listen_in_batches),
+    "listen, iteration": InSession(listen_iterating),
     "paused": InSession(paused),
     "ping": InSession(ping, raises=PINGED),
     "authenticate": InSession(authenticate, raises=SIGNED_IN),
     "authenticate, anew": InSession(authenticate_anew, raises=SIGNED_IN),
+    "authenticate, in steps": InSession(authenticate, raises=SIGNED_IN, options={"auth_handler": InSteps}),
     "wait_ready": InSession(wait_ready, cut_link),
     "wait_state": InSession(wait_state, cut_link),
     "wait_closed": InSession(wait_closed, ends=True),
