@@ -50,6 +50,13 @@ def transports(session: nox.Session) -> None:
 
 
 @nox.session
+def sockets(session: nox.Session) -> None:
+    """Run what proves the rows of docs/hostile-peers.md in memory once more, over pairs of sockets."""
+    session.install(".[dev]")
+    session.run("pytest", "-n", "auto", "-m", "fault and not live and not soak", "--sockets", *session.posargs)
+
+
+@nox.session
 def cover(session: nox.Session) -> None:
     """Run the tests and report which branches none of them took."""
     session.install("--editable", ".[dev]")

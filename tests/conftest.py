@@ -5,15 +5,19 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import socket
 from collections import Counter
+from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import settings
 
 from trio_nova import TrioWebsocketTransport, WireTransport
 from trio_nova.links import Dial, Link, Transport
+from trio_nova.testing import MemoryStream, _server, memory_streams
 
 # "ci" tries the same examples on every machine and never judges by the clock; "explore" looks for
 # new ones: pytest --hypothesis-profile=explore
@@ -31,12 +35,13 @@ def transport(request: pytest.FixtureRequest) -> Transport:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--transport`: what sessions stand on whose test does not say so."""
+    """Add `--transport` and `--sockets`: what sessions stand on whose test does not say so."""
     parser.addoption("--transport", choices=list(TRANSPORTS), default="wire", help="of sessions (nox -s transports)")
+    parser.addoption("--sockets", action="store_true", help="in place of streams in memory (nox -s sockets)")
     parser.addoption(
         "--record-faults",
         metavar="RUN",
-        choices=("tests", "soak"),
+        choices=("tests", "sockets", "soak"),
         help="keep in tests/hostile/results.json what became of the tests that prove a row of rows.toml",
     )
 
@@ -45,6 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Put the transport asked for in the default's place, wherever a session makes one."""
     if config.getoption("--transport") == "trio-websocket":
         WireTransport.open = _open_trio_websocket  # type: ignore[method-assign]
+    if config.getoption("--sockets"):
+        config.pluginmanager.register(_SocketPairs())
     run = config.getoption("--record-faults")
     if run is not None and not hasattr(config, "workerinput"):  # the workers' reports come to the one who started them
         config.pluginmanager.register(_FaultRecorder(run))
@@ -60,6 +67,39 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.user_properties += [("fault", row) for mark in item.iter_markers("fault") for row in mark.args]
 
 
+class _SocketPairs:
+    """Puts pairs of sockets in the place of the streams in memory by which clients reach a `ScriptedServer`.
+
+    The kernel hands over at once what is written to one, so time can still be virtual. Where a test says how much
+    may be under way, or in what slices, its streams stay in memory.
+    """
+
+    def __init__(self) -> None:
+        self.made = 0
+        _server.memory_streams = self.connect  # type: ignore[assignment, attr-defined]
+
+    def connect(
+        self, max_buffer: int = 65_536, slice_size: int | None = None
+    ) -> tuple[trio.SocketStream, trio.SocketStream] | tuple[MemoryStream, MemoryStream]:
+        if max_buffer != 65_536 or slice_size is not None:
+            return memory_streams(max_buffer, slice_size)
+        self.made += 1
+        ends = socket.socketpair()
+        for end in ends:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, max_buffer // 2)  # the kernel doubles it
+        client, server = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in ends)
+        return client, server
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Let the report of a test say whether it used any."""
+        self.made = 0
+        try:
+            return (yield)
+        finally:
+            item.user_properties.append(("sockets", self.made))
+
+
 class _FaultRecorder:
     """Counts, for each row of rows.toml, what became of the tests that prove it."""
 
@@ -68,6 +108,8 @@ class _FaultRecorder:
         self.outcomes: dict[str, Counter[str]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if self.run == "sockets" and not dict(report.user_properties).get("sockets"):
+            return  # it ran as it does without
         if report.when == "call" or report.outcome != "passed":
             for name, row in report.user_properties:
                 if name == "fault":

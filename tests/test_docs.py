@@ -360,6 +360,49 @@ def test_the_table_of_limits_is_the_codes_own(page: str) -> None:
         assert value == f"`{shown(limit(where))}`", where
 
 
+NO_LIMITS = {
+    "__main__": "of the demo",
+    "_auth._FIRST": "a priority",
+    "_mailbox._HIGH_WATER": "when an event tells of the inbox",
+    "_mailbox._LOW_WATER": "when an event tells of the inbox",
+    "_outbound._AT_ONCE": "what is joined into one write",
+    "adapters.deribit.UNAUTHORIZED": "a code of the service",
+    "adapters.deribit.RAW_UNAUTHORIZED": "a code of the service",
+    "core.limits._TICKS": "a unit of time",
+    "handlers.rate_limit.DEFAULT_QUEUE_SIZE": "stands in the table as the default of its field",
+    "links._frames": "of the protocol",
+    "links._pins": "of ASN.1",
+    "links._wire._CONTINUATION": "of the protocol",
+    "links._wire._MANY": "which of two ways to the same result is taken",
+    "links._wire._WORTH_A_LOOK": "which of two ways to the same result is taken",
+}
+"""Numbers of the code that are no limits, by module or name, and what they are."""
+
+
+def numbers() -> Iterator[str]:
+    """Yield the names of all numbers that modules of the library hold as constants, but those for tests."""
+    library = Path(trio_nova.__file__).parent
+    for path in sorted(library.rglob("*.py")):
+        module = ".".join(path.relative_to(library).with_suffix("").parts)
+        if module.startswith(("testing.", "demo.")):
+            continue
+        for node in ast.parse(path.read_text("utf-8")).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            for name in filter(str.isupper, names):
+                value = getattr(importlib.import_module(f"trio_nova.{module}"), name)
+                if type(value) in (int, float):
+                    yield f"{module}.{name}"
+
+
+def test_every_number_of_the_code_is_a_limit_that_is_listed_or_none() -> None:
+    listed = rows("docs/reference/limits.md")
+    found = set(numbers())
+    exempt = {name for name in found if name in NO_LIMITS or name.rpartition(".")[0] in NO_LIMITS}
+    assert found - exempt - set(listed) == set()
+    assert {name for name in NO_LIMITS if not any(each.startswith(name) for each in exempt)} == set()
+
+
 def limit(where: str) -> Any:
     """Return the default of `Config.field`, of a parameter `call(name)`, or of a constant `module.NAME`."""
     owner, _, name = where.rpartition(".")

@@ -77,7 +77,11 @@ class RetryAdvice(enum.StrEnum):
     NEVER = "never"
 
 
-def printable(text: str | bytes, limit: int = 200) -> str:
+SHOWN = 200
+"""Characters of what a peer said that are shown at once, in an error or a log."""
+
+
+def printable(text: str | bytes, limit: int = SHOWN) -> str:
     """Return what a peer sent, fit for a log: control and bidi characters escaped, cut at `limit`."""
     if isinstance(text, bytes):
         text = text[: limit * 4 + 1].decode("utf-8", "backslashreplace")

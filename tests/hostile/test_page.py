@@ -20,6 +20,7 @@ Marks are read from the sources, so neither the page nor its tests run, or impor
 became of the tests is kept in `results.json` by the runs that prove everything::
 
     nox -s tests -- --record-faults tests
+    nox -s sockets -- --record-faults sockets
     nox -s soak -- --record-faults soak
 """
 
@@ -29,7 +30,7 @@ import ast
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -45,7 +46,9 @@ HEAD = """\
 
 What a server, a proxy, a name server or the network can do to a session, what is promised then, and the tests that
 prove it. Tests run in *memory* (streams in memory, mostly in virtual time), over a *socket* of this machine, or in a
-*simulator* of a whole network.
+*simulator* of a whole network. Those that connect in memory are run once more over pairs of sockets, still in virtual
+time: then the system's calls and buffers are what the session stands on, and their rows say *socket* too. Rows that say
+*memory* only are about what has no connection, or not yet a WebSocket, or about streams that do what no socket does.
 
 This page is drawn from `tests/hostile/rows.toml`, the marks of the tests, and what became of these when all of them
 were last run for it: `python tests/hostile/test_page.py`. A result is the number of cases, as most tests have several.
@@ -110,21 +113,32 @@ def read_results() -> Mapping[str, Counter[str]]:
     return found
 
 
+def read_rows_over_sockets() -> Container[str]:
+    """Return the rows for which a test that runs in memory has passed over sockets."""
+    return {
+        row
+        for row, outcomes in json.loads(RESULTS.read_text("utf-8"))["sockets"]["rows"].items()
+        if "passed" in outcomes
+    }
+
+
 def when_run() -> str:
     """Return when, and on what, the results were had."""
     runs = json.loads(RESULTS.read_text("utf-8"))
     return "Results: " + "; ".join(f"`nox -s {name}` on {run['date']}, {run['on']}" for name, run in runs.items()) + "."
 
 
-def draw(groups: Mapping[str, Sequence[Row]], marks: Sequence[Mark], results: Mapping[str, Counter[str]]) -> str:
+def draw() -> str:
     """Return the text of the page."""
+    groups, marks, results, over_sockets = read_table(), read_marks(), read_results(), read_rows_over_sockets()
     lines = [HEAD, when_run(), ""]
     heads = ["", "The peer", "What is promised", "Runs in", "Result", "Proved by"]
     for title, rows in groups.items():
         lines += [f"## {title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for row in rows:
             proofs = list(dict.fromkeys(mark for mark in marks if mark.row == row.name))
-            places = ", ".join(place for place in PLACES if any(mark.where == place for mark in proofs))
+            where = {mark.where for mark in proofs} | ({"socket"} if row.name in over_sockets else set())
+            places = ", ".join(place for place in PLACES if place in where)
             names = dict.fromkeys((mark.file, mark.test) for mark in proofs)
             tests = "<br>".join(f"[`{file}::{test}`](../{file})" for file, test in names)
             proved = tests if row.missing is None else f"*nothing yet: {row.missing}*"
@@ -138,8 +152,7 @@ def draw(groups: Mapping[str, Sequence[Row]], marks: Sequence[Mark], results: Ma
 
 
 def test_the_page_is_up_to_date() -> None:
-    page = draw(read_table(), read_marks(), read_results())
-    assert page == PAGE.read_text("utf-8"), "run: python tests/hostile/test_page.py"
+    assert draw() == PAGE.read_text("utf-8"), "run: python tests/hostile/test_page.py"
 
 
 def test_every_row_was_proved_when_its_tests_were_last_run_for_the_page() -> None:
@@ -162,7 +175,7 @@ def test_every_mark_names_a_row_and_a_place_that_exist() -> None:
 
 def test_rows_are_numbered_without_a_hole() -> None:
     names = [row.name for group in read_table().values() for row in group]
-    assert names == [f"F{number}" for number in range(1, len(names) + 1)]
+    assert names == [f"F{number}" for number in range(1, 126)]
 
 
 def test_marks_are_found_on_functions_and_on_single_parameters() -> None:
@@ -179,4 +192,4 @@ async def test_something(n): ...
 
 
 if __name__ == "__main__":
-    PAGE.write_text(draw(read_table(), read_marks(), read_results()), "utf-8")
+    PAGE.write_text(draw(), "utf-8")

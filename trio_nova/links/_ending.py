@@ -6,7 +6,10 @@ import attrs
 
 from trio_nova.errors import LinkLost
 
-__all__ = ["Ending"]
+__all__ = ["FAREWELL_WAIT", "Ending"]
+
+FAREWELL_WAIT = 1.0
+"""Seconds that a close frame may take which nobody waits for."""
 
 
 @attrs.frozen

@@ -21,7 +21,7 @@ import attrs
 import trio
 
 from trio_nova.errors import BadMessage, MessageTooBig, NovaError
-from trio_nova.links._ending import Ending
+from trio_nova.links._ending import FAREWELL_WAIT, Ending
 from trio_nova.links._frames import CLOSE, PING, FrameScanner, FrameViolation, close_payload, mask_frame
 from trio_nova.links._handshake import CHUNK, receive_rejection, receive_response
 from trio_nova.links._inbox import Inbox
@@ -31,8 +31,6 @@ from trio_nova.links._upgrade import Response, canonical_head, judge_upgrade
 
 __all__ = ["Guard"]
 
-_FAREWELL_WAIT = 1.0
-"""Seconds that a close frame may take which nobody waits for."""
 _KEY = re.compile(rb"\r\nsec-websocket-key:[ \t]*([!-~]+)", re.IGNORECASE)
 
 
@@ -205,7 +203,7 @@ class Guard(trio.abc.Stream):
             farewell = _close_frame(scanner.close.code, scanner.close.reason)
         else:
             return
-        with trio.move_on_after(min(self.dial.close_timeout, _FAREWELL_WAIT)):
+        with trio.move_on_after(min(self.dial.close_timeout, FAREWELL_WAIT)):
             async with self._writing:  # a frame of ours that is under way must not be torn by this one
                 if not self.mute:
                     self.mute = True

@@ -28,7 +28,7 @@ from trio_nova._signal import Bell
 from trio_nova.errors import BadMessage, LinkLost
 from trio_nova.links._block import LinkBlock
 from trio_nova.links._dial import open_stream
-from trio_nova.links._ending import Ending
+from trio_nova.links._ending import FAREWELL_WAIT, Ending
 from trio_nova.links._handshake import CHUNK, receive_rejection, receive_response
 from trio_nova.links._patience import Patience
 from trio_nova.links._seam import Dial, Link, Sent
@@ -47,8 +47,6 @@ _MAX_UNTAKEN = 256
 """Frames kept for `receive_some` that arrive while the link is being closed."""
 _FULL_CHECKPOINT_EVERY = 8
 """Writes."""
-_FAREWELL_WAIT = 1.0
-"""Seconds that a close frame may take which nobody waits for."""
 
 
 @attrs.frozen
@@ -222,7 +220,7 @@ class _WireLink:
         await trio.lowlevel.checkpoint()
         if not self._says_farewell:
             return
-        with trio.move_on_after(min(self._dial.close_timeout, _FAREWELL_WAIT)):
+        with trio.move_on_after(min(self._dial.close_timeout, FAREWELL_WAIT)):
             while self._says_farewell:
                 await self._written.wait()
 
