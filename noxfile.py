@@ -109,7 +109,7 @@ def autobahn(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure trio_nova beside other clients, for about 12 minutes; `-- --quick` takes about 2.
+    """Measure trio_nova beside other clients, for about 13 minutes; `-- --quick` takes about 2.
 
     `-- --only receive-200,echo` selects, `-- --check` fails where a goal is not met. A whole run writes
     docs/benchmarks.md. Let the machine do nothing else meanwhile.

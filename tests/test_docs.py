@@ -335,6 +335,12 @@ def kinds(kind: type[NovaError] = NovaError) -> Iterator[type[NovaError]]:
             yield from kinds(each)
 
 
+def test_every_value_that_travels_says_what_it_tells() -> None:
+    for kind in vars(trio_nova.messages).values():
+        if inspect.isclass(kind) and kind.__module__ == trio_nova.messages.__name__:
+            assert kind.__doc__, kind
+
+
 def test_every_error_is_documented_with_its_advice() -> None:
     documented = rows("docs/reference/errors.md")
     assert set(documented) == {kind.__name__ for kind in kinds()}

@@ -190,22 +190,32 @@ class ConnectionEvent(Event):
 
 @attrs.frozen(kw_only=True)
 class StateChanged(ConnectionEvent):
+    """The session moved from one state to another; see `State`."""
+
     old: str
+    """The value of a `State`."""
     new: str
+    """The value of a `State`."""
 
 
 @attrs.frozen(kw_only=True)
 class DialStarted(ConnectionEvent):
+    """An attempt to connect begins."""
+
     url: str
     """Without secrets."""
     attempt: int
+    """1, and one more for each that has failed in a row before."""
 
 
 @attrs.frozen(kw_only=True)
 class LinkOpened(ConnectionEvent):
+    """The upgrade is done: a link is up. It is not set up yet; see `BecameReady`."""
+
     connect_time: float
     """Seconds from the start of the dial to the upgrade."""
     subprotocol: str | None = None
+    """The one that the server chose; None: none."""
 
 
 @attrs.frozen(kw_only=True)
@@ -215,6 +225,8 @@ class BecameReady(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class Reconnected(ConnectionEvent):
+    """A link is ready again, after one was lost."""
+
     attempts: int
     """Dials that it took."""
     outage: float
@@ -223,35 +235,51 @@ class Reconnected(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class LinkClosed(ConnectionEvent):
+    """A link has ended, however that came."""
+
     code: int
+    """Of the close frame (RFC 6455 section 7.4); 1006 where there was none."""
     reason: str
+    """Of the close frame."""
     remote: bool | None
+    """True: the peer's close frame ended it; False: ours; None: there was none."""
     duration: float
     """Seconds that the link was up."""
     detail: str = ""
+    """What else is known, such as how the connection broke."""
 
 
 @attrs.frozen(kw_only=True)
 class RetryScheduled(ConnectionEvent):
+    """The session will dial again, by itself."""
+
     delay: float
+    """Seconds until the next dial."""
     attempt: int
+    """How many dials have failed in a row."""
     error: Exception
+    """Why the link was lost, or did not come up."""
 
 
 @attrs.frozen(kw_only=True)
 class SessionEnded(ConnectionEvent):
+    """The session is over: no event follows."""
+
     error: BaseException | None
     """None where it was closed on purpose."""
 
 
 @attrs.frozen(kw_only=True)
 class PingSent(ConnectionEvent):
-    pass
+    """A ping was handed to the operating system."""
 
 
 @attrs.frozen(kw_only=True)
 class PongReceived(ConnectionEvent):
+    """The peer answered a ping, or the heartbeat in its place."""
+
     rtt: float
+    """Seconds from the ping to its pong."""
 
 
 @attrs.frozen(kw_only=True)
@@ -260,6 +288,7 @@ class PeerSilent(ConnectionEvent):
 
     clock: str
     silence: float
+    """Seconds without a sign of life."""
 
 
 @attrs.frozen(kw_only=True)
@@ -267,6 +296,7 @@ class ClockJumped(ConnectionEvent):
     """The wall clock moved on while the monotonic one stood still: the machine slept."""
 
     seconds: float
+    """How far the wall clock outran the monotonic one."""
 
 
 @attrs.frozen(kw_only=True)
@@ -292,18 +322,20 @@ class ConsumerLagged(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class ConsumerCaughtUp(ConnectionEvent):
+    """There is room again, and reading goes on."""
+
     stalled: float
     """Seconds that reading stood still."""
 
 
 @attrs.frozen(kw_only=True)
 class ReadingPaused(ConnectionEvent):
-    pass
+    """A block of `Connection.paused` was entered."""
 
 
 @attrs.frozen(kw_only=True)
 class ReadingResumed(ConnectionEvent):
-    pass
+    """The last block of `Connection.paused` was left."""
 
 
 @attrs.frozen(kw_only=True)
@@ -320,12 +352,18 @@ class Dropped(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class Reconfigured(ConnectionEvent):
+    """Options of the living session were changed."""
+
     fields: tuple[str, ...]
+    """The names of these options."""
 
 
 @attrs.frozen(kw_only=True)
 class OwnershipTransferred(ConnectionEvent):
+    """The receive side was handed to somebody else, by `Connection.hand_over`."""
+
     to: str
+    """What `hand_over` was told of the new owner."""
 
 
 @attrs.frozen(kw_only=True)
@@ -357,16 +395,21 @@ class RateLimitSlowed(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class RateRejected(ConnectionEvent):
+    """A message was refused by the rate limit, and its sender told so."""
+
     reason: str
+    """The limiter's."""
 
 
 @attrs.frozen(kw_only=True)
 class RequestSent(ConnectionEvent):
-    pass
+    """A question was handed to the operating system."""
 
 
 @attrs.frozen(kw_only=True)
 class RequestResolved(ConnectionEvent):
+    """A question has got its answer."""
+
     round_trip: float
     """Seconds from the call to the answer."""
 
@@ -391,6 +434,8 @@ class AnswerUnmatched(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class SubscriptionConfirmed(ConnectionEvent):
+    """The service has confirmed a subscription."""
+
     channel: str
     restored: bool
     """Whether it was confirmed before, on an earlier link."""
@@ -398,8 +443,11 @@ class SubscriptionConfirmed(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class SubscriptionRefused(ConnectionEvent):
+    """The service has refused a subscription, or taken it back; or it could not be asked for."""
+
     channel: str
     reason: str
+    """The service's, or ours; escaped and cut."""
     restoring: bool = False
     """Whether it was confirmed before, on this link or an earlier one."""
 
@@ -409,8 +457,11 @@ class SubscriptionsRestored(ConnectionEvent):
     """All subscriptions were asked for again, and answered, on a new link."""
 
     confirmed: int
+    """How many the service has confirmed."""
     rejected: int
+    """How many it has refused."""
     duration: float
+    """Seconds from when the first was to be asked for."""
 
 
 @attrs.frozen(kw_only=True)
@@ -422,10 +473,15 @@ class Gap(ConnectionEvent):
 
     channel: str
     epoch_from: int
+    """The link of the message before."""
     epoch_to: int
+    """The link of the message after; the same where it is a gap in one link."""
     since: float
+    """Trio's clock, seconds: when the channel was lost, or now."""
     until: float
+    """Trio's clock, seconds."""
     cause: str
+    """In words."""
     outcome: Literal["resumed", "lost", "unknown"]
     """"resumed": nothing is missing after all; "lost": something is; "unknown": the service gives no means to tell."""
     lost: int | None = None
@@ -445,6 +501,7 @@ class FeedStale(ConnectionEvent):
 
     channel: str
     age: float
+    """Seconds since the last data."""
 
 
 @attrs.frozen(kw_only=True)
@@ -456,21 +513,32 @@ class DataUnclaimed(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class AuthStarted(ConnectionEvent):
+    """The link is being authenticated."""
+
     refresh: bool
     """Whether a living link is authenticated again."""
 
 
 @attrs.frozen(kw_only=True)
 class Authenticated(ConnectionEvent):
+    """The service has accepted our credentials."""
+
     refresh: bool
+    """Whether it was a living link that was authenticated again."""
     duration: float
+    """Seconds that it took."""
     expires_in: float | None
+    """Seconds until what was granted expires; None: never."""
 
 
 @attrs.frozen(kw_only=True)
 class AuthUnsuccessful(ConnectionEvent):
+    """The service has not accepted our credentials, or did not answer."""
+
     refresh: bool
+    """Whether it was a living link that was to be authenticated again."""
     error: Exception
+    """`AuthFailed`, or why there was no answer."""
 
 
 @attrs.frozen(kw_only=True)

@@ -103,9 +103,27 @@ _MESSAGES = tuple(name for name in CONTENDERS if name != LIMIT)
 _WITH_BATCHES = (OURS, "trio_nova/trio-websocket", "websockets.trio", "aiohttp", "picows", LIMIT)
 
 
+def _short(label: str) -> str:
+    return label.replace(" B", "").replace(" KiB", "k").replace(" MiB", "m")
+
+
+def _receive_json(label: str, size: int, first_count: int) -> Cell:
+    return Cell(
+        name=f"json-{_short(label)}",
+        title=f"receive {label} of JSON, decoded and routed",
+        workload="receive_json",
+        metrics=(RATE, CPU),
+        verb="flood",
+        size=size,
+        kind="json",
+        first_count=first_count,
+        contenders=_MESSAGES,
+    )
+
+
 def _receive(label: str, size: int, first_count: int, *, batch: bool = False) -> Cell:
     return Cell(
-        name=f"{'batch' if batch else 'receive'}-{label.replace(' B', '').replace(' KiB', 'k').replace(' MiB', 'm')}",
+        name=f"{'batch' if batch else 'receive'}-{_short(label)}",
         title=f"receive {label}, {'in batches' if batch else 'one by one'}",
         workload="receive_batch" if batch else "receive",
         metrics=(RATE, CPU),
@@ -146,6 +164,7 @@ CELLS: Mapping[str, Cell] = {
         _receive("16 B", 16, 500, batch=True),
         _receive("200 B", 200, 500, batch=True),
         _receive("4 KiB", 4096, 200, batch=True),
+        _receive("1 MiB", 1 << 20, 4, batch=True),
         attrs.evolve(
             _receive("200 B", 200, 500, batch=True),
             name="batch-mixed",
@@ -153,16 +172,9 @@ CELLS: Mapping[str, Cell] = {
             kind="mixed",
             contenders=tuple(name for name in _WITH_BATCHES if name != LIMIT),
         ),
-        Cell(
-            name="json-200",
-            title="receive 200 B of JSON, decoded and routed",
-            workload="receive_json",
-            metrics=(RATE, CPU),
-            verb="flood",
-            size=200,
-            kind="json",
-            contenders=_MESSAGES,
-        ),
+        _receive_json("200 B", 200, 200),
+        _receive_json("4 KiB", 4096, 100),
+        _receive_json("1 MiB", 1 << 20, 4),
         Cell(
             name="deflate-4k",
             title="receive 4 KiB, permessage-deflate",

@@ -88,7 +88,7 @@ def _page(results: Results) -> Iterator[str]:
     )
     yield ""
     yield "```console"
-    yield "$ nox -s bench                                    # about 12 minutes; writes this page"
+    yield "$ nox -s bench                                    # about 13 minutes; writes this page"
     yield "$ nox -s bench -- --quick                         # about 2 minutes, rough"
     yield "$ nox -s bench -- --only receive-200,echo         # some of it"
     yield "$ nox -s bench -- --check                         # fails where a goal is not met"

@@ -7,7 +7,7 @@ import zlib
 import attrs
 import pytest
 
-from tests.bench import frames
+from tests.bench import frames, report
 from tests.bench.contenders.table import CONTENDERS
 from tests.bench.frames import TEXT, Script
 from tests.bench.job import Job, Lap
@@ -166,6 +166,13 @@ def test_each_goal_is_about_what_is_measured(goal: Goal) -> None:
 
 def test_each_cell_is_measured_with_clients_that_there_are() -> None:
     assert {name for cell in CELLS.values() for name in cell.contenders} == set(CONTENDERS)
+
+
+def test_the_page_is_drawn_from_the_results_of_a_whole_run() -> None:
+    results = Results.read(report.RESULTS)
+    assert not results.quick
+    assert set(results.cells) == set(CELLS)
+    assert "\n".join(page(results)) + "\n" == report.PAGE.read_text("utf-8"), "nox -s bench -- --redraw"
 
 
 async def test_a_whole_run_gives_figures_that_server_and_clients_agree_on() -> None:
