@@ -1001,7 +1001,7 @@ async def test_no_socket_stays_open(
                 await way(scene)
         assert our_tasks() == []
     assert conn.state is State.CLOSED
-    assert open_files() == files
+    assert open_files() <= files
     assert set(threading.enumerate()) <= threads  # an idle worker of Trio's may have ended meanwhile
     assert tasks() == before
 
