@@ -153,10 +153,14 @@ def _strategy(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
 def made(value: object, role: type[H], field: str) -> H:
     """Return the strategy that a field holds, or what its factory makes."""
     if not isinstance(value, role) and callable(value):
-        if not _takes_nothing(value):
-            name = getattr(value, "__name__", type(value).__name__)
-            raise ConfigError(field, f"{name} cannot be called without arguments, as it will be for every session")
-        value = value()
+        factory = value
+        try:
+            value = factory()
+        except TypeError as exc:
+            if _takes_nothing(factory):  # what it gets wrong inside is its own affair
+                raise
+            name = getattr(factory, "__name__", type(factory).__name__)
+            raise ConfigError(field, f"{name} needs arguments, but is called without for every session") from exc
     if not isinstance(value, role):
         raise ConfigError(field, f"its factory returned {value!r}, not a {role.__name__}")
     return value
