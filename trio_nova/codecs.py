@@ -137,7 +137,7 @@ def encode_json(message: Any) -> str:
             raise BadMessage("NaN and the infinities cannot be sent as JSON")
         return encoded.decode()
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
-        raise BadMessage(f"a {type(message).__name__} cannot be sent as JSON: {exc}") from exc
+        raise BadMessage(f"a value of type {type(message).__name__} cannot be sent as JSON: {exc}") from exc
 
 
 def _has_nonfinite(message: Any) -> bool:

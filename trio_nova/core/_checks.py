@@ -29,10 +29,10 @@ def check_number(
         raise ConfigError(field, "is too large") from None
     if math.isnan(number) or (finite and math.isinf(number)):
         raise ConfigError(field, f"must be a finite number, not {number}")
-    if number < at_least:
-        raise ConfigError(field, f"must be at least {at_least:g}, not {number:g}")
     if number <= above:
         raise ConfigError(field, f"must be above {above:g}, not {number:g}")
+    if number < at_least:
+        raise ConfigError(field, f"must be at least {at_least:g}, not {number:g}")
     if number > at_most:
         raise ConfigError(field, f"must be at most {at_most:g}, not {number:g}")
 
