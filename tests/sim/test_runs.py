@@ -94,6 +94,30 @@ def test_a_session_survives_every_kind_of_fault(name: str) -> None:
     assert begun == [name, name]
 
 
+def test_a_network_too_narrow_for_what_is_said_carries_it_once_all_is_well() -> None:
+    run = sim.run(
+        17229,
+        scenario=sim.Scenario(
+            server="deribit",
+            channels=6,
+            length=60.0,
+            latency=0.2,
+            jitter=0.1,
+            window=512,
+            interval=0.5,
+            grant=45.0,
+            when_down="buffer",
+        ),
+        faults=[
+            sim.Fault("slices", 5.992, 0.31, {"direction": "s2c", "to": 50}),
+            sim.Fault("slices", 15.224, 2.525, {"direction": "both", "to": 50}),
+            sim.Fault("swizzle", 28.795, 16.559),
+            sim.Fault("mute", 59.517, 0.756),
+        ],
+    )
+    assert not run.violations, run
+
+
 @pytest.mark.parametrize("kind", sim.SERVERS)
 def test_a_perfect_network_loses_nothing(kind: sim.ServerKind) -> None:
     run = sim.run(1, scenario=scenario_of(kind), faults=())

@@ -6,6 +6,7 @@ that begins it and returns what ends it, and put `@fault_kind` above it.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -32,6 +33,8 @@ HOSTILE_TEXT = "go\naway\r\n\x1b[2J‮now"
 """A reason that must reach no log as it is."""
 LONG_TEXT = HOSTILE_TEXT + " and more" * 300
 """One that must not reach it whole either; short enough to be read whole."""
+CARRIES = 10_000.0
+"""Bytes per second, at least, that a network carries each way once all is well: what services say must fit through."""
 
 
 @attrs.frozen
@@ -150,6 +153,7 @@ def heal(world: World) -> None:
         host.next_fates.clear()
         for weather in (host.c2s, host.s2c):
             make_fair(weather, world.scenario)
+            weather.window = max(weather.window, math.ceil(2 * weather.latency * CARRIES))
     for link in list(world.net.links.values()):
         for way in link.ways:
             way.held, way.cut_at = False, float("inf")
