@@ -76,6 +76,7 @@ class _SocketPairs:
 
     def __init__(self) -> None:
         self.made = 0
+        # Where the server looks it up; as tests do not, those that want streams in memory still get them.
         _server.memory_streams = self.connect  # type: ignore[assignment, attr-defined]
 
     def connect(

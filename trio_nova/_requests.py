@@ -74,7 +74,7 @@ class _Waiter:
         self.reader = reader
         try:
             await reader.read_for(self)
-        except BaseException as exc:
+        except BaseException as exc:  # whatever ends the reading ends the waiting
             if self.result is None:
                 give_up()
             elif isinstance(exc, trio.Cancelled):
@@ -252,8 +252,8 @@ class Requests:
 
     @property
     def expecting(self) -> bool:
-        """Whether a message might be an answer; else `take` need not be asked."""
-        return bool(self._pending) or self._by_id or self._ledger.expects  # also late ones
+        """Whether a message might be an answer, if only a late one; else `take` need not be asked."""
+        return self._by_id or self._ledger.expects
 
     def take(self, message: Any, is_data: Callable[[Any], bool]) -> bool:
         """Settle the question that `message` answers; True where it goes no further.

@@ -63,6 +63,7 @@ def _of_class(name: str, otherwise: Any) -> Any:
 
 
 def _hidden(value: str | Mapping[str, str] | Secret[Any] | None) -> Secret[Any]:
+    # The types of a converter are read off its signature, and overloads are not.
     return as_secret(value)
 
 

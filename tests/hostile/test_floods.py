@@ -171,6 +171,17 @@ async def drip_a_frame(peer: Peer) -> None:
         await trio.sleep(60.0)
 
 
+def with_a_time_for_each_message(server: ScriptedServer, transport: Transport, **options: Any) -> Any:
+    return open_connection(
+        URL,
+        transport=transport,
+        stream_factory=server.stream_factory,
+        message_timeout=100.0,
+        ping_interval=math.inf,
+        **options,
+    )
+
+
 async def begin_and_pong(peer: Peer) -> None:
     await peer.send_raw(first(b"a"))
     while True:
@@ -208,14 +219,7 @@ async def test_a_message_that_drips_is_given_up_when_its_time_is_over(
     received = []
     async with ScriptedServer(act) as server:
         with trio.fail_after(3600), pytest.raises(LinkLost) as caught:
-            async with open_connection(
-                URL,
-                transport=transport,
-                stream_factory=server.stream_factory,
-                message_timeout=100.0,
-                ping_interval=math.inf,
-                max_attempts=0,
-            ) as conn:
+            async with with_a_time_for_each_message(server, transport, max_attempts=0) as conn:
                 async for message in conn:
                     received.append(message)
     assert received == ["whole"]
@@ -237,14 +241,7 @@ async def test_the_time_of_a_message_runs_on_where_whoever_waits_for_it_gives_up
 
     async with ScriptedServer(act) as server:
         with trio.fail_after(3600), pytest.raises(LinkLost) as caught:
-            async with open_connection(
-                URL,
-                transport=transport,
-                stream_factory=server.stream_factory,
-                message_timeout=100.0,
-                ping_interval=math.inf,
-                max_attempts=0,
-            ) as conn:
+            async with with_a_time_for_each_message(server, transport, max_attempts=0) as conn:
                 assert await conn.receive() == "whole"  # from now on this task reads
                 while True:
                     with trio.move_on_after(7.0):
@@ -272,13 +269,7 @@ async def test_each_message_has_its_time_anew_and_our_own_pauses_are_not_counted
 
     async with ScriptedServer(act) as server:
         with trio.fail_after(3600 * 24):
-            async with open_connection(
-                URL,
-                transport=transport,
-                stream_factory=server.stream_factory,
-                message_timeout=100.0,
-                ping_interval=math.inf,
-            ) as conn:
+            async with with_a_time_for_each_message(server, transport) as conn:
                 received = [await conn.receive() for _ in range(10)]
                 async with conn.paused():
                     await trio.sleep(1000.0)
