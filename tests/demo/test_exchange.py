@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -13,8 +13,9 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
 from trio_nova.demo.exchange import LARGEST_ORDER, Exchange
-from trio_nova.demo.journal import RateCount, Visit, schedule
+from trio_nova.demo.journal import Fault, RateCount, Visit, schedule
 from trio_nova.demo.market import BOOK, CHANNELS, DELISTED, STATUS, Market, apply_levels
+from trio_nova.testing import Opcode, encode_frame
 
 
 @asynccontextmanager
@@ -109,6 +110,87 @@ async def test_who_sends_too_much_is_dismissed() -> None:
             await tell(client, type="unsubscribe", channel=STATUS)
         assert await closed(client) == (1008, "too many messages")
     assert (exchange.journal.rate.worst, exchange.journal.rate.turned_away) == (4, 1)
+
+
+# --------------------------------------------------------------------------- its goodbye
+
+
+REQUEST = b"\r\n".join(
+    (
+        b"GET / HTTP/1.1",
+        b"Host: 127.0.0.1",
+        b"Upgrade: websocket",
+        b"Connection: Upgrade",
+        b"Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==",
+        b"Sec-WebSocket-Version: 13",
+        b"",
+        b"",
+    )
+)
+GOODBYE = encode_frame(Opcode.CLOSE, (1012).to_bytes(2) + b"service restart")
+ORDER = b'{"type":"order","id":1,"order":{"number":1,"price":1.0,"quantity":1}}'
+ANSWER = encode_frame(Opcode.CLOSE, (1012).to_bytes(2), mask=True)
+
+
+async def hear(stream: trio.SocketStream, wanted: bytes) -> None:
+    """Read until these bytes have come; b"": until the exchange has hung up."""
+    heard = b""
+    while not wanted or wanted not in heard:
+        data = await stream.receive_some()
+        if not data:
+            break
+        heard += data
+    assert wanted in heard
+
+
+@asynccontextmanager
+async def told_of_a_restart(exchange: Exchange) -> AsyncIterator[trio.SocketStream]:
+    """Sign a client in that says nothing of itself, and read until the exchange has said goodbye."""
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            port = await nursery.start(exchange.serve)
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(REQUEST)
+                await hear(stream, b"\r\n\r\n")
+                auth = msgspec.json.encode({"type": "auth", "token": await exchange.issue_token()})
+                await stream.send_all(encode_frame(Opcode.TEXT, auth, mask=True))
+                exchange.open()
+                await hear(stream, GOODBYE)
+                yield stream
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_ping_that_meets_the_goodbye_of_the_exchange_is_answered() -> None:
+    async with told_of_a_restart(Exchange([(0.0, Fault.RESTART)])) as stream:
+        await stream.send_all(encode_frame(Opcode.PING, b"still there?", mask=True))
+        await hear(stream, encode_frame(Opcode.PONG, b"still there?"))
+        await stream.send_all(ANSWER)
+        await hear(stream, b"")
+
+
+@pytest.mark.parametrize(
+    "crossing",
+    [
+        pytest.param(encode_frame(Opcode.PING, b"1", mask=True) * 3 + ANSWER, id="pings"),
+        pytest.param(encode_frame(Opcode.TEXT, ORDER, mask=True) + ANSWER, id="an order"),
+        pytest.param(encode_frame(Opcode.TEXT, ORDER, mask=True, fin=False) + ANSWER, id="half a message"),
+        pytest.param(encode_frame(Opcode.CLOSE, (1000).to_bytes(2), mask=True), id="the client's goodbye"),
+        pytest.param(ANSWER + ANSWER, id="two answers"),
+        pytest.param(encode_frame(Opcode.TEXT, ORDER), id="no mask"),
+        pytest.param(b"rubbish", id="rubbish"),
+        pytest.param(ANSWER[:3], id="half an answer"),
+    ],
+)
+async def test_whatever_crosses_the_goodbye_of_the_exchange_the_exchange_lives(
+    crossing: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_nova.demo.exchange.PATIENCE", 0.5)
+    exchange = Exchange([(0.0, Fault.RESTART)])
+    async with told_of_a_restart(exchange) as stream:
+        await stream.send_all(crossing)
+        with suppress(trio.BrokenResourceError):  # where it hung up before it had read all
+            await hear(stream, b"")
+    assert exchange.journal.executed == {}
 
 
 # --------------------------------------------------------------------------- its books

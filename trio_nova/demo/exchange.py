@@ -1,7 +1,6 @@
 """An exchange on loopback that is strict, misbehaves on a schedule, and writes down all it sees of its client.
 
-The WebSocket server is trio-websocket's, over a real socket. What goes wrong goes wrong beneath it, on
-the line, as it does in the world.
+It listens on a real socket. What goes wrong goes wrong on the line, as it does in the world.
 """
 
 from __future__ import annotations
@@ -9,9 +8,6 @@ from __future__ import annotations
 import itertools
 import random
 import secrets
-import socket
-import struct
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -19,9 +15,9 @@ from typing import Any, NoReturn
 import attrs
 import msgspec
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, wrap_server_stream
 
 from trio_nova.demo.journal import RETRY_AFTER, Fault, Journal, Strike, Visit
+from trio_nova.demo.line import Line
 from trio_nova.demo.market import BOOK, DELISTED, STEPS_PER_SECOND, Market
 from trio_nova.demo.wire import Auth, FromClient, Order, PlaceOrder, Subscribe, Unsubscribe
 
@@ -36,52 +32,7 @@ GRANT = 3600.0
 CALM = 0.2
 """Seconds since a link was restored before it is struck: a fault upon a fault would blur the books."""
 PATIENCE = 2.0
-"""Seconds that the exchange waits for a client in a handshake."""
-
-_LINGER = "hh" if sys.platform == "win32" else "ii"
-"""C's `struct linger`: on, and for how long."""
-
-
-@attrs.define(eq=False)
-class Line(trio.abc.Stream):
-    """The wire beneath a WebSocket, that can be told to fail."""
-
-    _stream: trio.SocketStream
-    _carries_out: bool = attrs.field(default=True, init=False)
-    _carries_in: bool = attrs.field(default=True, init=False)
-    _sending: trio.Lock = attrs.field(factory=trio.Lock, init=False)
-    """`drop` may come while a message is being sent."""
-
-    def mute(self) -> None:
-        """Carry nothing more to the client."""
-        self._carries_out = False
-
-    async def drop(self) -> None:
-        """End the stream with FIN, whatever the WebSocket above has to say, and hear nothing more."""
-        self._carries_out = self._carries_in = False
-        async with self._sending:
-            await self._stream.send_eof()
-
-    async def reset(self) -> None:
-        """End the stream with RST."""
-        self._stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))
-        await trio.aclose_forcefully(self._stream)
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        async with self._sending:
-            if self._carries_out:
-                await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        while (data := await self._stream.receive_some(max_bytes)) and not self._carries_in:
-            pass
-        return data
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
+"""Seconds that the exchange waits for a client in a handshake, at the beginning or the end."""
 
 
 @attrs.define(eq=False)
@@ -89,20 +40,20 @@ class Desk:
     """Where a connected client is served."""
 
     line: Line
-    socket: WebSocketConnection
     visit: Visit
     since: float
     """Trio's clock, seconds: when it got the last channel that it asked for."""
+    attendance: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    """Around all that is heard from the client."""
 
     async def tell(self, message: Mapping[str, Any]) -> None:
         """Send a message, or let it be lost with a client that is gone."""
-        with suppress(ConnectionClosed):
-            await self.socket.send_message(msgspec.json.encode(message).decode())
+        await self.line.send(msgspec.json.encode(message))
 
-    async def dismiss(self, reason: str) -> None:
-        """Close the link: the client does what it may not."""
-        with trio.move_on_after(PATIENCE):
-            await self.socket.aclose(1008, reason)
+    async def dismiss(self, code: int, reason: str) -> None:
+        """Say goodbye, and leave the client a while to answer."""
+        self.attendance.deadline = trio.current_time() + PATIENCE
+        await self.line.close(code, reason)
 
 
 @attrs.define(eq=False)
@@ -183,52 +134,44 @@ class Exchange:
     async def _admit(self, stream: trio.SocketStream) -> None:
         line = Line(stream)
         try:
-            async with trio.open_nursery() as nursery:
-                accepted: WebSocketConnection | None = None
-                with trio.move_on_after(PATIENCE):
-                    accepted = await self._answer_dial(await wrap_server_stream(nursery, line))
-                if accepted is not None:
-                    await self._attend(Desk(line, accepted, Visit(), trio.current_time()))
-                    # The WebSocket's own task may still have to hear the client's goodbye.
-                    nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
-                else:
-                    nursery.cancel_scope.cancel(reason="no link came up")
+            accepted = False
+            with trio.move_on_after(PATIENCE):
+                accepted = await self._answer_dial(line)
+            if accepted:
+                await self._attend(Desk(line, Visit(), trio.current_time()))
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _answer_dial(self, request: WebSocketRequest) -> WebSocketConnection | None:
-        """Accept a client; None where it was refused, or has hung up."""
-        with suppress(ConnectionClosed):
-            if not self._refuse_next:
-                return await request.accept()
-            self._refuse_next = False
-            retry_after = (b"Retry-After", str(RETRY_AFTER).encode())
-            await request.reject(503, extra_headers=[retry_after], body=b"the market is overloaded")
-        return None
+    async def _answer_dial(self, line: Line) -> bool:
+        """Accept a client; return whether it is there, neither refused nor gone."""
+        if not self._refuse_next:
+            return await line.accept()
+        self._refuse_next = False
+        await line.refuse(503, "the market is overloaded", Retry_After=str(RETRY_AFTER))
+        return False
 
     async def _attend(self, desk: Desk) -> None:
         """Hear what a client wants until it is gone."""
         self.journal.visits.append(desk.visit)
         try:
-            while True:
-                message = msgspec.json.decode(await desk.socket.get_message(), type=FromClient)
-                desk.visit.note(message.__struct_config__.tag)
-                await self._serve(desk, message)
-        except (ConnectionClosed, msgspec.MsgspecError):
-            pass
+            with desk.attendance, suppress(msgspec.MsgspecError):
+                while (data := await desk.line.receive()) is not None:
+                    message = msgspec.json.decode(data, type=FromClient)
+                    desk.visit.note(str(message.__struct_config__.tag))
+                    await self._serve(desk, message)
         finally:
             if self._desk is desk:
                 self._desk = None
 
     async def _serve(self, desk: Desk, message: FromClient) -> None:
         if not self.journal.rate.admit(trio.current_time()):
-            await desk.dismiss("too many messages")
+            await desk.dismiss(1008, "too many messages")
             return
         match message:
             case Auth(token):
                 await self._sign_in(desk, token)
             case _ if desk.visit.token is None:
-                await desk.dismiss("authenticate first")
+                await desk.dismiss(1008, "authenticate first")
             case Subscribe(channel):
                 await self._grant(desk, channel)
             case Unsubscribe(channel):
@@ -240,7 +183,7 @@ class Exchange:
     async def _sign_in(self, desk: Desk, token: str) -> None:
         if token not in self._valid:
             await desk.tell({"type": "auth_error", "reason": "the token is not valid"})
-            await desk.dismiss("the token is not valid")
+            await desk.dismiss(1008, "the token is not valid")
             return
         self._valid.remove(token)
         desk.visit.token, desk.since = token, trio.current_time()
@@ -285,8 +228,7 @@ class Exchange:
             self.market.listed.discard(DELISTED)
             match fault:
                 case Fault.RESTART:
-                    with trio.move_on_after(PATIENCE):
-                        await desk.socket.aclose(1012, "service restart")
+                    await desk.dismiss(1012, "service restart")
                 case Fault.MUTE:
                     desk.line.mute()
                 case Fault.RESET:
