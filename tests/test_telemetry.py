@@ -8,6 +8,8 @@ import json
 import logging
 import math
 import re
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +47,8 @@ from trio_nova.handlers.metrics import Histogram
 from trio_nova.testing import Peer, ScriptedServer, echo
 
 URL = "ws://server.test/"
-PAGE = (Path(__file__).parent.parent / "docs" / "reference" / "events.md").read_text("utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "reference" / "events.md").read_text("utf-8")
 
 
 def event_classes() -> list[type[Event]]:
@@ -617,6 +620,36 @@ async def test_a_failing_collector_is_reported_once_and_costs_nothing_else(
             assert await conn.receive() == "hi"
     reports = Counter(record.getMessage() for record in caplog.records if "failed, and is not" in record.getMessage())
     assert sorted(reports.values()) == [1, 1]
+
+
+WITHOUT_LOGGING = """
+import logging, sys, trio, trio_nova
+from trio_nova.testing import Peer, ScriptedServer, echo
+
+async def hang_up(peer: Peer) -> None:
+    await peer.accept()
+
+async def lose_a_link() -> None:
+    async with ScriptedServer(hang_up, echo) as server:
+        soon = trio_nova.ListBackoff([0.0])
+        async with trio_nova.open_connection("ws://server.test/", stream_factory=server.stream_factory, backoff=soon):
+            await server.wait_dialled(2)
+
+trio.run(lose_a_link)
+print("logging is set up", file=sys.stderr, flush=True)
+logging.basicConfig()
+trio.run(lose_a_link)
+"""
+
+
+def test_warnings_are_shown_by_a_program_that_sets_up_logging_as_the_tutorial_says_and_by_no_other() -> None:
+    tutorial = (DOCS / "tutorial.md").read_text("utf-8")
+    assert "is shown by a program that sets up logging, and by no other: `logging.basicConfig()`" in tutorial
+    program = [sys.executable, "-c", WITHOUT_LOGGING]
+    told = subprocess.run(program, check=True, capture_output=True, text=True).stderr
+    silent, shown = told.split("logging is set up\n")
+    assert silent == ""
+    assert shown.startswith("WARNING:trio_nova:")
 
 
 # --------------------------------------------------------------------------- histograms
