@@ -38,6 +38,7 @@ from trio_nova import (
 from trio_nova.adapter import HOOKS, settle
 from trio_nova.config import configure
 from trio_nova.messages import Action
+from trio_nova.secrets import Secret
 from trio_nova.testing import Peer, ScriptedServer, echo
 
 
@@ -70,7 +71,7 @@ class WithAttributes(WithFields):
         (Adapter(host="api.example.com"), "wss://api.example.com/"),
         (Adapter(host="api.example.com", port=443), "wss://api.example.com/"),
         (Adapter(host="::1", port=81, secure=False, path="/a b"), "ws://[::1]:81/a%20b"),
-        (Adapter(host="h", query={"a": "x y", "b": "&"}), "wss://h/?a=x+y&b=%26"),
+        (Adapter(host="h", query={"a": "x y", "b": Secret("&")}), "wss://h/?a=x%20y&b=%26"),
         (Adapter(host="h", query="a=1&b=2"), "wss://h/?a=1&b=2"),
         (Somewhere(), "ws://localhost/"),
         (Somewhere(port=8080), "ws://localhost:8080/"),

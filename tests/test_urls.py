@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from trio_nova.errors import ConfigError
+from trio_nova.secrets import Secret
 from trio_nova.urls import Url
 
 UNSAFE = re.compile(r"[\x00-\x20\x7f-\uffff]")
@@ -80,6 +81,14 @@ def test_the_resource_is_what_was_written_with_the_rest_percent_encoded(text: st
         ("ws://\uff11\uff12\uff17.0.0.1", "127.0.0.1"),
         ("ws://[2001:DB8:0:0::1]", "2001:db8::1"),
         ("ws://under_score.example", "under_score.example"),
+        ("ws://under_score.bücher.example", "under_score.xn--bcher-kva.example"),
+        ("ws://faß.de", "xn--fa-hia.de"),
+        ("ws://FAẞ.de", "xn--fa-hia.de"),
+        ("ws://fass.de", "fass.de"),
+        ("ws://βόλος.com", "xn--nxasmm1c.com"),
+        ("ws://ΒΌΛΟΣ.com", "xn--nxasmq6b.com"),
+        ("ws://نامه‌ای.com", "xn--mgba3gch31f060k.com"),
+        ("ws://a\u00adb.example", "ab.example"),
     ],
 )
 def test_a_host_has_one_spelling(text: str, host: str) -> None:
@@ -89,6 +98,24 @@ def test_a_host_has_one_spelling(text: str, host: str) -> None:
 def test_an_ipv6_address_is_bracketed_where_it_is_printed() -> None:
     url = Url.parse("ws://[::1]:9000/x")
     assert (url.host, url.authority, url.full) == ("::1", "[::1]:9000", "ws://[::1]:9000/x")
+
+
+@pytest.mark.parametrize("text", ["ws://[FE80::1%25eth0]:9000/x", "ws://[fe80::1%eth0]:9000/x"])
+def test_a_zone_is_dialled_and_told_to_nobody(text: str) -> None:
+    url = Url.parse(text)
+    assert (url.host, url.zone, url.address) == ("fe80::1", "eth0", "fe80::1%eth0")
+    assert url.authority == "[fe80::1]:9000"
+    assert url.full == str(url) == "ws://[fe80::1%25eth0]:9000/x"
+    assert Url.parse(url.full) == url
+
+
+def test_one_address_in_two_zones_is_two_origins() -> None:
+    one, other = Url.parse("ws://[fe80::1%25eth0]/"), Url.parse("ws://[fe80::1%25wlan0]/")
+    assert len({one.origin, other.origin, Url.parse("ws://[fe80::1]/").origin}) == 3
+
+
+def test_a_url_with_a_zone_masks_its_login() -> None:
+    assert str(Url.parse("ws://me:hunter2@[fe80::1%25en1]/")) == "ws://***@[fe80::1%25en1]/"
 
 
 @pytest.mark.parametrize(
@@ -109,9 +136,31 @@ def test_this_machine_is_known_by_its_names_and_addresses(host: str, loopback: b
 
 
 def test_a_query_can_be_added_to() -> None:
-    url = Url.parse("wss://h/p?a=1&b=").with_query(token="x&y z", c="ü")
-    assert url.query == "a=1&b=&token=x%26y+z&c=%C3%BC"
+    url = Url.parse("wss://h/p?a=1&b=").with_query(token="x&y z+/", c="ü")
+    assert url.query == "a=1&b=&token=x%26y%20z%2B%2F&c=%C3%BC"
     assert Url.parse(url.full) == url
+
+
+@pytest.mark.parametrize(
+    "signed", ["sig=a%20b&t=1", "sig=a+b", "flag", "%ff=%FF", "a=%zz", "a==&&b", "a=1&", "x;y=1", "a=b?c/d:@", "é=ü"]
+)
+def test_adding_to_a_query_leaves_every_byte_that_is_there(signed: str) -> None:
+    url = Url.parse(f"wss://h/?{signed}")
+    assert url.with_query(t="2").query == f"{url.query}&t=2"
+    assert url.with_query() == url
+
+
+def test_a_secret_that_is_added_to_a_query_is_sent_and_not_shown() -> None:
+    url = Url.parse("wss://h/").with_query(token=Secret("s3cr3t"))
+    assert url.resource == "/?token=s3cr3t"
+    assert "s3cr3t" not in f"{url} {url!r}"
+
+
+def test_a_parameter_that_no_url_can_say_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError, match="surrogates") as caught:
+        Url.parse("wss://h/").with_query(token="s3cr3t\ud800")
+    assert "s3cr3t" not in f"{caught.value!r} {caught.value.__cause__!r}"
+    assert caught.value.__suppress_context__
 
 
 # --------------------------------------------------------------------------- refusals
@@ -124,7 +173,7 @@ def test_a_query_can_be_added_to() -> None:
         ("h", "scheme"),
         ("/path", "scheme"),
         ("//h/path", "scheme"),
-        ("http://h", "scheme must be ws or wss, not 'http'"),
+        ("http://h", "scheme must be ws or wss, not 'http'; write ws://"),
         ("wss:", "no host"),
         ("wss:///path", "no host"),
         ("wss://:80/", "no host"),
@@ -137,7 +186,18 @@ def test_a_query_can_be_added_to() -> None:
         ("wss://h:99999999999999999999/", "port"),
         ("wss://[::1/", "malformed"),
         ("wss://[::g]/", "malformed"),
-        ("wss://[fe80::1%\u2603]/", "not a valid name"),
+        ("wss://[1.2.3.4]/", "malformed|valid"),
+        ("wss://[v1.x]/", "malformed|valid"),
+        ("wss://[fe80::1%\u2603]/", "zone"),
+        ("wss://[fe80::1%25]/", "zone"),
+        ("wss://[fe80::1%]/", "malformed|zone"),
+        ("wss://1.2.3.4%25eth0/", "not a valid name"),
+        ("wss://\u2615.example/", "IDNA 2008.*xn--"),
+        ("wss://a\u200db.example/", "IDNA 2008"),
+        ("wss://\u0661\u0662.0.0.1/", "IDNA 2008"),
+        ("wss://b\u00fc_cher.example/", "IDNA 2008"),
+        ("https://h", "write wss://"),
+        ("example.com/ws", "begin with wss://"),
         ("wss://h\u2100/", "malformed"),
         ("wss://a..b/", "not a valid name"),
         ("wss://.a/", "not a valid name"),

@@ -120,14 +120,14 @@ class Supervisor:
         governor = config.governor or shared_governor()
         with trio.CancelScope() as scope:
             self._interrupt(scope)
-            async with governor.turn(session.url.authority, retry=session.attempts.made > 1) as turn:
+            async with governor.turn(session.url.origin, retry=session.attempts.made > 1) as turn:
                 started = trio.current_time()
                 scope.deadline = started + config.connect_timeout
                 try:
                     info = await self._prepare()
                     dial = self._dial(info)
                     left, scope.deadline = scope.deadline - trio.current_time(), math.inf
-                    await turn.begin(dial.url.authority)  # that others dial there, or did, is not the server's fault
+                    await turn.begin(dial.url.origin)  # that others dial there, or did, is not the server's fault
                     scope.deadline = trio.current_time() + left
                     session.emit(DialStarted, url=str(dial.url), attempt=session.attempts.made + 1)
                     async with config.transport.open(dial) as link:

@@ -62,7 +62,7 @@ def _of_class(name: str, otherwise: Any) -> Any:
     return attrs.Factory(lambda self: getattr(type(self), name, otherwise), takes_self=True)
 
 
-def _hidden(value: str | Mapping[str, str] | Secret[Any] | None) -> Secret[Any]:
+def _hidden(value: str | Mapping[str, str | Secret[str]] | Secret[Any] | None) -> Secret[Any]:
     # The types of a converter are read off its signature, and overloads are not.
     return as_secret(value)
 
@@ -79,7 +79,9 @@ class Adapter:
     port: int | None = attrs.field(default=_of_class("port", None))
     """None: the scheme's own, 443 or 80."""
     path: str = attrs.field(default=_of_class("path", "/"))
-    query: str | Mapping[str, str] | Secret[Any] = attrs.field(default=_of_class("query", ""), converter=_hidden)
+    query: str | Mapping[str, str | Secret[str]] | Secret[Any] = attrs.field(
+        default=_of_class("query", ""), converter=_hidden
+    )
     """As text, or by name; kept as a `Secret`, since it may hold a token."""
     secure: bool = attrs.field(default=_of_class("secure", True))
     """Whether to speak TLS."""
@@ -106,7 +108,8 @@ class Adapter:
         port = "" if self.port is None else f":{self.port}"
         if not isinstance(query, str | Mapping):
             raise ConfigError("query", f"must be text or a mapping, not {type(query).__name__}")
-        query = query if isinstance(query, str) else urlencode(query)
+        if isinstance(query, Mapping):
+            query = urlencode({name: reveal(value) for name, value in query.items()}, quote_via=quote, safe="")
         scheme = "wss" if self.secure else "ws"
         return Url.parse(f"{scheme}://{host}{port}{quote(self.path, safe=_PATH)}{'?' if query else ''}{query}", "host")
 

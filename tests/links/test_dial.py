@@ -15,9 +15,10 @@ import trio
 import trio.testing
 
 from trio_nova.errors import ConfigError, ConnectFailed, RetryAdvice
-from trio_nova.links import Dial, SystemResolver, TrioWebsocketTransport, unix_stream
+from trio_nova.links import Dial, SystemResolver, Transport, TrioWebsocketTransport, unix_stream
 from trio_nova.links import _dial as dialling
 from trio_nova.links._dial import open_stream
+from trio_nova.testing import ScriptedServer, echo, make_dial
 from trio_nova.urls import Url
 
 if TYPE_CHECKING:
@@ -180,6 +181,52 @@ async def test_at_most_a_handful_of_addresses_is_tried_at_once(
         await open_stream(dial_to("ws://many.test/", resolver=Answers([f"10.0.0.{i}" for i in range(100)])))
     assert wire.most_at_once == 5
     assert wire.at_once == 0
+
+
+# --------------------------------------------------------------------------- zones
+
+
+async def test_an_address_with_a_zone_is_dialled_with_it_and_named_without(transport: Transport) -> None:
+    dialled: list[tuple[str, int]] = []
+    async with ScriptedServer(echo) as server:
+
+        async def factory(host: str, port: int) -> trio.abc.Stream:
+            dialled.append((host, port))
+            return await server.stream_factory(host, port)
+
+        dial = attrs.evolve(make_dial(server, "ws://[fe80::1%25eth0]:99/"), stream_factory=factory)
+        async with transport.open(dial) as link:
+            await link.aclose()
+    assert dialled == [("fe80::1%eth0", 99)]
+    assert server.dials[0].request is not None
+    assert server.dials[0].request.headers["host"] == "[fe80::1]:99"
+
+
+async def test_a_socket_is_connected_in_the_zone_that_the_url_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire({"fe80::1%7": 0})
+    monkeypatch.setattr(dialling, "_connect", wire.connect)
+    await (await open_stream(dial_to("ws://[fe80::1%257]/"))).aclose()
+    assert list(wire.begun) == ["fe80::1%7"]
+
+
+async def test_an_address_in_a_zone_of_this_machine_can_be_reached() -> None:
+    [listener] = await trio.open_tcp_listeners(0, host="::1")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        zone = socket.if_nametoindex("lo")
+        await (await open_stream(dial_to(f"ws://[::1%25{zone}]:{port}/"))).aclose()
+
+
+async def test_a_zone_that_is_none_is_a_failed_dial() -> None:
+    with pytest.raises(ConnectFailed, match=r"fe80::1%nowhere:80") as caught:
+        await open_stream(dial_to("ws://[fe80::1%25nowhere]/"))
+    assert caught.value.phase == "tcp"
+
+
+async def test_the_zone_of_an_address_that_was_looked_up_is_kept() -> None:
+    answer = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 0, 0, zone)) for zone in (2, 3, 2, 0)]
+    resolver = SystemResolver(getaddrinfo=lambda host: answer)
+    assert await resolver.resolve("printer.local") == ["fe80::1%2", "fe80::1%3", "fe80::1"]
 
 
 # --------------------------------------------------------------------------- factories

@@ -91,6 +91,23 @@ async def test_one_within_the_origin_is_followed_with_headers_and_login(
         assert dialled.request.headers["host"] == "server.test"
 
 
+@pytest.mark.parametrize("location", ["/b", "http://[fe80::1]/b", "ws://[fe80::1%25eth0]/b"])
+async def test_a_redirect_stays_in_the_zone_that_the_server_was_never_told(
+    autojump_clock: trio.testing.MockClock, transport: Transport, location: str
+) -> None:
+    async with ScriptedServer(to(location), echo) as server:
+        async with transport.open(redirecting(server, "ws://[fe80::1%25eth0]/")) as link:
+            await link.aclose()
+    assert [dialled.host for dialled in server.dials] == ["fe80::1%eth0"] * 2
+
+
+async def test_a_redirect_into_another_zone_is_refused(
+    autojump_clock: trio.testing.MockClock, transport: Transport
+) -> None:
+    async with ScriptedServer(to("ws://[fe80::1%25wlan0]/"), echo) as server:
+        assert "another origin" in str(await refusal(transport, redirecting(server, "ws://[fe80::1%25eth0]/")))
+
+
 async def test_each_hop_asks_with_a_key_of_its_own(
     autojump_clock: trio.testing.MockClock, transport: Transport
 ) -> None:

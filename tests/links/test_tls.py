@@ -8,8 +8,10 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+import attrs
 import pytest
 import trio
+import trio.testing
 import trustme
 
 from trio_nova.errors import ConnectFailed, TlsFailed
@@ -124,6 +126,26 @@ async def test_a_trusted_server_is_reached_and_left(authority: trustme.CA, trust
     assert status == 429
     assert phases == ["dns", "tcp", "tls", "http"]
     assert b"\r\nHost: localhost:" in heard[0]
+
+
+@pytest.mark.parametrize("url", ["wss://[fe80::1%25eth0]/", "wss://[FE80::1]/", "wss://127.0.0.1/"])
+async def test_an_address_is_what_the_certificate_must_name_and_not_its_zone(
+    authority: trustme.CA, trusting: ssl.SSLContext, url: str
+) -> None:
+    names: list[str | None] = []
+    served = server_context(authority.issue_cert(Url.parse(url).host))
+    served.sni_callback = lambda connection, name, context: names.append(name)
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def factory(host: str, port: int) -> trio.abc.Stream:
+        await trio.lowlevel.checkpoint()
+        return ours
+
+    server = trio.SSLStream(theirs, served, server_side=True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(server.do_handshake)
+        await open_stream(attrs.evolve(dial(0, trusting), url=Url.parse(url), stream_factory=factory))
+    assert names == [None]  # an address is no server name (RFC 6066 section 3)
 
 
 async def test_a_context_that_lets_the_server_choose_http_2_is_an_error_that_says_so(authority: trustme.CA) -> None:

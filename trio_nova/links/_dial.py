@@ -50,7 +50,7 @@ async def open_stream(dial: Dial) -> trio.abc.Stream:
     """
     url = dial.url
     if dial.proxy is None:
-        stream = await _open_transport(dial, url.host, url.port)
+        stream = await _open_transport(dial, url.address, url.port)
     else:
         stream = await connect_through(dial, _open_transport)
     if not url.secure:
@@ -298,8 +298,14 @@ def _take_turns(infos: Sequence[_AddressInfo]) -> list[str]:
     """Return the addresses of both families in turn, beginning with the one that the system prefers."""
     families: dict[int, list[str]] = {}
     for family, _, _, _, where in infos:
-        if family in (socket.AF_INET, socket.AF_INET6) and str(where[0]) not in families.setdefault(family, []):
-            families[family].append(str(where[0]))
+        if family not in (socket.AF_INET, socket.AF_INET6):
+            continue
+        address = str(where[0])
+        zone = where[3] if len(where) == 4 else 0
+        if isinstance(zone, int) and zone != 0 and "%" not in address:
+            address += f"%{zone}"  # a link-local address is none without its zone
+        if address not in families.setdefault(family, []):
+            families[family].append(address)
     turns = itertools.zip_longest(*families.values())
     return [address for turn in turns for address in turn if address is not None]
 

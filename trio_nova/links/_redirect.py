@@ -50,6 +50,8 @@ def _target(base: Url, location: str, rejection: HandshakeRejected) -> Url:
         target = Url.parse(_SCHEMES[scheme.lower()] + colon + rest.partition("#")[0])
     except (ValueError, KeyError, ConfigError):
         raise RedirectRefused(rejection, "its Location is no WebSocket URL") from None
+    if target.host == base.host and not target.zone:
+        target = attrs.evolve(target, zone=base.zone)  # the server was never told it
     if base.secure and not target.secure:
         raise RedirectRefused(rejection, "it leads from wss to ws")
     return target
