@@ -19,7 +19,7 @@ from trio_nova._session import Session
 from trio_nova._signal import Bell, Latch, Signal
 from trio_nova.core.outbox import Lane
 from trio_nova.core.partings import Partings
-from trio_nova.core.sequence import BackInStep, Deliver, Duplicate, GapFound, Held, NeedSnapshot, Tracker
+from trio_nova.core.sequence import BackInStep, Deliver, Duplicate, GapFound, Held, NeedSnapshot, Renewed, Tracker
 from trio_nova.core.subscriptions import Book, Subscription, SubscriptionState
 from trio_nova.errors import (
     BadMessage,
@@ -63,6 +63,10 @@ class _Desk:
 
     subscription: Subscription
     feeds: tuple[Feed, ...] = ()
+    newcomers: tuple[Feed, ...] = ()
+    """Those of `feeds` that came into a book that others read already: they get nothing before a snapshot."""
+    is_late: bool = False
+    """Whether a snapshot is wanted that may have come before the answer which is awaited."""
     changed: Bell = attrs.field(factory=Bell)
     """Rung when an answer for it has come."""
     was_confirmed: bool = False
@@ -76,7 +80,13 @@ class _Desk:
     """When data came last, or the confirmation on this link, where somebody wants to know; else inf."""
     is_stale: bool = False
     tracker: Tracker | None = None
+    """As its first reader got it."""
     duplicates: int = 0
+
+    @property
+    def seated(self) -> Sequence[Feed]:
+        """The feeds that get what comes."""
+        return [feed for feed in self.feeds if feed not in self.newcomers] if self.newcomers else self.feeds
 
     @property
     def max_age(self) -> float:
@@ -148,13 +158,15 @@ class Subscriptions:
         desk = self._desks.get(key)
         if desk is not None and dict(desk.subscription.params) != dict(params):
             raise ConfigError("params", f"{channel!r} is subscribed to already, with other params")
-        tracker = handler.tracker(Channel(key, channel, params)) if desk is None else desk.tracker
+        is_first = desk is None or not desk.feeds
+        tracker = handler.tracker(Channel(key, channel, params)) if is_first else None
         feed = Feed._of(channel, options, session.source, lambda count: self._dropped(count, channel))
         subscription = self.book.want(key, channel, params, trio.current_time())
         if desk is None:
-            desk = self._desks[key] = _Desk(subscription, tracker=tracker)
-        self._look_at(desk)
-        desk.feeds += (feed,)
+            desk = self._desks[key] = _Desk(subscription)
+        if is_first:
+            desk.tracker, desk.last, desk.lost = tracker, None, None
+        self._seat(desk, feed, is_first)
         if options.max_age < math.inf and desk not in self._aging:
             self._aging[desk] = None
             if desk.heard_at < math.inf:
@@ -166,9 +178,27 @@ class Subscriptions:
         finally:
             self._look_at(desk)
             desk.feeds = tuple(each for each in desk.feeds if each is not feed)
+            desk.newcomers = tuple(each for each in desk.newcomers if each is not feed)
             feed._end(trio.ClosedResourceError("the block of this subscription was left"))
             self._clogged.pop(feed, None)
             self._release(key)
+
+    def _seat(self, desk: _Desk, feed: Feed, is_first: bool) -> None:
+        """Let a feed hear its channel: a book from a snapshot of its own on, which is asked for if need be."""
+        self._look_at(desk)
+        desk.feeds += (feed,)
+        tracker = desk.tracker
+        if tracker is None or not tracker.resync:
+            return
+        if not is_first:
+            if tracker.last is None and not tracker.in_step:
+                return  # nobody has had a snapshot: the first that comes is for all
+            desk.newcomers += (feed,)
+            is_awaited = tracker.awaits_snapshot
+            tracker.renew()
+            if is_awaited:
+                return
+        self._resync(desk)
 
     def load(self, rows: Sequence[object]) -> None:
         """Want what an export holds, without a feed."""
@@ -263,6 +293,7 @@ class Subscriptions:
             if has_begun and desk.lost is None:
                 desk.lost, desk.lost_at = lost, now
             desk.heard_at = math.inf
+            desk.is_late = False
             if desk.tracker is not None:
                 desk.tracker.restart(resumed=session.handlers.subscription.resumes)
         self.book.link_lost(now)
@@ -379,6 +410,8 @@ class Subscriptions:
         channel = Channel(subscription.key, subscription.channel, subscription.params)
         if desk is None or desk.last is None or not self._looks_back:
             return channel
+        if desk.newcomers or (desk.tracker is not None and not desk.tracker.in_step):
+            return channel  # from the beginning: changes would not do
         try:
             params = self._session.handlers.subscription.resume(channel, desk.last)
         except Exception as exc:
@@ -507,11 +540,13 @@ class Subscriptions:
             await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")
 
     async def _ask_anew(self, desk: _Desk) -> None:
-        """Give a subscription up and ask for it again: what comes first is a snapshot."""
-        subscription, epoch = desk.subscription, self._session.epoch
-        if subscription.state is SubscriptionState.CONFIRMED:
+        """Give a subscription up and ask for it again, where that is still wanted: what comes first is a snapshot."""
+        subscription, tracker, epoch = desk.subscription, desk.tracker, self._session.epoch
+        is_wanted = tracker is not None and tracker.awaits_snapshot and self._desks.get(subscription.key) is desk
+        if tracker is not None and is_wanted and subscription.state is SubscriptionState.CONFIRMED:
             await self._give_up(subscription)
-            self.book.reject(subscription.key, epoch, trio.current_time(), "out of step", retry_in=0.0)
+            tracker.renew()  # one may have come meanwhile
+            self.book.reject(subscription.key, epoch, trio.current_time(), "a snapshot is wanted", retry_in=0.0)
 
     async def _request_quietly(self, message: Any, when_left: Callable[[], None]) -> None:
         try:
@@ -641,21 +676,29 @@ class Subscriptions:
                 else:
                     self._put(desk, message)
             case NeedSnapshot():
-                self._resync(desk)
+                if tracker.last is not None or desk.subscription.state is SubscriptionState.CONFIRMED:
+                    self._resync(desk)  # else this is from before we asked, and the snapshot is still to come
             case Held():
                 pass
+            case Renewed(known):
+                newcomers, desk.newcomers = desk.newcomers, ()
+                self._put(desk, message, newcomers if known else desk.feeds)
             case BackInStep(messages, gap):
-                if desk.lost is not None:
+                if desk.lost is not None or (gap is not None and not gap.held):
                     self._tell_gap(desk, "lost" if gap is not None else "unknown")
                 if desk.last is not None:
                     self._notify(desk, Resynced, channel=desk.subscription.channel)
+                desk.newcomers = ()
                 for each in messages:
                     self._put(desk, each)
 
-    def _put(self, desk: _Desk, message: Any) -> None:
+    def _put(self, desk: _Desk, message: Any, feeds: Sequence[Feed] | None = None) -> None:
+        """Give a message to `feeds`; None: to all but the newcomers."""
         desk.last = message if self._looks_back else True
         data = message if self._data_of is None else self._data_of(message)
-        for feed in desk.feeds:
+        if feeds is None:
+            feeds = desk.seated
+        for feed in feeds:
             self._give(feed, data)
 
     def _give(self, feed: Feed, data: Any) -> None:
@@ -670,8 +713,15 @@ class Subscriptions:
         self._direct.pop(desk.subscription.server_id, None)
 
     def _resync(self, desk: _Desk) -> None:
-        self._resyncs.append(desk)
-        self._ask_soon()
+        """See to it that a snapshot comes: what is to be asked for anyway brings one."""
+        match desk.subscription.state:
+            case SubscriptionState.CONFIRMED if desk not in self._resyncs:
+                self._resyncs.append(desk)
+                self._ask_soon()
+            case SubscriptionState.REQUESTED:
+                desk.is_late = True
+            case _:
+                pass
 
     def _apply(self, answer: Granted | Refused, ask: int | None = None) -> None:
         """Write an answer into the book, and tell those whom it concerns."""
@@ -709,6 +759,10 @@ class Subscriptions:
         desk.heard_at, desk.is_stale = now, False
         if server_id is not None:
             self._claim_early(server_id, desk)
+        replays = self._session.handlers.subscription.resumes and not self._looks_back
+        is_late, desk.is_late = desk.is_late or (replays and bool(desk.newcomers)), False
+        if is_late and desk.tracker is not None and desk.tracker.awaits_snapshot:
+            self._resync(desk)
 
     def _answered(self, subscription: Subscription) -> None:
         desk = self._desks.get(subscription.key)
@@ -757,7 +811,7 @@ class Subscriptions:
     def _notify(self, desk: _Desk, kind: type[Event], **fields: Any) -> None:
         notice = kind(at=trio.current_time(), epoch=self._session.epoch, **fields)
         self._session.hub.emit(notice)
-        for feed in desk.feeds:
+        for feed in desk.feeds if kind is FeedStale else desk.seated:
             feed._tell(notice)
 
 

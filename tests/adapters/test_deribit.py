@@ -675,6 +675,23 @@ async def test_a_book_out_of_step_is_told_and_begins_anew_on_the_same_link(autoj
         assert len(venue.links) == 1
 
 
+async def test_each_reader_of_a_book_begins_with_a_snapshot(autojump_clock: MockClock) -> None:
+    async with venue_of() as venue, trading(venue) as client, client.subscribe_to_book(BTC) as first:
+        venue.tick(BOOK)
+        await wait_all_tasks_blocked()
+        async with client.subscribe_to_book(BTC) as second:
+            await wait_all_tasks_blocked()
+            last = venue.tick(BOOK)
+            await wait_all_tasks_blocked()
+            assert [data["type"] for data in await first.receive_batch()] == ["snapshot", "change", "change"]
+            assert [data["type"] for data in await second.receive_batch()] == ["snapshot", "change"]
+        async with client.subscribe_to_book(BTC) as third:
+            await wait_all_tasks_blocked()
+            (snapshot,) = await third.receive_batch()
+            assert (snapshot["type"], snapshot["change_id"]) == ("snapshot", last["change_id"])
+            assert first.waiting == 0
+
+
 async def test_a_book_equals_the_true_one_whatever_is_skipped_repeated_or_swapped(autojump_clock: MockClock) -> None:
     sides: dict[str, dict[float, float]] = {"bids": {}, "asks": {}}
 

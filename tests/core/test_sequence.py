@@ -18,6 +18,7 @@ from trio_nova.core.sequence import (
     GapFound,
     Held,
     NeedSnapshot,
+    Renewed,
     Sequence,
     SequenceNumber,
     Tracker,
@@ -252,6 +253,62 @@ def test_a_snapshot_without_a_position_is_trusted() -> None:
 
 
 # --------------------------------------------------------------------------- a new link
+
+
+@pytest.mark.parametrize(
+    ("sequence", "at", "expected"),
+    [
+        (NUMBERS, 5, Renewed(known=True)),
+        (NUMBERS, 6, Renewed(known=False)),
+        (NUMBERS, 7, BackInStep((snap(7),), GapFound(6, 7, None))),
+        (CHAIN, 5, Renewed(known=True)),
+        (CHAIN, 6, BackInStep((snap(6),), GapFound(25, None, None))),
+        (NUMBERS, None, BackInStep((snap(None),), None)),
+        (NUMBERS, 4, NEED_SNAPSHOT),
+    ],
+)
+def test_a_snapshot_that_was_asked_for_though_all_was_well_tells_what_it_skips(
+    sequence: Sequence, at: int | None, expected: Verdict
+) -> None:
+    tracker = in_step(sequence, at=5)
+    assert not tracker.awaits_snapshot
+    tracker.renew()
+    assert tracker.awaits_snapshot
+    assert tracker.see(snap(at)) == expected
+    assert tracker.awaits_snapshot is (expected == NEED_SNAPSHOT)
+    after = 6 if at is None else max(at, 5) + 1
+    assert seen(tracker, after) == [DELIVER]
+
+
+def test_what_comes_before_a_snapshot_that_was_asked_for_though_all_was_well_is_delivered() -> None:
+    tracker = in_step(at=5)
+    tracker.renew()
+    assert seen(tracker, 6, 7) == [DELIVER, DELIVER]
+    assert tracker.see(snap(7)) == Renewed(known=True)
+    assert tracker.see(snap(7)) == DELIVER
+
+
+def test_a_gap_before_a_snapshot_that_is_to_come_anyway_is_closed_by_it() -> None:
+    tracker = in_step(at=5)
+    tracker.renew()
+    assert seen(tracker, 8) == [GapFound(6, 8, 2, held=True)]
+    assert tracker.see(snap(7)) == BackInStep((snap(7), change(8)), GapFound(6, 8, 2, held=True))
+    assert not tracker.awaits_snapshot
+
+
+def test_a_new_link_owes_a_snapshot_unless_the_service_resumes() -> None:
+    tracker = in_step(at=5)
+    tracker.restart(resumed=True)
+    assert not tracker.awaits_snapshot
+    tracker.restart()
+    assert tracker.awaits_snapshot
+    tracker.renew()
+    assert seen(tracker, 6) == [DELIVER]
+    assert tracker.awaits_snapshot
+    assert tracker.see(snap(6)) == Renewed(known=True)
+    plain = Tracker(NUMBERS)
+    plain.restart()
+    assert not plain.awaits_snapshot
 
 
 def test_a_stream_that_goes_on_after_a_new_link_lost_nothing() -> None:

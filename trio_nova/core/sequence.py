@@ -36,6 +36,7 @@ __all__ = [
     "GapFound",
     "Held",
     "NeedSnapshot",
+    "Renewed",
     "Sequence",
     "SequenceNumber",
     "Tracker",
@@ -88,10 +89,20 @@ class BackInStep:
 
     messages: tuple[Any, ...]
     gap: GapFound | None
-    """The gap that this closes; None: there was none, as at the beginning."""
+    """The gap that this closes; None: there was none, as at the beginning. If it is `held`, it was reported already."""
 
 
-Verdict: TypeAlias = Deliver | Duplicate | GapFound | NeedSnapshot | Held | BackInStep
+@attrs.frozen
+class Renewed:
+    """Deliver the message, a snapshot that `Tracker.renew` has announced, to those who wait for one.
+
+    To the others as well, unless it is `known`: then they have all that it contains.
+    """
+
+    known: bool
+
+
+Verdict: TypeAlias = Deliver | Duplicate | GapFound | NeedSnapshot | Held | BackInStep | Renewed
 
 _DELIVER, _DUPLICATE, _NEED_SNAPSHOT, _HELD = Deliver(), Duplicate(), NeedSnapshot(), Held()
 
@@ -253,6 +264,8 @@ class Tracker:
     """Whether the snapshot was asked for."""
     _gap: GapFound | None = attrs.field(default=None, init=False)
     """The one that the snapshot will close."""
+    _renewing: bool = attrs.field(default=False, init=False)
+    """Whether a snapshot is to come though all is well."""
     _resumed: bool | None = attrs.field(default=None, init=False)
     """What `restart` was told, until the new link has shown where it stands; then None."""
 
@@ -264,6 +277,11 @@ class Tracker:
     def in_step(self) -> bool:
         """Whether messages are delivered as they come; False while a snapshot is awaited."""
         return self._held is None
+
+    @property
+    def awaits_snapshot(self) -> bool:
+        """Whether a snapshot is to come: it was asked for, or the link is new and the service does not resume."""
+        return self._held is not None or (self.resync and (self._renewing or self._resumed is False))
 
     def see(self, message: Any) -> Verdict:
         """Say what to do with a message that arrived. One without a position is always delivered.
@@ -297,7 +315,8 @@ class Tracker:
         * `BackInStep`: it was awaited, or is the first sign of a new link, or the server began to count anew.
         * `Deliver`: all was well, and it contains what was delivered.
         * `Duplicate`: all was well, and it is older than what was delivered.
-        * `NeedSnapshot`: it is too old for what was held back to continue it; ask for another.
+        * `Renewed`, or `BackInStep` where it skips something: all was well, and `renew` has announced it.
+        * `NeedSnapshot`: it is too old for what was held back, or comes next, to continue it; ask for another.
 
         A snapshot without a position is trusted to be newer than all that is held back.
 
@@ -310,11 +329,18 @@ class Tracker:
         gap, new_link = None, self._resumed is not None
         if position is not None and self.last is not None and self.sequence.distance(position, self.last) < 0:
             if self._is_repetition(position, self.last):
-                return _DUPLICATE
+                return _NEED_SNAPSHOT if self._renewing else _DUPLICATE
             if not new_link:
                 gap = self.sequence.gap(message, self.last)
+        elif self._renewing and not new_link:
+            return self._renew_from(message, position)
         self._advance(position)
+        self._renewing = False
         return BackInStep((message,), gap) if new_link or gap is not None else _DELIVER
+
+    def renew(self) -> None:
+        """Announce a snapshot that is asked for though all is well: for a reader who came later, say."""
+        self._renewing = self._held is None
 
     def restart(self, *, resumed: bool = False) -> None:
         """Begin a new link: a snapshot that was asked for will not come any more.
@@ -338,6 +364,18 @@ class Tracker:
             return not self.sequence.continues(following[0][1], position)
         # What comes next can only continue the last one delivered: behind an older snapshot there would be a hole.
         return self.last is not None and position != self.last and self._is_repetition(position, self.last)
+
+    def _renew_from(self, message: Any, position: int | None) -> Verdict:
+        last = self.last
+        known = position is not None and position == last
+        # What came while nothing was subscribed to is in the snapshot, and was not told by itself.
+        skips = not known and not (position is not None and last is not None and self.sequence.continues(message, last))
+        gap = None
+        if skips and position is not None and last is not None:
+            gap = attrs.evolve(self.sequence.gap(message, last), lost=None)
+        self._advance(position)
+        self._renewing = False
+        return BackInStep((message,), gap) if skips else Renewed(known)
 
     def _advance(self, position: int | None) -> None:
         self.last, self._resumed = position, None
@@ -371,6 +409,6 @@ class Tracker:
             return _NEED_SNAPSHOT
         if following:
             position = following[-1][0]
-        gap, self._gap, self._held, self._asked = self._gap, None, None, False
+        gap, self._gap, self._held, self._asked, self._renewing = self._gap, None, None, False, False
         self._advance(position)
         return BackInStep((message, *(each for _, each in following)), gap)
