@@ -63,6 +63,8 @@ class Statistics:
     outbox_bytes: int
     pings_sent: int
     pongs_received: int
+    answers_unmatched: int
+    """That bore the id of no request under way, or came too late."""
     errors: int
     ready_time: float
     """Seconds that the session has been ready, in all."""
@@ -166,6 +168,7 @@ class Connection:
             outbox_bytes=outbox.waiting_bytes,
             pings_sent=counts.pings_sent,
             pongs_received=counts.pongs_received,
+            answers_unmatched=counts.answers_unmatched,
             errors=counts.errors,
             ready_time=counts.ready_time + ready,
         )
@@ -265,14 +268,14 @@ class Connection:
         Args:
             message: the question, for the codec.
             matches: tells the answer by its content, where neither id nor order does. What it raises, this
-                call raises: it is shown every message that comes, so look before you index.
+                call raises: it is shown every message that is not data of a feed, so look before you index.
             idempotent: ask again on the next link where this one is lost first. Nothing else is ever repeated.
             priority: as for `send`.
 
         Raises:
             RequestFailed: the answer says no; `reply` is what it says.
             NotSent, Expired: as for `send`; also where the link was lost before the question was written,
-                or where a question of the same id is under way.
+                or where a question of the same id is under way, or was given up a moment ago.
             OutcomeUnknown: the link was lost before the answer came.
             ConfigError: `matches` is not callable, or `priority` not a whole number.
             SessionOver: the session has ended.

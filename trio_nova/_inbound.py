@@ -218,7 +218,7 @@ class Inbound:
         """Return the messages that came in one frame, unless all together are an answer; None for a single message."""
         try:
             parts = self._session.config.correlation.parts(message)
-            if parts is not None and self._requests.take(message, self._subscriptions.is_data):
+            if parts is not None and self._requests.take_batch(message):
                 return ()
         except Exception as exc:
             self._session.handler_failed(exc)
@@ -227,11 +227,15 @@ class Inbound:
 
     def _owner(self, message: Any, now: float) -> Literal["answer", "data"] | None:
         """Give a message to whoever asked for it or to the feeds; return which it was, None for an ordinary one."""
+        requests, subscriptions = self._requests, self._subscriptions
         try:
-            if self._requests.expecting and self._requests.take(message, self._subscriptions.is_data):
+            found = requests.take(message, subscriptions.is_data) if requests.expecting else None
+            if found == "answer":
                 return "answer"
-            if self._subscriptions.active:
-                return self._subscriptions.take(message, now)
+            owner = subscriptions.take(message, now) if subscriptions.active else None
+            if owner is None and found == "unmatched":
+                requests.unclaimed()
+            return owner
         except Exception as exc:  # of a hook or a matcher: the reader must not die of it
             self._session.handler_failed(exc)
         return None

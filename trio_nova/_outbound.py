@@ -100,7 +100,8 @@ class Outbound:
     """Whether what is replied just now answers the failure of a reply."""
     _settled: Bell = attrs.field(factory=Bell, init=False)
     """Rung when a message is settled, for those who want fewer to be on their way."""
-    _encode_hook: bool = attrs.field(init=False)
+    changes_messages: bool = attrs.field(init=False)
+    """Whether `encode_message` is overridden."""
     _type_matters: bool = attrs.field(init=False)
     _own_check: bool = attrs.field(init=False)
     _consumed: float = attrs.field(default=0.0, init=False)
@@ -109,7 +110,7 @@ class Outbound:
     def __attrs_post_init__(self) -> None:
         self._session.send_replies = self.reply
         handlers = self._session.handlers
-        self._encode_hook = type(handlers.message).encode_message is not MessageHandler.encode_message
+        self.changes_messages = type(handlers.message).encode_message is not MessageHandler.encode_message
         limiter = handlers.rate_limit
         self._own_check = type(limiter).check_rate_limit is not RateLimitHandler.check_rate_limit
         self._type_matters = self._own_check or bool(limiter.costs)
@@ -119,7 +120,7 @@ class Outbound:
     def encode(self, message: Any) -> str | bytes:
         """Return the payload of `message`; BadMessage where there is none."""
         try:
-            if self._encode_hook:
+            if self.changes_messages:
                 message = self._session.handlers.message.encode_message(message)
             return check_payload(self._session.config.codec.encode(message))
         except NovaError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any, Protocol
+from contextlib import suppress
+from typing import Any, Literal, Protocol
 
 import attrs
 import outcome
@@ -12,11 +13,13 @@ import trio
 from trio_nova._mailbox import Reader
 from trio_nova._outbound import Outbound
 from trio_nova._session import Session
-from trio_nova.codecs import RawCodec
-from trio_nova.core.ledger import Late, Ledger, Pending, Unmatched, identity
+from trio_nova.codecs import JsonCodec, MixedCodec, RawCodec
+from trio_nova.core.ledger import Identity, Late, Ledger, Pending, Unmatched, identity
 from trio_nova.core.outbox import Lane, Outgoing, Purpose
 from trio_nova.core.session import State
 from trio_nova.errors import (
+    BadMessage,
+    ConfigError,
     Expired,
     LinkLost,
     NotSent,
@@ -26,6 +29,8 @@ from trio_nova.errors import (
     SessionOver,
     printable,
 )
+from trio_nova.handlers import Correlation
+from trio_nova.handlers.correlation import ids_as_written, written_ids
 from trio_nova.messages import AnswerUnmatched, RequestResolved, RequestSent, RequestUnresolved
 
 __all__ = ["Requests"]
@@ -110,12 +115,16 @@ class Requests:
     _ledger: Ledger = attrs.field(factory=Ledger, init=False)
     _pending: dict[Pending, _Waiter] = attrs.field(factory=dict, init=False)
     _by_id: bool = attrs.field(init=False)
+    _reads_answers: bool = attrs.field(init=False)
+    """Whether a hook of the service's own says what is an answer."""
+    _told_unread: bool = attrs.field(default=False, init=False)
     renewal: Renewal | None = attrs.field(default=None, init=False)
     """The authenticator puts itself here."""
 
     def __attrs_post_init__(self) -> None:
         # A raw codec returns text: no id can be read from it, so its answers come in order.
         self._by_id = not isinstance(self._session.config.codec, RawCodec)
+        self._reads_answers = type(self._session.config.correlation).reply_id is not Correlation.reply_id
 
     @property
     def under_way(self) -> int:
@@ -186,10 +195,10 @@ class Requests:
     ) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
         session, started = self._session, trio.current_time()
-        message, id = (message, None) if matches is not None else self._identify(message)
+        message, ids = (message, ()) if matches is not None else self._identify(message)
         frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
-        pending = Pending(id=None if id is None else identity(id), matches=matches)
-        self._ledger.open(pending)  # NotSent, where the id is taken
+        pending = Pending(ids=self._as_written(ids, frame), matches=matches)
+        self._ledger.open(pending, started)  # NotSent, where the id is taken
         missed = session.epoch if session.state is State.DISCONNECTED else 0
         waiter = _Waiter(trio.lowlevel.current_task(), on_answer=on_answer, missed=missed)
         self._pending[pending] = waiter
@@ -231,16 +240,32 @@ class Requests:
         session.emit(RequestResolved, round_trip=trio.current_time() - started)
         return reply
 
-    def _identify(self, message: Any) -> tuple[Any, Hashable | None]:
+    def _identify(self, message: Any) -> tuple[Any, tuple[Hashable, ...]]:
+        """Return the question as it is to be sent, and the forms in which its answer may bear its id; none: in order.
+
+        Raises:
+            BadMessage: it has something for an id that no answer could be matched by.
+        """
         correlation = self._session.config.correlation
         if not self._by_id:
-            return message, None
+            return message, ()
         own = correlation.request_id(message)
+        if isinstance(own, Hashable) and own is not None:
+            return message, (own,)
         if own is not None:
-            return message, own
+            raise BadMessage(f"a {type(own).__name__} cannot be the id of a question")
         id = self._ledger.allot()
         tagged = correlation.tag(message, id)
-        return (message, None) if tagged is None else (tagged, id)
+        return (message, ()) if tagged is None else (tagged, written_ids(correlation, message, id, tagged))
+
+    def _as_written(self, ids: tuple[Hashable, ...], frame: str | bytes) -> tuple[Identity, ...]:
+        """Return what an id is compared by: by what was written, where that may be something else."""
+        config = self._session.config
+        is_plain = not self._outbound.changes_messages and all(type(id) in (int, str) for id in ids)
+        if ids and not is_plain and isinstance(config.codec, JsonCodec | MixedCodec):
+            with suppress(BadMessage):  # a codec may be unable to read what it writes
+                ids = ids_as_written(config.correlation, ids, config.codec.decode(frame))
+        return tuple(identity(id) for id in ids)
 
     def _settle(self, pending: Pending, result: outcome.Outcome[Any]) -> None:
         waiter = self._pending.pop(pending, None)
@@ -255,15 +280,31 @@ class Requests:
         """Whether a message might be an answer, if only a late one; else `take` need not be asked."""
         return self._by_id or self._ledger.expects
 
-    def take(self, message: Any, is_data: Callable[[Any], bool]) -> bool:
-        """Settle the question that `message` answers; True where it goes no further.
+    def take(self, message: Any, is_data: Callable[[Any], bool]) -> Literal["answer", "unmatched"] | None:
+        """Settle the question that `message` answers, and say that it is an answer: it goes no further.
 
-        A message without an id answers the oldest question without one, unless it `is_data` of a subscription.
+        What `is_data` of a subscription answers nothing, whatever id it bears, unless it tells an outcome; without
+        an id not even then. "unmatched": it bears the id of no question, which any other message may; `unclaimed`
+        is to be told where it proves to be none of a subscription's either.
         """
-        id = self._session.config.correlation.reply_id(message) if self._by_id else None
-        if id is None and not self._ledger.expects:
-            return False
-        in_order = id is None and self._ledger.expects and not is_data(message)
+        correlation, ledger, now = self._session.config.correlation, self._ledger, trio.current_time()
+        id = correlation.reply_id(message) if self._by_id else None
+        is_awaited = id is not None and ledger.awaits(id, now)
+        if not is_awaited and not ledger.expects:
+            return None if id is None else "unmatched"
+        is_told = is_awaited and (self._reads_answers or correlation.has_outcome(message))
+        is_of_channel = not is_told and is_data(message)
+        if is_of_channel and not correlation.has_outcome(message):
+            return None
+        if self._settle_with(message, id, in_order=id is None and not is_of_channel):
+            return "answer"
+        return None if id is None else "unmatched"
+
+    def take_batch(self, messages: Any) -> bool:
+        """Settle the question that one frame's messages answer all together, as only its `matches` can say."""
+        return self._ledger.expects_batch and self._settle_with(messages, None, in_order=False)
+
+    def _settle_with(self, message: Any, id: Hashable | None, *, in_order: bool) -> bool:
         now = trio.current_time()
         while isinstance(match := self._ledger.match(message, id, now, in_order=in_order), Unmatched):
             # A matter between that function and whoever asks with it; the message may be for another.
@@ -278,12 +319,25 @@ class Requests:
                     self._session.source.was_awaited = True
                 return True
             case Late():
-                self._session.emit(AnswerUnmatched, late=True)
+                self._tell_unmatched(late=True)
                 return True
             case None:
-                if id is not None:
-                    self._session.emit(AnswerUnmatched, late=False)
                 return False
+
+    def unclaimed(self) -> None:
+        """Tell that the last "unmatched" message was taken by nobody."""
+        self._tell_unmatched(late=False)
+        if not self._told_unread and any(len(pending.ids) > 1 for pending in self._pending):
+            self._told_unread = True
+            why = (
+                "an answer bears an id that nobody awaits, while questions wait whose id reply_id and request_id did "
+                "not find where tag had put it: let request_id read it as reply_id reads it in an answer"
+            )
+            self._session.note(ConfigError("correlation", why), "request")
+
+    def _tell_unmatched(self, *, late: bool) -> None:
+        self._session.counts.answers_unmatched += 1
+        self._session.emit(AnswerUnmatched, late=late)
 
     # ----------------------------------------------------------------- ends
 

@@ -580,8 +580,20 @@ class Subscriptions:
             await next(iter(self._clogged))._wait_for_room()
 
     def is_data(self, message: Any) -> bool:
-        """Whether `message` is data of a channel that somebody is subscribed to."""
-        return self._desk(self._session.handlers.subscription.channel_of(message)) is not None
+        """Whether `message` is of a channel of ours, or one given up a moment ago: data, or a grant that is awaited."""
+        handler, book = self._session.handlers.subscription, self.book
+        if (key := handler.channel_of(message)) is not None:
+            return (
+                handler.drops_unclaimed
+                or (book.by_server_id(key) or book.find(key)) is not None
+                or (self._partings is not None and self._partings.may_be_under_way(key, trio.current_time()))
+            )
+        if not book.requested or handler.correlated:
+            return False
+        answers = handler.handle_subscription_response(message) or ()
+        named = [answers] if isinstance(answers, Granted | Refused) else answers
+        entries = [book.find(answer.key) for answer in named]
+        return any(entry is not None and entry.state is SubscriptionState.REQUESTED for entry in entries)
 
     def take(self, message: Any, now: float) -> Literal["answer", "data"] | None:
         """Take in what belongs to a subscription, and return what it is; None where it goes further."""

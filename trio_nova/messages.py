@@ -426,7 +426,7 @@ class RequestUnresolved(ConnectionEvent):
 class AnswerUnmatched(ConnectionEvent):
     """An answer came to no request under way. `late`: to one that had been given up; it goes no further.
 
-    Any other goes on as an ordinary message.
+    Any other goes on as an ordinary message: services repeat the id of a command in the events that it asked for.
     """
 
     late: bool

@@ -12,14 +12,14 @@ def asks_for(text: str) -> Pending:
 def given_up(ledger: Ledger, *texts: str, now: float = 0.0) -> None:
     for text in texts:
         pending = asks_for(text)
-        ledger.open(pending)
+        ledger.open(pending, 0.0)
         ledger.give_up(pending, now, sent=True)
 
 
 def test_a_matcher_that_was_given_up_takes_one_answer_and_then_the_next_has_its_own() -> None:
     ledger, newer = Ledger(), asks_for("a")
     given_up(ledger, "a")
-    ledger.open(newer)
+    ledger.open(newer, 0.0)
     assert ledger.match("b", None, 1.0) is None
     assert ledger.match("a", None, 1.0) == Late()
     assert ledger.match("a", None, 1.0) is newer
@@ -49,7 +49,7 @@ def test_the_oldest_of_too_many_matchers_that_were_given_up_is_forgotten() -> No
 
 def test_a_matcher_whose_question_never_left_is_forgotten_at_once() -> None:
     ledger, pending = Ledger(), asks_for("a")
-    ledger.open(pending)
+    ledger.open(pending, 0.0)
     ledger.give_up(pending, 0.0, sent=False)
     assert ledger.match("a", None, 0.0) is None
     assert len(ledger) == 0

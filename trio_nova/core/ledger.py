@@ -2,7 +2,7 @@
 
 A request is matched by its id, by a matcher of its own, or, for services without ids, in the order of
 the questions. An id is the pair of its type and its value: 1, "1", 1.0 and True are four ids. A late
-answer, to a request that was given up, is recognized as such and never settles a newer one.
+answer, to a request that was given up, is recognized as such for a while, and never settles a newer one.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import attrs
 
 from trio_nova.errors import NotSent
 
-__all__ = ["Late", "Ledger", "Pending", "Unmatched", "identity"]
+__all__ = ["Identity", "Late", "Ledger", "Pending", "Unmatched", "identity"]
 
 MAX_GIVEN_UP = 4096
 """Requests given up on this link that are remembered, to recognize late answers."""
 MAX_LATE_MATCHERS = 64
 """Of those, the ones that are matched by `matches`: each is asked about every message."""
 LATEST = 60.0
-"""Seconds after which the answer to one of these is not expected any more.
+"""Seconds after which the answer to a request that was given up, and has an id or a matcher, is not expected any more.
 
-A service that never answered it would otherwise owe us an answer for as long as the link lasts, and every
-later answer would be taken for the one before.
+A service that never answered it would otherwise owe us an answer for as long as the link lasts: its id could
+not be used again, and a later answer would be taken for the one before.
 """
 
 Identity = tuple[type, Hashable]
@@ -41,12 +41,16 @@ def identity(id: Hashable) -> Identity:
 class Pending:
     """A request whose answer is awaited."""
 
-    id: Identity | None = None
-    """None: it is matched by `matches`, or in order."""
+    ids: tuple[Identity, ...] = ()
+    """The forms in which an answer may bear its id; none: it is matched by `matches`, or in order."""
     matches: Callable[[Any], bool] | None = attrs.field(default=None, repr=False)
     given_up: bool = False
     """Nobody waits any more: what answers it is late."""
     given_up_at: float = math.inf
+
+    def is_forgotten(self, now: float) -> bool:
+        """Whether no answer to it is expected any more, since it was given up long ago."""
+        return self.given_up_at + LATEST <= now
 
 
 @attrs.frozen
@@ -67,11 +71,13 @@ class Ledger:
     """The requests that are under way on one session."""
 
     _by_id: dict[Identity, Pending] = attrs.field(factory=dict, init=False)
+    """Those that were given up too, until they are forgotten."""
+    _given_up: OrderedDict[Pending, None] = attrs.field(factory=OrderedDict, init=False)
+    """Those of them, oldest first."""
     _matchers: dict[Pending, None] = attrs.field(factory=dict, init=False)
     _late_matchers: list[Pending] = attrs.field(factory=list, init=False)
     """Those of them that were given up, oldest first."""
     _in_order: OrderedDict[Pending, None] = attrs.field(factory=OrderedDict, init=False)
-    _given_up: OrderedDict[Identity, None] = attrs.field(factory=OrderedDict, init=False)
     _last_id: int = attrs.field(default=0, init=False)
 
     def __len__(self) -> int:
@@ -82,24 +88,36 @@ class Ledger:
         """Whether a message without an id can be an answer."""
         return bool(self._matchers or self._in_order)
 
+    @property
+    def expects_batch(self) -> bool:
+        """Whether all that one frame brought can be an answer together: only a matcher can tell."""
+        return bool(self._matchers)
+
     def allot(self) -> int:
         """Return an id that this session has not used yet."""
         while True:
             self._last_id += 1
-            if identity(self._last_id) not in self._by_id and identity(self._last_id) not in self._given_up:
+            if identity(self._last_id) not in self._by_id:
                 return self._last_id
 
-    def open(self, pending: Pending) -> None:
+    def awaits(self, id: Hashable, now: float) -> bool:
+        """Return whether an answer under this id is awaited, or may come late."""
+        self._forget_given_up(now)
+        return identity(id) in self._by_id
+
+    def open(self, pending: Pending, now: float) -> None:
         """Expect an answer from now on.
 
         Raises:
             NotSent: a request of the same id is under way, or was given up and may still be answered; or
                 too many without an id are unanswered.
         """
-        if pending.id is not None:
-            if pending.id in self._by_id or pending.id in self._given_up:
-                raise NotSent(f"a request with the id {pending.id[1]!r} is under way already")
-            self._by_id[pending.id] = pending
+        self._forget_given_up(now)
+        for id in pending.ids:
+            if (other := self._by_id.get(id)) is not None:
+                raise NotSent(_taken(other, id[1], now))
+        if pending.ids:
+            self._by_id |= dict.fromkeys(pending.ids, pending)
         elif pending.matches is not None:
             self._matchers[pending] = None
         elif len(self._in_order) >= MAX_GIVEN_UP:
@@ -115,15 +133,11 @@ class Ledger:
         `id` is the id that the message carries as an answer. With `in_order` off a message without one is
         only shown to matchers: it is known to be something else.
         """
-        if id is not None:
-            key = identity(id)
-            pending = self._by_id.pop(key, None)
-            if pending is not None:
-                return pending
-            if key in self._given_up:
-                del self._given_up[key]
-                return Late()
-        while self._late_matchers and self._late_matchers[0].given_up_at + LATEST <= now:
+        if id is not None and self.awaits(id, now):
+            pending = self._by_id[identity(id)]
+            self._forget(pending)
+            return Late() if pending.given_up else pending
+        while self._late_matchers and self._late_matchers[0].is_forgotten(now):
             self._forget_oldest_matcher()
         for pending in self._matchers:
             try:
@@ -144,11 +158,15 @@ class Ledger:
     def give_up(self, pending: Pending, now: float, *, sent: bool) -> None:
         """Stop waiting. Where the question was `sent`, its answer may still come, and is then late."""
         pending.given_up, pending.given_up_at = True, now
-        if pending.id is not None:
-            if self._by_id.pop(pending.id, None) is not None and sent:
-                self._given_up[pending.id] = None
-                if len(self._given_up) > MAX_GIVEN_UP:
-                    self._given_up.popitem(last=False)
+        if pending.ids:
+            if self._by_id.get(pending.ids[0]) is not pending:
+                return  # it was answered, or never opened
+            if not sent:
+                self._forget(pending)
+                return
+            self._given_up[pending] = None
+            if len(self._given_up) > MAX_GIVEN_UP:
+                self._forget(next(iter(self._given_up)))
         elif pending.matches is not None:
             if not sent:
                 self._matchers.pop(pending, None)
@@ -161,14 +179,34 @@ class Ledger:
 
     def link_lost(self) -> None:
         """Forget what was given up: no answer to it can come any more. What is under way is the caller's to give up."""
-        self._given_up.clear()
+        self._forget_given_up(math.inf)
         while self._late_matchers:
             self._forget_oldest_matcher()
         for pending in [pending for pending in self._in_order if pending.given_up]:
             del self._in_order[pending]
 
+    def _forget_given_up(self, now: float) -> None:
+        while self._given_up and (oldest := next(iter(self._given_up))).is_forgotten(now):
+            self._forget(oldest)
+
+    def _forget(self, pending: Pending) -> None:
+        for id in pending.ids:
+            del self._by_id[id]
+        self._given_up.pop(pending, None)
+
     def _forget_oldest_matcher(self) -> None:
         del self._matchers[self._late_matchers.pop(0)]
+
+
+def _taken(other: Pending, id: Hashable, now: float) -> str:
+    """Return why an id cannot be used now."""
+    if not other.given_up:
+        return f"a request with the id {id!r} is under way already"
+    since = now - other.given_up_at
+    return (
+        f"a request with the id {id!r} was given up {since:.3g} s ago and may still be answered: ask with "
+        f"another id, or in {LATEST - since:.3g} s"
+    )
 
 
 def _answers(message: Any, pending: Pending) -> bool:

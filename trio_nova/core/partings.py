@@ -62,6 +62,10 @@ class Partings:
         """Return whether what comes of a channel that is wanted again may be from before it was given up."""
         return now < self._channels.get(key, -math.inf) + UNDER_WAY
 
+    def may_be_under_way(self, name: Hashable, now: float) -> bool:
+        """Return whether data may still come under a name, ours or the service's, that was given up."""
+        return name in self._names or self.may_be_from_before(name, now)
+
     def _note(self, server_id: Hashable, *, surplus: bool) -> None:
         self._names[server_id] = surplus
         if len(self._names) > MAX_NAMES:

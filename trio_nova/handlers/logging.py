@@ -14,6 +14,7 @@ import msgspec
 from trio_nova.core import one_of
 from trio_nova.errors import LinkLost, printable
 from trio_nova.messages import (
+    AnswerUnmatched,
     AuthUnsuccessful,
     ClockJumped,
     ConnectionEvent,
@@ -67,7 +68,16 @@ _LOUD = (
 )
 _IN_GOOD_ORDER = (1001, 1012)
 """Close codes of a server that goes away or restarts (RFC 6455 section 7.4.1): the retry is warning enough."""
-_QUIET = (PingSent, PongReceived, RateConsumed, RateLimited, RequestResolved, RequestSent, StateChanged)
+_QUIET = (
+    AnswerUnmatched,
+    PingSent,
+    PongReceived,
+    RateConsumed,
+    RateLimited,
+    RequestResolved,
+    RequestSent,
+    StateChanged,
+)
 
 
 _LEVELS: Mapping[type[Event], int] = {
