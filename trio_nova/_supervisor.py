@@ -179,6 +179,7 @@ class Supervisor:
             ssl_context=config.ssl_context,
             pins=config.pins,
             proxy=config.proxy,
+            proxy_ssl_context=config.proxy_ssl_context,
             stream_factory=config.stream_factory,
             resolver=config.resolver,
             compression=config.compression,

@@ -38,7 +38,17 @@ from trio_nova.handlers import (
     RateLimitHandler,
     SubscriptionHandler,
 )
-from trio_nova.links import ConnectGovernor, Deflate, Resolver, StreamFactory, SystemResolver, Transport, WireTransport
+from trio_nova.links import (
+    ENVIRONMENT,
+    ConnectGovernor,
+    Deflate,
+    Resolver,
+    StreamFactory,
+    SystemResolver,
+    Transport,
+    WireTransport,
+    parse_proxy,
+)
 from trio_nova.secrets import (
     CredentialsSource,
     HeaderMap,
@@ -283,15 +293,8 @@ def _subprotocol_tuple(value: Any) -> Any:
 
 
 def _proxy(config: Any, attribute: attrs.Attribute[Any], value: Secret[Any] | None) -> None:
-    if value is not None and not _is_proxy_url(value.reveal()):
-        _fail(attribute, "must be a URL: http://, socks4:// or socks5://[user:password@]host:port")
-
-
-def _is_proxy_url(value: Any) -> bool:
-    # White space and control characters are to be escaped: urllib would drop some of them without a word.
-    illegal = r"\x00-\x20\x7f"
-    pattern = rf"(http|socks4|socks5|socks5h)://[^/{illegal}][^{illegal}]*"
-    return isinstance(value, str) and re.fullmatch(pattern, value) is not None
+    if value is not None and value.reveal() != ENVIRONMENT:
+        parse_proxy(value.reveal())
 
 
 def _ssl_context(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -390,7 +393,12 @@ class Config:
     proxy: Secret[str] | None = attrs.field(
         default=None, converter=attrs.converters.optional(as_secret_text), validator=_proxy, repr=False
     )
-    """`http://user:password@host:port` (CONNECT), `socks4://` or `socks5://`; needs the extra `proxy`."""
+    """Its URL, or "env": that which the environment names for the URL that is dialled, looked up for every dial.
+
+    `http://user:password@host:port` or `https://` (CONNECT), `socks4://` or `socks5://`; SOCKS needs the extra `proxy`.
+    """
+    proxy_ssl_context: ssl.SSLContext | None = attrs.field(default=None, validator=_ssl_context)
+    """For an `https://` proxy: what `ssl_context` is for the server, which it does not touch."""
     stream_factory: StreamFactory | None = attrs.field(
         default=None, validator=attrs.validators.optional(check_callable)
     )
@@ -515,6 +523,7 @@ RECONFIGURABLE = frozenset(
         "ssl_context",
         "pins",
         "proxy",
+        "proxy_ssl_context",
         "connect_timeout",
         "auth_timeout",
         "subscription_timeout",

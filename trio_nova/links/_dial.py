@@ -24,9 +24,11 @@ import attrs
 import trio
 
 from trio_nova.errors import ConfigError, ConnectFailed, NovaError, RetryAdvice
-from trio_nova.links._proxy import connect_through
+from trio_nova.links._environment import proxy_for
+from trio_nova.links._proxy import ENVIRONMENT, Proxy, connect_through, parse_proxy
 from trio_nova.links._seam import Dial, StreamFactory
 from trio_nova.links._tls import default_context, lay_tls
+from trio_nova.secrets import discreet
 from trio_nova.urls import ip_address
 
 __all__ = ["SystemResolver", "open_stream", "unix_stream"]
@@ -49,10 +51,10 @@ async def open_stream(dial: Dial) -> trio.abc.Stream:
     Cancelling this closes whatever was open.
     """
     url = dial.url
-    if dial.proxy is None:
+    if (proxy := _proxy_of(dial)) is None:
         stream = await _open_transport(dial, url.address, url.port)
     else:
-        stream = await connect_through(dial, _open_transport)
+        stream = await connect_through(dial, proxy, _open_transport)
     if not url.secure:
         return stream
     dial.on_phase("tls")
@@ -62,6 +64,14 @@ async def open_stream(dial: Dial) -> trio.abc.Stream:
         await trio.aclose_forcefully(stream)
         raise
     return await lay_tls(stream, url.host, url.port, context, dial.pins)
+
+
+@discreet
+def _proxy_of(dial: Dial) -> Proxy | None:
+    if dial.proxy is None:
+        return None
+    url = dial.proxy.reveal()
+    return proxy_for(dial.url, os.environ) if url == ENVIRONMENT else parse_proxy(url)
 
 
 async def _open_transport(dial: Dial, host: str, port: int) -> trio.abc.Stream:

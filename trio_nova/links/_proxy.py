@@ -1,30 +1,30 @@
-"""Reach a server through a proxy: HTTP CONNECT or SOCKS, spoken by the optional package python-socks."""
+"""Reach a server through a proxy: HTTP CONNECT, or SOCKS, spoken by the optional package python-socks."""
 
 from __future__ import annotations
 
+import base64
+import ssl
 from collections.abc import Awaitable, Callable
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import attrs
 import trio
 
 from trio_nova.core.verdict import Disposition, of_status
-from trio_nova.errors import ConfigError, ConnectFailed, NovaError, RetryAdvice
+from trio_nova.errors import ConfigError, ConnectFailed, HandshakeInvalid, NovaError, RetryAdvice, TlsFailed
+from trio_nova.links._handshake import CHUNK
 from trio_nova.links._seam import Dial
+from trio_nova.links._tls import default_context, lay_tls, tls_failure
+from trio_nova.links._upgrade import HeadReader
 from trio_nova.secrets import Secret, discreet, forget_locals
+from trio_nova.urls import split_host
 
-__all__ = ["connect_through"]
+__all__ = ["ENVIRONMENT", "Proxy", "connect_through", "parse_proxy"]
 
-_HEAD_LIMIT = 16384
-"""Bytes of an HTTP proxy's answer."""
-_SCHEMES = {
-    "http": ("HTTP", 80),
-    "socks4": ("SOCKS4", 1080),
-    "socks4a": ("SOCKS4", 1080),
-    "socks5": ("SOCKS5", 1080),
-    "socks5h": ("SOCKS5", 1080),
-}
-"""What python-socks calls each, and its usual port. The name is looked up by the proxy in all of them."""
+ENVIRONMENT = "env"
+"""In place of a proxy's URL: that which the environment names for the URL that is dialled."""
+_USUAL_PORTS = {"http": 80, "https": 443, "socks4": 1080, "socks4a": 1080, "socks5": 1080, "socks5h": 1080}
+"""By scheme. The server's name is looked up by the proxy in all of them."""
 _DENIED_STATUSES = {401, 407}
 """An HTTP proxy refuses the login with 407 (RFC 9110 section 15.5.8); tinyproxy, a wrong one, with 401."""
 _DENIED = {"Username and password authentication failure", "No acceptable authentication methods were offered"}
@@ -35,106 +35,204 @@ forbid it, or that it does not do such things (RFC 1928 section 6). The others s
 
 
 @attrs.frozen
-class _Proxy:
-    kind: str
+class Proxy:
+    """Where a proxy is, and the login for it."""
+
+    scheme: str
     host: str
+    """With its zone, where it is an address that has one."""
     port: int
-    user: Secret[str] | None
-    password: Secret[str] | None
+    user: Secret[bytes]
+    password: Secret[bytes]
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    @property
+    def wants_login(self) -> bool:
+        return bool(self.user.reveal() or self.password.reveal())
+
+
+@discreet
+def parse_proxy(url: object, name: str = "proxy") -> Proxy:
+    """Take a proxy's URL apart.
+
+    Raises:
+        ConfigError: of the option `proxy`, saying what is wrong with `name`; it quotes nothing, as all may be a login.
+    """
+    says = "" if name == "proxy" else f"{name} in the environment "
+    # White space and control characters are to be escaped: urllib would drop some of them without a word.
+    if not isinstance(url, str) or any(c <= " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in url):
+        raise ConfigError("proxy", f"{says}must be a URL, without white space")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ConfigError("proxy", f"{says}is not a URL: its host or its port is malformed") from None
+    if parts.scheme not in _USUAL_PORTS or not parts.netloc:
+        raise ConfigError("proxy", f"{says}must be a URL that begins with one of {', '.join(_USUAL_PORTS)}, and ://")
+    try:
+        host, zone = split_host(parts.netloc, "proxy")
+    except ConfigError as exc:
+        raise ConfigError("proxy", f"{says}is wrong: {exc.problem}") from None
+    login, _, _ = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    return Proxy(
+        parts.scheme,
+        f"{host}%{zone}" if zone else host,
+        port or _USUAL_PORTS[parts.scheme],
+        Secret(unquote_to_bytes(user)),
+        Secret(unquote_to_bytes(password)),
+    )
 
 
 async def connect_through(
-    dial: Dial, open_transport: Callable[[Dial, str, int], Awaitable[trio.abc.Stream]]
+    dial: Dial, proxy: Proxy, open_transport: Callable[[Dial, str, int], Awaitable[trio.abc.Stream]]
 ) -> trio.abc.Stream:
-    """Return a stream to the server of `dial.url`, opened by `dial.proxy`, which looks up its name.
+    """Return a stream to the server of `dial.url`, opened by `proxy`, which looks up its name.
 
     Args:
-        dial: `dial.proxy` is set.
+        dial: Where to.
+        proxy: Through whom.
         open_transport: Opens the stream to the proxy itself.
 
     Raises:
-        ConfigError: the proxy's URL is wrong, or python-socks is not installed.
+        ConfigError: python-socks is not installed.
         ConnectFailed: with phase "proxy". It says the proxy's status and never its words, which may echo the login.
     """
-    assert dial.proxy is not None
-    proxy = _parse(dial.proxy)
-    try:
-        import python_socks
-        from python_socks.async_.trio.v2 import Proxy
-    except ImportError:
-        raise ConfigError("proxy", "needs the package python-socks: install trio-nova[proxy]") from None
-
-    where = f"{proxy.host}:{proxy.port}"
+    connect = _connect_http if proxy.scheme in ("http", "https") else _socks_connector()
     dial.on_phase("proxy")
+    context = None
+    if proxy.scheme == "https":
+        context = dial.proxy_ssl_context or await default_context()
     try:
         stream = await open_transport(dial, proxy.host, proxy.port)
     except ConnectFailed as exc:
         raise ConnectFailed(f"cannot reach the proxy: {exc}", phase="proxy", retry=exc.retry) from exc
     dial.on_phase("proxy")
-    leg = _Leg(stream)
-    connector = Proxy(
-        proxy_type=python_socks.ProxyType[proxy.kind],
-        host=proxy.host,
-        port=proxy.port,
-        username=None if proxy.user is None else proxy.user.reveal(),
-        password=None if proxy.password is None else proxy.password.reveal(),
-        rdns=True,
-        forward=leg,  # type: ignore[arg-type]
-    )
+    if context is not None:
+        stream = await _lay_tls(stream, proxy, context)
     try:
-        await connector.connect(dial.url.host, dial.url.port, timeout=float("inf"))
-    except NovaError as exc:
-        raise forget_locals(exc)  # noqa: B904 - it is the same one
-    except python_socks.ProxyError as exc:
-        refused = exc.error_code in _DENIED_STATUSES or str(exc) in _DENIED
-        status = f" with status {exc.error_code}" if exc.error_code is not None else ""
-        why = "wants other credentials" if refused else "refuses to connect"
-        fatal = refused or (exc.error_code is not None and _is_of_no_use(proxy.kind, exc.error_code))
-        advice = RetryAdvice.NEVER if fatal else RetryAdvice.BACKOFF
-        # Not `from exc`: a proxy may repeat in its answer what was sent to it.
-        raise ConnectFailed(f"the proxy {where} {why}{status}", phase="proxy", retry=advice) from None
+        await connect(stream, dial, proxy)
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-        raise ConnectFailed(f"the connection through the proxy {where} was cut off", phase="proxy") from forget_locals(
-            exc
-        )
-    except Exception as exc:
-        why = f"the proxy {where} cannot be used: {type(exc).__name__}"
-        raise ConnectFailed(why, phase="proxy") from forget_locals(exc)
+        await trio.aclose_forcefully(stream)
+        host, _, _ = proxy.host.partition("%")
+        # A proxy of TLS 1.3 refuses a client's certificate only after the handshake.
+        failure = _of_proxy(tls_failure(exc, host, proxy.port)) if context is not None else None
+        raise failure or ConnectFailed(
+            f"the connection through the proxy {proxy} was cut off", phase="proxy"
+        ) from forget_locals(exc)
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
     return stream
 
 
-@discreet
-def _is_of_no_use(kind: str, status: int) -> bool:
-    """Return whether a proxy that answers so would answer so again: 403, say, is a rule of its own, as of a server."""
-    return of_status(status) is Disposition.FATAL if kind == "HTTP" else status in _NO_USE[kind]
-
-
-def _parse(url: Secret[str]) -> _Proxy:
-    """Take the proxy's URL apart; no message repeats it, as it holds the login."""
+async def _lay_tls(stream: trio.abc.Stream, proxy: Proxy, context: ssl.SSLContext) -> trio.abc.Stream:
+    host, _, _ = proxy.host.partition("%")
     try:
-        parts = urlsplit(url.reveal())
-        port = parts.port
-    except ValueError:
-        raise ConfigError("proxy", "is not a URL") from None
-    if parts.scheme not in _SCHEMES:
-        raise ConfigError("proxy", f"the scheme must be one of {', '.join(_SCHEMES)}")
-    if not parts.hostname:
-        raise ConfigError("proxy", "the URL has no host")
-    user = password = None
-    if parts.username is not None:
-        user, password = Secret(unquote(parts.username)), Secret(unquote(parts.password or ""))
-    kind, usual_port = _SCHEMES[parts.scheme]
-    return _Proxy(kind, parts.hostname, port or usual_port, user, password)
+        return await lay_tls(stream, host, proxy.port, context)
+    except TlsFailed as exc:
+        raise _of_proxy(exc)  # noqa: B904 - it is the same one
+    except ConnectFailed as exc:
+        raise ConnectFailed(f"cannot reach the proxy: {exc}", phase="proxy", retry=exc.retry) from exc
+
+
+def _of_proxy(failure: TlsFailed | None) -> TlsFailed | None:
+    if failure is not None:
+        failure.phase = "proxy"
+    return failure
+
+
+def _refused(proxy: Proxy, status: int | None, *, login: bool, for_good: bool) -> ConnectFailed:
+    says = f" with status {status}" if status is not None else ""
+    why = "wants other credentials" if login else "refuses to connect"
+    advice = RetryAdvice.NEVER if login or for_good else RetryAdvice.BACKOFF
+    return ConnectFailed(f"the proxy {proxy} {why}{says}", phase="proxy", retry=advice)
+
+
+# --------------------------------------------------------------------------- HTTP
+
+
+async def _connect_http(stream: trio.abc.Stream, dial: Dial, proxy: Proxy) -> None:
+    """Ask for a tunnel by CONNECT: any 2xx opens it, whatever it says of a body (RFC 9110 section 9.3.6)."""
+    url = dial.url
+    where = f"[{url.host}]:{url.port}" if ":" in url.host else f"{url.host}:{url.port}"
+    await stream.send_all(_connect_request(where, proxy))
+    reader = HeadReader(has_body=False)
+    response = None
+    while response is None:
+        data = bytes(await stream.receive_some(CHUNK))
+        if not data:
+            raise ConnectFailed(f"the proxy {proxy} closed the connection", phase="proxy")
+        try:
+            response = reader.feed(data)
+        except HandshakeInvalid as exc:
+            why = f"the proxy {proxy} does not answer in proper HTTP/1 ({exc.rule})"
+            raise ConnectFailed(why, phase="proxy") from None
+    status = response.status
+    if not 200 <= status < 300:
+        denied = status in _DENIED_STATUSES
+        # 403, say, is a rule of its own, as of a server: it would answer so again.
+        raise _refused(proxy, status, login=denied, for_good=of_status(status) is Disposition.FATAL)
+    if reader.rest:
+        # Nobody speaks before us: it would be taken for the first byte of TLS, or of the server's answer.
+        raise ConnectFailed(f"the proxy {proxy} sent more than its answer", phase="proxy")
+
+
+@discreet
+def _connect_request(where: str, proxy: Proxy) -> bytes:
+    lines = [f"CONNECT {where} HTTP/1.1", f"Host: {where}"]
+    if proxy.wants_login:
+        login = base64.b64encode(proxy.user.reveal() + b":" + proxy.password.reveal())
+        lines.append(f"Proxy-Authorization: Basic {login.decode('ascii')}")
+    return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+
+# --------------------------------------------------------------------------- SOCKS
+
+
+def _socks_connector() -> Callable[[trio.abc.Stream, Dial, Proxy], Awaitable[None]]:
+    """Return what asks a SOCKS proxy for a tunnel; ConfigError where the package for it is missing."""
+    try:
+        import python_socks
+        from python_socks.async_.trio.v2 import Proxy as Connector
+    except ImportError:
+        raise ConfigError("proxy", "SOCKS needs the package python-socks: install trio-nova[proxy]") from None
+
+    async def connect(stream: trio.abc.Stream, dial: Dial, proxy: Proxy) -> None:
+        kind = proxy.scheme[:6].upper()
+        connector = Connector(
+            proxy_type=python_socks.ProxyType[kind],
+            host=proxy.host,
+            port=proxy.port,
+            username=proxy.user.reveal().decode("utf-8", "replace") if proxy.wants_login else None,
+            password=proxy.password.reveal().decode("utf-8", "replace") if proxy.wants_login else None,
+            rdns=True,
+            forward=_Leg(stream),  # type: ignore[arg-type]
+        )
+        try:
+            await connector.connect(dial.url.host, dial.url.port, timeout=float("inf"))
+        except NovaError as exc:
+            raise forget_locals(exc)  # noqa: B904 - it is the same one
+        except python_socks.ProxyError as exc:
+            code = exc.error_code
+            # Not `from exc`: a proxy may repeat in its answer what was sent to it.
+            raise _refused(
+                proxy, code, login=str(exc) in _DENIED, for_good=code is not None and code in _NO_USE[kind]
+            ) from None
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            raise
+        except Exception as exc:
+            why = f"the proxy {proxy} cannot be used: {type(exc).__name__}"
+            raise ConnectFailed(why, phase="proxy") from forget_locals(exc)
+
+    return connect
 
 
 @attrs.define(eq=False)
 class _Leg:
-    """The stream to the proxy, in the shape that python-socks writes to and reads from.
-
-    python-socks takes one read for the whole of an HTTP proxy's answer. Here that one read ends with
-    the answer, however it was cut: what belongs to the tunnel is not swallowed, and a byte too many is
-    an error, not the first byte of TLS.
-    """
+    """The stream to the proxy, in the shape that python-socks writes to and reads from."""
 
     stream: trio.abc.Stream
 
@@ -144,19 +242,6 @@ class _Leg:
 
     async def write(self, data: bytes) -> None:
         await self.stream.send_all(data)
-
-    async def read(self, max_bytes: int = 65536) -> bytes:
-        head = bytearray()
-        while (end := head.find(b"\r\n\r\n")) < 0:
-            if len(head) >= _HEAD_LIMIT:
-                raise ConnectFailed("the proxy's answer is too long", phase="proxy")
-            data = await self.stream.receive_some(4096)
-            if not data:
-                raise ConnectFailed("the proxy closed the connection", phase="proxy")
-            head += data
-        if end + 4 < len(head) and head.split(maxsplit=2)[1:2] == [b"200"]:
-            raise ConnectFailed("the proxy sent more than its answer", phase="proxy")
-        return bytes(head)
 
     async def read_exactly(self, n: int) -> bytes:
         data = bytearray()

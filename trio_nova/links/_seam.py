@@ -64,6 +64,9 @@ class Dial:
     proxy: Secret[str] | None = attrs.field(
         default=None, converter=attrs.converters.optional(as_secret_text), repr=False
     )
+    """Its URL; or "env": that of the environment. None: no proxy."""
+    proxy_ssl_context: ssl.SSLContext | None = None
+    """For the TLS of an https:// proxy; None: the library's default context."""
     stream_factory: StreamFactory | None = None
     resolver: Resolver
     compression: Deflate | None = None

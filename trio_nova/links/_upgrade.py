@@ -51,6 +51,8 @@ class Response:
 class HeadReader:
     """Collect the head of the final response: interim ones are skipped, and a flood is refused at once."""
 
+    has_body: bool = True
+    """False: the response has none, so what it says of its length is not looked at."""
     rest: bytes = attrs.field(default=b"", init=False)
     """What came after the head."""
     _buffer: bytearray = attrs.field(factory=bytearray, init=False)
@@ -78,7 +80,7 @@ class HeadReader:
             self._check_lines(size)
             if end < 0:
                 return None
-            response = parse_head(bytes(self._buffer[:end]))
+            response = parse_head(bytes(self._buffer[:end]), has_body=self.has_body)
             del self._buffer[:size]
             self._checked = 0
             if response.status >= 200 or response.status == 101:
@@ -103,7 +105,7 @@ class HeadReader:
         self._checked = size
 
 
-def parse_head(head: bytes) -> Response:
+def parse_head(head: bytes, *, has_body: bool = True) -> Response:
     """Parse a head without its last empty line, strictly (RFC 9112 sections 2.2, 4 and 5).
 
     Raises:
@@ -125,7 +127,8 @@ def parse_head(head: bytes) -> Response:
         headers.append((sys.intern(name.decode("ascii").lower()), value.decode("latin-1").strip(" \t")))
     version, status = status_line.groups()
     response = Response(version.decode("ascii"), int(status), tuple(headers))
-    _check_framing(response)
+    if has_body:
+        _check_framing(response)
     return response
 
 

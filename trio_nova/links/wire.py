@@ -397,7 +397,7 @@ class _WireLink:
 
 def _socket_below(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
     """Return the socket whose closing closes the stream at once, where there is one."""
-    if isinstance(stream, trio.SSLStream):
+    while isinstance(stream, trio.SSLStream):
         stream = stream.transport_stream
     return stream.socket if isinstance(stream, trio.SocketStream) else None
 
