@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -41,6 +42,7 @@ from trio_nova import (
     RollingWindow,
     TokenBucket,
 )
+from trio_nova.links import ConnectGovernor
 from trio_nova.testing import ClosePayload, Peer, ScriptedServer, echo, worst_window
 
 URL = "ws://server.test/"
@@ -614,3 +616,99 @@ async def test_a_limiter_that_queues_until_no_time_at_all_is_an_error_that_names
                 await trio.sleep(1.0)
                 assert policy == "log"
     assert f"check_rate_limit: answered Queue with a {type(until).__name__}, not a time" in caplog.text
+
+
+# --------------------------------------------------------------------------- limits of one's own
+
+
+@attrs.define(eq=False)
+class Elsewhere:
+    """Has no room before `opens_at`, and at no time says more than that it is to be asked again."""
+
+    ahead: float = 0.05
+    opens_at: float = math.inf
+    asked: list[float] = attrs.field(factory=list)
+
+    def admits_at(self, now: float, cost: float = 1.0, reserve: float = 0.0) -> float:
+        self.asked.append(now)
+        assert len(self.asked) < 10_000, "asked without end"
+        return now if now >= self.opens_at else now + self.ahead
+
+    def spend(self, now: float, cost: float = 1.0) -> None:
+        if now < self.opens_at:
+            raise ValueError("there is no room")
+
+    def available(self, now: float) -> float:
+        return 1.0 if now >= self.opens_at else 0.0
+
+
+@pytest.mark.parametrize("others", [[], [RollingWindow(100, 1.0)]], ids=["alone", "beside another"])
+async def test_a_limit_that_always_says_in_50_ms_is_waited_for_that_long_each_time(
+    others: list[Limit], autojump_clock: MockClock
+) -> None:
+    limit = Elsewhere(opens_at=1.02)
+    handler = RateLimitHandler([limit, *others])
+    limit.asked.clear()
+    async with ScriptedServer(echo) as server, connect(server, rate_limit_handler=handler) as conn:
+        await conn.send_text("x")
+        assert trio.current_time() == pytest.approx(1.05)
+        at_rest = {now for now in limit.asked if now <= trio.current_time()}
+        assert sorted(at_rest)[-1] - sorted(at_rest)[0] == pytest.approx(1.05)
+
+
+@pytest.mark.parametrize("ahead", [0.05, 1e-12, 0.0, -1.0])
+async def test_a_limit_that_never_has_room_keeps_no_machine_busy(ahead: float, autojump_clock: MockClock) -> None:
+    limit = Elsewhere(ahead)
+    async with (
+        ScriptedServer(echo) as server,
+        connect(server, rate_limit_handler=RateLimitHandler([limit]), on_handler_error="log") as conn,
+    ):
+        with trio.move_on_after(1.0):
+            try:
+                await conn.send_text("x")
+            except NotSent:
+                assert ahead <= 0.0  # it says that there is room, and then does not give it
+        assert len(limit.asked) < 5_000
+        assert server.dials[0].frames == []
+
+
+async def test_a_limit_of_ones_own_that_answers_no_time_is_an_error_that_names_it(autojump_clock: MockClock) -> None:
+    limit = Elsewhere(opens_at=0.0)
+    handler = RateLimitHandler([limit])
+    limit.opens_at, limit.ahead = math.inf, math.nan
+    async with ScriptedServer(echo) as server:
+        with pytest.raises(ConfigError, match=r"Elsewhere\.admits_at answered nan, which is no time"):
+            async with connect(server, rate_limit_handler=handler) as conn:
+                await conn.send_text("x")
+
+
+@pytest.mark.parametrize("retry", [False, True])
+async def test_a_dial_waits_for_a_limit_that_always_says_in_50_ms(retry: bool, autojump_clock: MockClock) -> None:
+    limit = Elsewhere(opens_at=1.02)
+    governor = ConnectGovernor([limit])
+    async with governor.turn("there:1", retry=retry) as turn:
+        await turn.begin("there:1")
+        assert trio.current_time() == pytest.approx(1.05)
+    assert len(limit.asked) < 100
+
+
+# --------------------------------------------------------------------------- a reserve
+
+
+@pytest.mark.parametrize("reserve", [5.5, 8.0, 9.0])
+def test_a_reserve_larger_than_what_it_leaves_to_messages_is_warned_of(reserve: float) -> None:
+    with pytest.warns(UserWarning, match=f"a reserve of {reserve:g} is more than the limits leave to messages"):
+        RateLimitHandler([TokenBucket(10.0, 1.0), RollingWindow(600, 60.0)], reserve=reserve)
+
+
+def test_a_reserve_that_is_changed_later_is_looked_at_again() -> None:
+    handler = RateLimitHandler([TokenBucket(10.0, 1.0)], reserve=5.0)
+    with pytest.warns(UserWarning, match="a reserve of 8"):
+        handler.reserve = 8.0
+    with pytest.raises(ConfigError, match="leaves nothing for messages"):
+        handler.reserve = 10.0
+    assert handler.reserve == 8.0
+
+
+def test_a_reserve_without_limits_is_no_matter() -> None:
+    assert RateLimitHandler(reserve=1000.0).reserve == 1000.0

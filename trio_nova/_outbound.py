@@ -13,6 +13,7 @@ import trio
 
 from trio_nova._session import Session
 from trio_nova._signal import Bell, Signal
+from trio_nova.core.limits import LEAST_WAIT
 from trio_nova.core.outbox import Buffer, Idle, Lane, Outbox, Outgoing, Purpose, WaitUntil, Write
 from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, NovaError
@@ -371,9 +372,8 @@ class Outbound:
             session.handler_failed(exc)
             return Reject("the rate limiter failed")
         match decision:
-            case Queue(until) if until <= now:
-                # Asked again at once we would spin: the clock must move between two questions.
-                decision = Queue(math.nextafter(now, math.inf))
+            case Queue(until):
+                decision = Queue(max(until, now + LEAST_WAIT))  # asked again at once, or in a moment, we would spin
             case Reject(reason):
                 session.emit(RateRejected, reason=reason)
             case Allow():

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from trio_nova.core.limits import Gcra, Limit, Limits, RollingWindow, TokenBucket
+from trio_nova.core.limits import LEAST_WAIT, Gcra, Limit, Limits, RollingWindow, TokenBucket
 from trio_nova.errors import ConfigError
 
 Sent = list[tuple[float, float]]
@@ -433,6 +433,41 @@ def test_several_limits_are_asked_again_until_all_agree() -> None:
             return math.inf
 
     assert Limits([OpenEvery(3.0), OpenEvery(5.0)]).admits_at(4.0) == 15.0
+
+
+@attrs.define
+class Vague:
+    """Answers any question with a time that far from the one it is asked about."""
+
+    ahead: Any
+
+    def admits_at(self, now: float, cost: float = 1.0, reserve: float = 0.0) -> Any:
+        return now + self.ahead if isinstance(self.ahead, float) else self.ahead
+
+    def spend(self, now: float, cost: float = 1.0) -> None: ...
+
+    def available(self, now: float) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize("others", [[], [TokenBucket(5.0, 1.0)], [Vague(0.02)]], ids=["alone", "bucket", "two"])
+def test_a_limit_that_always_says_to_ask_again_is_asked_again_when_it_says(others: list[Limit]) -> None:
+    assert Limits([Vague(0.05), *others]).admits_at(7.0) == 7.05
+
+
+def test_a_limit_that_says_in_a_moment_for_ever_is_not_asked_without_a_pause() -> None:
+    assert Limits([Vague(1e-12)]).admits_at(7.0) == 7.0 + LEAST_WAIT
+
+
+def test_a_limit_that_names_a_time_in_the_past_admits_now() -> None:
+    assert Limits([Vague(-5.0)]).admits_at(7.0) == 7.0
+    assert Limits([Vague(-5.0), Vague(0.05)]).admits_at(7.0) == 7.05
+
+
+@pytest.mark.parametrize("answer", [math.nan, None, "soon", True])
+def test_a_limit_that_answers_no_time_is_named(answer: Any) -> None:
+    with pytest.raises(ConfigError, match=r"Vague\.admits_at answered .*, which is no time"):
+        Limits([Vague(answer)]).admits_at(7.0)
 
 
 # --------------------------------------------------------------------------- wrong options

@@ -26,6 +26,13 @@ from trio_nova.errors import ConfigError
 
 __all__ = ["Gcra", "Limit", "Limits", "RollingWindow", "TokenBucket", "as_limits"]
 
+LEAST_WAIT = 0.001
+"""Seconds: whoever is told to wait at all waits that long.
+
+"In a moment", said again and again, must not keep the machine busy; and we are woken no more exactly than that.
+"""
+MAX_ROUNDS = 100
+"""How often limits are asked again for a time on which all agree."""
 _LONGEST = 1e9
 """Seconds, over 30 years: periods beyond are mistakes, and would overflow."""
 
@@ -256,12 +263,26 @@ class Limits:
     def admits_at(self, now: float, cost: float = 1.0, reserve: float = 0.0) -> float:
         if not self.limits:
             return now
-        # Again from the latest answer, until all agree: a limit may close again after it has opened.
-        while True:
-            later = max((limit.admits_at(now, cost, reserve) for limit in self.limits), default=now)
-            if later in (now, math.inf):
+        first = at = self._latest(now, cost, reserve)
+        if len(self.limits) == 1 or at in (now, math.inf):
+            return at
+        # Again from the latest answer, until all agree: a limit may close again after it has opened. But one may
+        # also say "not yet" at any time: then whoever waits asks again when it is its first answer's time.
+        for _ in range(MAX_ROUNDS):
+            later = self._latest(at, cost, reserve)
+            if later in (at, math.inf):
                 return later
-            now = later
+            at = later
+        return first
+
+    def _latest(self, now: float, cost: float, reserve: float) -> float:
+        at = now
+        for limit in self.limits:
+            answer = limit.admits_at(now, cost, reserve)
+            if isinstance(answer, bool) or not isinstance(answer, int | float) or answer != answer:
+                raise ConfigError("limits", f"{type(limit).__name__}.admits_at answered {answer!r}, which is no time")
+            at = max(at, answer)
+        return at if at == now else max(at, now + LEAST_WAIT)
 
     def spend(self, now: float, cost: float = 1.0) -> None:
         if self.admits_at(now, cost) > now:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -57,6 +58,18 @@ def _check_costs(handler: object, attribute: attrs.Attribute[Any], costs: Mappin
         check_number(attribute.name, cost)
 
 
+def _check_reserve(handler: RateLimitHandler, attribute: attrs.Attribute[float], reserve: float) -> None:
+    limits = Limits(handler.limits)
+    if limits.admits_at(0.0, handler.costs.get("message", 1.0), reserve) == math.inf:
+        raise ConfigError(attribute.name, f"{reserve:g} leaves nothing for messages")
+    if limits.admits_at(0.0, reserve, reserve) == math.inf:
+        warnings.warn(
+            f"a reserve of {reserve:g} is more than the limits leave to messages and replies: behind heartbeats and "
+            "subscriptions these may wait without end",
+            stacklevel=3,
+        )
+
+
 @attrs.define(eq=False)
 class RateLimitHandler:
     """The default: no limit. With `limits`, a message waits until all of them have room for its cost.
@@ -72,10 +85,11 @@ class RateLimitHandler:
     limits: Sequence[Limit] = attrs.field(default=(), converter=as_limits)
     costs: Mapping[str, float] = attrs.field(factory=dict, converter=_as_dict, validator=_check_costs)
     """What a message costs, by its type, else by its purpose (see `RATE_COSTS`); 1 where neither is listed."""
-    reserve: float = attrs.field(default=0.0, validator=number())
+    reserve: float = attrs.field(default=0.0, validator=[number(), _check_reserve])
     """Tokens that messages and queries must leave to control frames and setup; subscriptions leave half of it.
 
-    Pings, pongs and authentication are never late where it covers those of one period of the limits.
+    Pings, pongs and authentication are never late where it covers those of one period of the limits. One that is
+    larger than what it leaves to messages is warned of: these, replies of hooks too, may come too short.
     """
     queue_size: float = attrs.field(default=DEFAULT_QUEUE_SIZE, validator=number(finite=False))
     """Messages that may wait for the limiter; beyond it the newest of the least urgent gets NotSent at once.
@@ -112,8 +126,6 @@ class RateLimitHandler:
         for name, cost in self.costs.items():
             if self._all.admits_at(0.0, cost) == math.inf:
                 raise ConfigError("costs", f"{name!r} costs {cost:g}, more than the limits ever allow at once")
-        if self._all.admits_at(0.0, self.costs.get("message", 1.0), self.reserve) == math.inf:
-            raise ConfigError("reserve", f"{self.reserve:g} leaves nothing for messages")
 
     # ----------------------------------------------------------------- what a session asks
 
@@ -139,7 +151,8 @@ class RateLimitHandler:
             cost = max(cost, min(cost / pace, self._most - leave))
         when = self._all.admits_at(now, cost, leave)
         if when == math.inf:
-            return Reject(f"its cost of {cost:g} exceeds the limit")
+            beside = f", with {leave:g} kept in reserve" if leave else ""
+            return Reject(f"its cost of {cost:g} exceeds the limit{beside}")
         if when > now:
             return Queue(when)
         self._spend(now, cost)
