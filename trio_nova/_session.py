@@ -49,7 +49,14 @@ from trio_nova.messages import (
     StateChanged,
     Stop,
 )
-from trio_nova.secrets import CredentialsSource, Redactor, Secret, ask_credentials, forget_locals
+from trio_nova.secrets import (
+    CredentialsSource,
+    Redactor,
+    Secret,
+    ask_credentials,
+    forget_locals,
+    secrets_in_subprotocols,
+)
 from trio_nova.urls import Url
 
 __all__ = ["Counts", "Goodbye", "Handlers", "Session"]
@@ -340,7 +347,8 @@ class Session:
     def keep_secret(self, config: Config) -> None:
         """Learn what of these options must never be shown; ConfigError where it would travel in plain text."""
         headers = config.headers if isinstance(config.headers, Mapping) else {}
-        check_plaintext(self.url, config, headers)
+        check_plaintext(self.url, config, headers, config.subprotocols)
+        self.redactor.learn(list(secrets_in_subprotocols(config.subprotocols)))
         self.redactor.learn_url(self.url.full)
         self.redactor.learn_headers(headers)
         if config.proxy is not None:

@@ -45,7 +45,7 @@ from trio_nova.messages import (
     SessionEnded,
     Stop,
 )
-from trio_nova.secrets import ask_provider
+from trio_nova.secrets import Secret, ask_provider, secrets_in_subprotocols
 
 __all__ = ["Supervisor"]
 
@@ -167,10 +167,11 @@ class Supervisor:
 
     def _dial(self, info: ConnectionInfo) -> Dial:
         config, redactor = self._session.config, self._session.redactor
-        if info.url is not self._session.url or info.headers is not config.headers:
+        if (info.url, info.headers, info.subprotocols) != (self._session.url, config.headers, config.subprotocols):
+            redactor.learn(list(secrets_in_subprotocols(info.subprotocols)))
             redactor.learn_url(info.url.full)
             redactor.learn_headers(info.headers)
-            check_plaintext(info.url, config, info.headers)
+            check_plaintext(info.url, config, info.headers, info.subprotocols)
         return Dial(
             url=info.url,
             epoch=info.epoch,
@@ -203,8 +204,11 @@ class Supervisor:
         self._was_unauthorized = False
         if not session.is_closing:
             session.apply(SessionEvent.UPGRADE)
-        session.emit(LinkOpened, connect_time=connect_time, subprotocol=link.subprotocol)
-        info = attrs.evolve(info, subprotocol=link.subprotocol, response_headers=tuple(link.response_headers))
+        # As it was offered: a token that the server repeats stays a Secret, whose text is ***.
+        hidden = (name for name in info.subprotocols if isinstance(name, Secret) and name.reveal() == link.subprotocol)
+        chosen = next(hidden, link.subprotocol)
+        session.emit(LinkOpened, connect_time=connect_time, subprotocol=None if chosen is None else str(chosen))
+        info = attrs.evolve(info, subprotocol=chosen, response_headers=tuple(link.response_headers))
         tasks = self.link = LinkTasks(
             session, self._inbound, self._outbound, self._requests, self._authenticator, self._subscriptions, link, info
         )

@@ -56,6 +56,7 @@ from trio_nova.secrets import (
     as_secret,
     as_secret_text,
     discreet,
+    hide_tokens,
     is_secret_name,
     secret_parameter,
 )
@@ -210,7 +211,9 @@ def _is_latin1(text: str) -> bool:
     return all(ord(c) < 256 for c in text)
 
 
-def check_plaintext(url: Url, config: Config, headers: Mapping[str, str]) -> None:
+def check_plaintext(
+    url: Url, config: Config, headers: Mapping[str, str], subprotocols: Iterable[str | Secret[str]] = ()
+) -> None:
     """Refuse to send credentials where everybody on the way can read them, or to where nobody can vouch for a pin.
 
     Raises:
@@ -228,6 +231,8 @@ def check_plaintext(url: Url, config: Config, headers: Mapping[str, str]) -> Non
         raise ConfigError("target", f"its parameter {printable(name, 40)!r} would travel in plain text {advice}")
     if (name := next(filter(is_secret_name, headers), None)) is not None:
         raise ConfigError("headers", f"{name} would travel in plain text {advice}")
+    if any(isinstance(name, Secret) for name in subprotocols):
+        raise ConfigError("subprotocols", f"the token among them would travel in plain text {advice}")
     if config.credentials is not None:
         raise ConfigError("credentials", f"they would travel in plain text {advice}")
 
@@ -250,6 +255,8 @@ def check_other_origin(given: ConnectionInfo, wanted: ConnectionInfo, config: Co
         kept = "login"
     elif url.query == given.url.query and secret_parameter(url.query) is not None:
         kept = "query"
+    elif any(isinstance(name, Secret) and name in given.subprotocols for name in wanted.subprotocols):
+        kept = "token among the subprotocols"
     elif config.credentials is not None:
         kept = "credentials"
     else:
@@ -277,17 +284,19 @@ def _headers(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
 
 def _subprotocols(config: Any, attribute: attrs.Attribute[Any], value: tuple[Any, ...]) -> None:
     for name in value:
-        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            _fail(attribute, f"{name!r} is not the name of a subprotocol")
+        text = name.reveal() if isinstance(name, Secret) else name
+        if not isinstance(text, str) or not _TOKEN.fullmatch(text):
+            hint = ": write a token in base64url, without =" if isinstance(name, Secret) else ""
+            _fail(attribute, f"{name!r} is not the name of a subprotocol{hint}")
     if len(set(value)) != len(value):
         _fail(attribute, "a name occurs twice (RFC 6455 section 4.1)")
 
 
 def _subprotocol_tuple(value: Any) -> Any:
     if isinstance(value, str):
-        raise ConfigError("subprotocols", f"must be a sequence of names: write [{value!r}]")
+        raise ConfigError("subprotocols", f"must be a sequence of names: write [{hide_tokens([value])[0]!r}]")
     try:
-        return tuple(value)
+        return hide_tokens(value)
     except TypeError:
         raise ConfigError("subprotocols", f"must be a sequence of names, not {value!r}") from None
 
@@ -381,8 +390,10 @@ class Config:
         factory=dict, converter=_masked_headers, validator=_headers, repr=False
     )
     """Sent with every upgrade; or an async function that returns them, asked before every dial."""
-    subprotocols: tuple[str, ...] = attrs.field(default=(), converter=_subprotocol_tuple, validator=_subprotocols)
-    """Offered, most wanted first."""
+    subprotocols: tuple[str | Secret[str], ...] = attrs.field(
+        default=(), converter=_subprotocol_tuple, validator=_subprotocols
+    )
+    """Offered, most wanted first. A token among them is a `Secret`; one that looks like a token is made one."""
     ssl_context: ssl.SSLContext | None = attrs.field(default=None, validator=_ssl_context)
     """None: the default, which verifies, and offers ALPN http/1.1 only."""
     pins: frozenset[str] = attrs.field(default=frozenset(), converter=_pin_set, validator=_pins)

@@ -158,7 +158,7 @@ class TlsFailed(ConnectFailed):
     handshake that was merely cut off is a plain `ConnectFailed`, which is worth another attempt.
     """
 
-    phase = "tls"
+    phase: Phase | None = "tls"
     retry = RetryAdvice.NEVER
     security = True
     hint = "Do not turn verification off: fix the certificate, or trust its authority in ssl_context."

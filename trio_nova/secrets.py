@@ -39,9 +39,11 @@ __all__ = [
     "ask_provider",
     "discreet",
     "forget_locals",
+    "hide_tokens",
     "is_secret_name",
     "redacted",
     "secret_parameter",
+    "secrets_in_subprotocols",
 ]
 
 T = TypeVar("T")
@@ -500,3 +502,56 @@ def _in_headers(headers: Mapping[str, str]) -> Iterator[str]:
         if "cookie" in name.lower():
             for cookie in value.split(";"):
                 yield cookie.partition("=")[2].strip()
+
+
+# --------------------------------------------------------------------------- tokens among the subprotocols
+
+_MARK = r"(?:bearer|jwt|authori[sz]ation|auth|password|secret|(?:[a-z]+[._-])?(?:token|key))"
+_ANNOUNCES = re.compile(_MARK, re.IGNORECASE)
+_CARRIES = re.compile(rf"(?:^|[._-]){_MARK}[._-](.{{{SHORTEST},}})", re.IGNORECASE)
+_MIXED = re.compile(r"(?=.*[0-9])(?=.*[a-z])(?=.*[A-Z]).*")
+_ROW = re.compile(rf"[A-Za-z0-9]{{{LIKELY},}}")
+
+
+def hide_tokens(names: Iterable[Any]) -> tuple[Any, ...]:
+    """Return the names of subprotocols, with those as `Secret` that are likely to be a token.
+
+    Browsers cannot set headers, so services take a token as a subprotocol. One is taken for a token that
+
+    - is given as a `Secret`;
+    - comes right after a name that announces it: `bearer`, `jwt`, `authorization`, `access_token`, `api-key` ...;
+    - has such a word in it, and more than 5 characters behind it: `bearer.<token>`,
+      `base64url.bearer.authorization.k8s.io.<token>`;
+    - or has, between two dots, 20 characters or more that look drawn at random: small and capital letters and
+      digits, or so many letters and digits in a row, some of each.
+    """
+    hidden: list[Any] = []
+    announced = False
+    for name in names:
+        is_token = isinstance(name, str) and (announced or _is_like_a_token(name))
+        hidden.append(Secret(name) if is_token else name)
+        announced = isinstance(name, str) and _ANNOUNCES.fullmatch(name) is not None
+    return tuple(hidden)
+
+
+def _is_like_a_token(name: str) -> bool:
+    return _CARRIES.search(name) is not None or any(map(_is_random, name.split(".")))
+
+
+def _is_random(text: str) -> bool:
+    if len(text) < LIKELY:
+        return False
+    row = _ROW.search(text)
+    return _MIXED.fullmatch(text) is not None or (row is not None and not row[0].isalpha() and not row[0].isdigit())
+
+
+def secrets_in_subprotocols(names: Iterable[str | Secret[str]]) -> Iterator[str]:
+    """Yield what of these names must not be shown: each `Secret`, and the token in it."""
+    for name in names:
+        if isinstance(name, Secret):
+            text = name.reveal()
+            yield text
+            yield from (part for part in text.split(".") if _is_random(part))
+            if (carried := _CARRIES.search(text)) is not None:
+                yield carried[1]
+                yield carried[1].rpartition(".")[2]

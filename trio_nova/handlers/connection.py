@@ -9,7 +9,7 @@ import attrs
 
 from trio_nova.errors import ConfigError, LinkLost
 from trio_nova.messages import Action
-from trio_nova.secrets import HeaderMap
+from trio_nova.secrets import HeaderMap, Secret, hide_tokens
 from trio_nova.urls import Url
 
 __all__ = ["ConnectionHandler", "ConnectionInfo"]
@@ -39,13 +39,14 @@ class ConnectionInfo:
     """May be given as text. Its `with_query` adds a token, its `full` shows all."""
     headers: Mapping[str, str] = attrs.field(factory=dict, converter=_header_map)
     """Masked where they are printed."""
-    subprotocols: tuple[str, ...] = ()
+    subprotocols: tuple[str | Secret[str], ...] = attrs.field(default=(), converter=hide_tokens)
+    """A token among them is a `Secret`."""
     attempt: int = 0
     """How many attempts in a row have failed before this one."""
     epoch: int = 0
     """The number of the link; of the one to come while it is being dialled."""
-    subprotocol: str | None = None
-    """The one that the server chose."""
+    subprotocol: str | Secret[str] | None = None
+    """The one that the server chose, as it was offered."""
     response_headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
 
 

@@ -150,7 +150,7 @@ class Guard(trio.abc.Stream):
         response, rest = await receive_response(self.stream, url)
         if response.status != 101:
             raise await receive_rejection(self.stream, response, rest, self.dial.wall_clock())
-        self.subprotocol = judge_upgrade(response, self._key, self.dial.subprotocols)
+        self.subprotocol = judge_upgrade(response, self._key, self.dial.offered)
         self.response = response
         self._unscanned = rest
 

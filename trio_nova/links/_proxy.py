@@ -118,10 +118,10 @@ async def connect_through(
         await trio.aclose_forcefully(stream)
         host, _, _ = proxy.host.partition("%")
         # A proxy of TLS 1.3 refuses a client's certificate only after the handshake.
-        failure = _of_proxy(tls_failure(exc, host, proxy.port)) if context is not None else None
-        raise failure or ConnectFailed(
-            f"the connection through the proxy {proxy} was cut off", phase="proxy"
-        ) from forget_locals(exc)
+        failure: ConnectFailed | None = tls_failure(exc, host, proxy.port) if context is not None else None
+        failure = failure or ConnectFailed(f"the connection through the proxy {proxy} was cut off")
+        failure.phase = "proxy"
+        raise failure from forget_locals(exc)
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -133,15 +133,10 @@ async def _lay_tls(stream: trio.abc.Stream, proxy: Proxy, context: ssl.SSLContex
     try:
         return await lay_tls(stream, host, proxy.port, context)
     except TlsFailed as exc:
-        raise _of_proxy(exc)  # noqa: B904 - it is the same one
+        exc.phase = "proxy"
+        raise
     except ConnectFailed as exc:
         raise ConnectFailed(f"cannot reach the proxy: {exc}", phase="proxy", retry=exc.retry) from exc
-
-
-def _of_proxy(failure: TlsFailed | None) -> TlsFailed | None:
-    if failure is not None:
-        failure.phase = "proxy"
-    return failure
 
 
 def _refused(proxy: Proxy, status: int | None, *, login: bool, for_good: bool) -> ConnectFailed:

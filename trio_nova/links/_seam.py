@@ -20,7 +20,7 @@ import trio
 from trio_nova.errors import Phase
 from trio_nova.links._deflate import Deflate
 from trio_nova.messages import Frame
-from trio_nova.secrets import Secret, as_secret_text
+from trio_nova.secrets import Secret, as_secret_text, hide_tokens
 from trio_nova.urls import Url
 
 StreamFactory = Callable[[str, int], Awaitable[trio.abc.Stream]]
@@ -56,7 +56,8 @@ class Dial:
     """The number of the link to be opened, from 1."""
     headers: tuple[tuple[str, Secret[str]], ...] = attrs.field(default=(), converter=_masked, repr=False)
     """Sent with the upgrade. Already checked: no CR, LF or NUL, no name that the handshake owns."""
-    subprotocols: tuple[str, ...] = ()
+    subprotocols: tuple[str | Secret[str], ...] = attrs.field(default=(), converter=hide_tokens)
+    """Offered with the upgrade; a token among them is a `Secret`."""
     ssl_context: ssl.SSLContext | None = None
     """None: the library's default context, which verifies and offers ALPN http/1.1 only."""
     pins: frozenset[str] = frozenset()
@@ -88,6 +89,11 @@ class Dial:
     """Seconds since the epoch of Unix: for the dates of a Retry-After."""
     on_phase: Callable[[Phase], None] = attrs.field(default=lambda phase: None, repr=False)
     """Told each phase as it begins, so that a time-out can say how far the attempt got."""
+
+    @property
+    def offered(self) -> tuple[str, ...]:
+        """The names of the subprotocols, unmasked."""
+        return tuple(name.reveal() if isinstance(name, Secret) else name for name in self.subprotocols)
 
 
 Sent: TypeAlias = Literal["whole", "begun", "not"]

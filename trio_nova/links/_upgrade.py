@@ -199,7 +199,7 @@ def upgrade_request(dial: Dial, key: str, extensions: str = "") -> bytes:
     if extensions:
         lines.append(f"Sec-WebSocket-Extensions: {extensions}".encode("ascii"))
     if dial.subprotocols:
-        lines.append(f"Sec-WebSocket-Protocol: {', '.join(dial.subprotocols)}".encode("ascii"))
+        lines.append(f"Sec-WebSocket-Protocol: {', '.join(dial.offered)}".encode("ascii"))
     lines += [b"%b: %b" % header for header in added]
     return b"\r\n".join([*lines, b"", b""])
 

@@ -127,7 +127,7 @@ class WireProtocol:
         """
         negotiation, self._negotiation = self._negotiation, None
         offered = negotiation is not None
-        self.subprotocol = judge_upgrade(response, self._key, self._dial.subprotocols, extensions=offered)
+        self.subprotocol = judge_upgrade(response, self._key, self._dial.offered, extensions=offered)
         if negotiation is None:
             return
         extensions = ", ".join(response.values("sec-websocket-extensions"))

@@ -284,7 +284,7 @@ class _GuardedLink(_Link):
                     cast("trio.SocketStream", guard),  # any stream will do: it is only sent to and received from
                     dial.url.authority,
                     dial.url.resource,
-                    subprotocols=dial.subprotocols,
+                    subprotocols=dial.offered,
                     extra_headers=upgrade_headers(dial),
                     message_queue_size=0,  # the inbox is the queue, and its bound the bound
                     max_message_size=dial.max_message_size,
