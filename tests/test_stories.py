@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from trio_nova import (
     open_connection,
     profiles,
 )
+from trio_nova.links import Transport
 from trio_nova.messages import Action
 from trio_nova.testing import (
     Asked,
@@ -480,18 +482,73 @@ async def test_missed_pongs_end_the_link_which_is_aborted_and_redialled(autojump
     assert server.dials[0].frames == [frame for frame in server.dials[0].frames if isinstance(frame, Ping)]
 
 
-@pytest.mark.fault("F35", where="memory")
-@pytest.mark.parametrize("status", [401, 403, 404])
-async def test_a_redial_that_is_rejected_for_good_ends_the_session(autojump_clock: trio.abc.Clock, status: int) -> None:
-    async def reject(peer: Peer) -> None:
-        await peer.reject(status)
+async def _say_hello(peer: Peer) -> None:
+    await peer.send_raw(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5\r\n\r\nhello")
+    await peer.drop()
 
-    async with ScriptedServer(drop_at_once, reject, echo) as server:
-        with pytest.raises(HandshakeRejected) as caught:
-            async with open_connection(URL, stream_factory=server.stream_factory, backoff=AT_ONCE):
+
+def _rejects(status: int, **headers: str) -> Script:
+    return partial(Peer.reject, status=status, headers=headers)
+
+
+@pytest.mark.fault("F35", where="memory")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *[
+            pytest.param(_rejects(status), id=str(status))
+            for status in (200, 204, 301, 400, 401, 403, 404, 405, 407, 410)
+        ],
+        pytest.param(_rejects(301, Location="https://status.example/"), id="redirect elsewhere"),
+        pytest.param(_rejects(302, Location="/busy"), id="redirects without end"),
+        pytest.param(_say_hello, id="a page"),
+    ],
+)
+async def test_a_session_that_was_ready_outlives_the_deployment_of_its_service(
+    answer: Script, transport: Transport, autojump_clock: trio.abc.Clock
+) -> None:
+    serve: Script = drop_at_once
+
+    async def service(peer: Peer) -> None:
+        await serve(peer)
+
+    async with ScriptedServer(then=service) as server:
+        started = trio.current_time()
+        options: dict[str, Any] = {"backoff": ListBackoff([1.0]), "transport": transport, "max_redirects": 2}
+        async with open_connection(URL, stream_factory=server.stream_factory, **options) as conn:
+            serve = answer
+            await trio.sleep(8.5)
+            assert len(server.dials) >= 9
+            serve = echo
+            await conn.wait_ready()
+            assert conn.epoch == 2
+            assert trio.current_time() - started <= 11.0
+
+
+@pytest.mark.fault("F35", where="memory")
+@pytest.mark.parametrize("status", [200, 301, 400, 401, 403, 404, 407])
+async def test_a_session_outlives_no_more_refusals_than_its_max_attempts(
+    status: int, autojump_clock: trio.abc.Clock
+) -> None:
+    async with ScriptedServer(drop_at_once, then=_rejects(status)) as server:
+        with pytest.raises(SessionOver) as caught:
+            async with open_connection(URL, stream_factory=server.stream_factory, backoff=AT_ONCE, max_attempts=3):
                 await trio.sleep_forever()
-    assert caught.value.status == status
-    assert len(server.dials) == 2
+        assert caught.value.attempts == 4
+        assert isinstance(caught.value.last, HandshakeRejected)
+        assert caught.value.last.status == status
+        assert len(server.dials) == 4
+
+
+@pytest.mark.parametrize("patient", [False, True])
+async def test_a_first_connect_outlives_no_refusal(patient: bool, autojump_clock: trio.abc.Clock) -> None:
+    async with ScriptedServer(then=_rejects(404)) as server:
+        with pytest.raises(HandshakeRejected):
+            async with open_connection(
+                URL, stream_factory=server.stream_factory, backoff=AT_ONCE, retry_first_connect=patient
+            ):
+                raise AssertionError("never entered")
+        assert len(server.dials) == 1
 
 
 @pytest.mark.fault("F37", where="memory")

@@ -19,6 +19,7 @@ from trio_nova._subscriptions import Subscriptions
 from trio_nova.config import check_headers, check_other_origin, check_plaintext
 from trio_nova.core.recovery import advise, wait_wished_for
 from trio_nova.core.session import SessionEvent, State
+from trio_nova.core.verdict import may_pass
 from trio_nova.errors import (
     AuthFailed,
     ConfigError,
@@ -243,7 +244,7 @@ class Supervisor:
             self._outbound.heed(ended)
         spread = config.spread()
         may_retry = session.opened.is_set or config.retry_first_connect
-        once_more = self._may_be_stale(ended)
+        once_more = self._may_be_stale(ended) or (session.was_ready and may_pass(ended))
         advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry, once_more=once_more)
         second = session.report(ended, _CONTEXTS.get(type(ended), "connect"))
         if isinstance(second, Reply | ReplyMany):

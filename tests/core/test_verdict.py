@@ -17,6 +17,7 @@ from trio_nova.core.verdict import (
     Attempts,
     Disposition,
     categorize,
+    may_pass,
     of_close_code,
     of_error,
     of_status,
@@ -37,6 +38,7 @@ from trio_nova.errors import (
     NotSent,
     OutcomeUnknown,
     ReceiverMoved,
+    RedirectRefused,
     RequestFailed,
     RetryAdvice,
     SessionOver,
@@ -354,3 +356,25 @@ def test_a_link_that_was_ready_for_long_starts_the_count_over_however_it_ends() 
     attempts.ready(10.0)
     attempts.unready(40.0)
     assert (attempts.made, attempts.failed(41.0)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (HandshakeRejected(404), True),
+        (HandshakeRejected(401), True),
+        (RedirectRefused(HandshakeRejected(301), "another origin"), True),
+        (ConnectFailed("the proxy refuses to connect with status 403", phase="proxy", retry=RetryAdvice.NEVER), True),
+        (TlsFailed("no version in common", reason="protocol"), True),
+        *[(TlsFailed("no", reason=reason), False) for reason in ("expired", "hostname", "untrusted", "pin")],
+        (TlsFailed("it refuses ours", reason="client-certificate"), False),
+        (ConnectFailed("the stream factory failed", phase="tcp", retry=RetryAdvice.NEVER), False),
+        (AuthFailed("no"), False),
+        (LinkLost(3003), False),
+        (ZeroDivisionError("a bug"), False),
+    ],
+)
+def test_what_a_service_says_while_it_is_deployed_may_pass_and_a_refused_certificate_does_not(
+    error: Exception, passes: bool
+) -> None:
+    assert may_pass(error) is passes

@@ -28,7 +28,8 @@ def advise(
     not to dial again; else Stop, with the error that the user is to see.
 
     `spread` is a uniform draw from [0, 1); `may_retry` is False for a first connect that is to fail fast;
-    `once_more` is True for an error which is final, but may be due to what is asked for afresh before each dial.
+    `once_more` is True for an error which is final by itself, but may be due to what is asked for afresh before each
+    dial, or to a service that is being deployed.
     """
     if not may_retry or (of_error(error) is Disposition.FATAL and not once_more):
         return Stop(error)

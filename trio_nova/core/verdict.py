@@ -40,6 +40,7 @@ __all__ = [
     "Disposition",
     "Ruling",
     "categorize",
+    "may_pass",
     "of_close_code",
     "of_error",
     "of_status",
@@ -141,6 +142,24 @@ def of_error(error: Exception) -> Disposition:
             return _TRANSIENT
         case _:
             return _FATAL
+
+
+def may_pass(error: Exception) -> bool:
+    """Return whether a dial that failed as no other would mend may yet do so, where the service was there before.
+
+    While a service is deployed, or its gateway restarts, what answers at its address for some seconds knows neither its
+    paths nor its users, redirects to a page of excuses, or speaks no TLS; and so does a proxy. A certificate that
+    is refused is another matter: somebody may be in the middle, and you are to hear of that at once.
+    """
+    match error:
+        case HandshakeRejected():
+            return True
+        case TlsFailed():
+            return error.reason == "protocol"
+        case ConnectFailed():
+            return error.phase == "proxy"
+        case _:
+            return False
 
 
 def _rule_status(status: int) -> Ruling:

@@ -80,6 +80,8 @@ OUTCOMES = {
 """What each call is documented to raise."""
 
 
+PASSING = {"HandshakeRejected", "RedirectRefused"}
+"""What ends a first connect, but no session that was ready: the service may be about to be deployed."""
 FIRST_FAILURES = {"AuthFailed", "ConnectFailed", "ConnectTimeout", "HandshakeInvalid", "HandshakeRejected", "LinkLost"}
 """What may end a session whose first connect is not retried."""
 
@@ -972,7 +974,9 @@ def _dispositions(history: History) -> Found:
     opened = {_owner(record) for record in history.all("client.opened")}
     for record in history.all("client.left"):
         possible = {error for r in history.all("fault.begin") if r.at <= record.at for error in r["ends_with"]}
-        if not history.scenario.patient and _owner(record) not in opened:
+        if _owner(record) in opened:
+            possible -= PASSING
+        elif not history.scenario.patient:
             possible |= FIRST_FAILURES
         if not possible.issuperset(record["error"]):
             yield record.at, f"session {_owner(record)} ended with {record['error']}"
