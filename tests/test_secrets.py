@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import copy
 import functools
+import html
 import io
 import json
 import logging
 import pickle
 import pprint
+import re
 import ssl
 import traceback
 import warnings
@@ -17,6 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import attrs
 import msgspec
@@ -24,17 +27,22 @@ import pytest
 import trio
 import trustme
 from cryptography.hazmat.primitives import serialization
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 import trio_nova
 from trio_nova import ConfigError, ConnectFailed, ConnectionInfo, JsonCodec, open_connection
 from trio_nova.config import Config
-from trio_nova.errors import HandshakeRejected, LinkLost, NovaError
+from trio_nova.disguises import MAX_READ, MAX_READINGS, readings
+from trio_nova.errors import HandshakeRejected, LinkLost, NovaError, printable
 from trio_nova.handlers.logging import describe
 from trio_nova.links import Dial, Link, Transport
 from trio_nova.messages import Action, ConnectionEvent, ErrorEvent, Event, MessageEvent
 from trio_nova.secrets import (
-    MAX_KNOWN,
+    MAX_SUPERSEDED,
+    MAX_SUPERSEDED_SIZE,
+    SHORTEST,
     FromEnvironment,
     HeaderMap,
     Redactor,
@@ -43,6 +51,9 @@ from trio_nova.secrets import (
     ask_credentials,
     forget_locals,
     is_secret_name,
+    secrets_in,
+    secrets_in_headers,
+    secrets_in_url,
 )
 from trio_nova.testing import Peer, Refuse, ScriptedServer, Step
 from trio_nova.urls import Url
@@ -237,30 +248,34 @@ def test_an_environment_needs_a_name() -> None:
 # --------------------------------------------------------------------------- what the peer repeats
 
 
-def test_a_redactor_finds_what_it_learned_longest_first_and_what_was_cut() -> None:
+def knowing(*values: object) -> Redactor:
     redactor = Redactor()
-    redactor.learn({"a": "abcdef", "b": [b"abcdefghij", Secret("ghijkl")], "c": Holder(Secret("mnopqr")), "d": "tiny"})
+    redactor.keep("test", secrets_in(values))
+    return redactor
+
+
+def test_a_redactor_finds_what_it_keeps_longest_first_and_what_was_cut() -> None:
+    redactor = knowing({"a": "abcdef", "b": [b"abcdefghij", Secret("ghijkl")], "c": Holder(Secret("mnopqr"))}, "tiny")
     assert redactor.redact("abcdefghij abcdef ghijkl mnopqr tiny") == "*** *** *** *** tiny"
     assert redactor.redact("got abcdefgh… and abcde…") == "got ***… and abcde…"
+    assert redactor.redact("got abcdefgh") == "got ***"
     assert "abcdef" not in repr(redactor)
 
 
 def test_a_redactor_finds_a_cut_secret_whose_beginning_repeats_itself() -> None:
-    redactor = Redactor()
-    redactor.learn(["AAAAAAAAAA-key", "xyz'xyz'xyz"])
+    redactor = knowing("AAAAAAAAAA-key", "xyz'xyz'xyz")
     assert redactor.redact("got AAAAAAAAAA-…") == "got ***…"
     assert redactor.redact("got 'xyz'xyz'…") == "got '***…"
 
 
 def test_of_two_cut_secrets_of_which_one_ends_as_the_other_begins_both_are_masked() -> None:
-    redactor = Redactor()
-    redactor.learn(["secret-token", "my-secret-token"])
+    redactor = knowing("secret-token", "my-secret-token")
     assert redactor.redact("got my-secret-to…") == "got ***…"
 
 
 def test_a_redactor_knows_a_login_in_every_form_it_travels_in() -> None:
     redactor = Redactor()
-    redactor.learn_url("wss://me:p%40ssword@h/?token=a%20b%20c%20d&mode=full-depth")
+    redactor.keep("url", secrets_in_url("wss://me:p%40ssword@h/?token=a%20b%20c%20d&mode=full-depth"))
     basic = base64.b64encode(b"me:p@ssword").decode()
     said = f"{basic} p@ssword p%40ssword 'a b c d' a%20b%20c%20d full-depth"
     assert redactor.redact(said) == "*** *** *** '***' *** full-depth"
@@ -268,22 +283,133 @@ def test_a_redactor_knows_a_login_in_every_form_it_travels_in() -> None:
 
 def test_a_redactor_knows_headers_by_name_or_by_length() -> None:
     redactor = Redactor()
-    redactor.learn_headers({"Authorization": "Bearer abcdef", "Cookie": "a=bcdefgh; x=y", "X-Mode": "verbose"})
-    redactor.learn_headers({"X-Long": "0123456789abcdefghij"})
+    headers = {"Authorization": "Bearer abcdef", "Cookie": "a=bcdefgh; x=y", "X-Mode": "verbose"}
+    redactor.keep("headers", secrets_in_headers({**headers, "X-Long": "0123456789abcdefghij"}))
     said = "Bearer abcdef / abcdef / bcdefgh / verbose / 0123456789abcdefghij"
     assert redactor.redact(said) == "*** / *** / *** / verbose / ***"
 
 
-def test_a_redactor_forgets_the_secrets_of_long_ago() -> None:
+def test_what_is_inside_of_a_basic_authorization_is_masked_too() -> None:
     redactor = Redactor()
-    for number in range(MAX_KNOWN + 1):
-        redactor.learn(f"token-{number:04}")
-    assert redactor.redact("token-0000 token-0001") == "token-0000 ***"
+    redactor.keep(
+        "headers", secrets_in_headers({"authorization": "basic " + base64.b64encode(b"me:hunter22").decode()})
+    )
+    assert redactor.redact("me and hunter22 and me:hunter22") == "me and *** and ***"
+
+
+def test_ten_thousand_renewals_of_a_token_let_no_secret_in_force_be_forgotten_and_the_memory_stay_bounded() -> None:
+    redactor = Redactor()
+    redactor.keep("options", ["key-of-the-url", "key-of-headers"])
+    for number in range(10_000):
+        redactor.keep("grant", [f"token-{number:05}", "refresh-token"])
+    said = "key-of-the-url key-of-headers token-09999 refresh-token"
+    assert redactor.redact(said) == "*** *** *** ***"
+    assert repr(redactor) == f"<Redactor of {MAX_SUPERSEDED + 4} secrets>"
+
+
+def test_a_token_that_was_renewed_is_still_masked_for_a_while() -> None:
+    redactor = Redactor()
+    for number in range(MAX_SUPERSEDED + 2):
+        redactor.keep("grant", [f"token-{number:04}"])
+    assert redactor.redact("token-0000") == "token-0000"
+    assert redactor.redact(f"token-0001 token-{MAX_SUPERSEDED:04}") == "*** ***"
+
+
+def test_a_secret_that_is_in_force_again_is_not_counted_among_those_of_before() -> None:
+    redactor = Redactor()
+    for number in range(10 * MAX_SUPERSEDED):
+        redactor.keep("grant", ["even-token" if number % 2 else "odd-token"])
+    redactor.keep("other", ["odd-token"])
+    redactor.keep("grant", [])
+    assert repr(redactor) == "<Redactor of 2 secrets>"
+
+
+def test_tokens_of_before_are_bounded_in_size_and_those_in_force_are_not() -> None:
+    redactor = Redactor()
+    large = [str(number) * MAX_SUPERSEDED_SIZE for number in range(4)]
+    for text in large:
+        redactor.keep("grant", [text])
+    assert redactor.redact(large[3]) == "***"
+    assert repr(redactor) == "<Redactor of 2 secrets>"
+
+
+DISGUISES: Mapping[str, Callable[[str], str]] = {
+    "plain": str,
+    "upper": str.upper,
+    "json": lambda text: json.dumps(text)[1:-1],
+    "json-slashes": lambda text: json.dumps(text)[1:-1].replace("/", r"\/"),
+    "json-all": lambda text: "".join(rf"\u{unit:04X}" for unit in units(text)),
+    "percent": lambda text: quote(text, safe=""),
+    "percent-lower": lambda text: re.sub("%..", lambda match: match[0].lower(), quote(text, safe="")),
+    "percent-all": lambda text: "".join(f"%{byte:02x}" for byte in text.encode()),
+    "form": quote_plus,
+    "html": html.escape,
+    "html-numbers": lambda text: "".join(f"&#{ord(each)};" for each in text),
+    "repr": lambda text: repr(text)[1:-1],
+    "repr-of-bytes": lambda text: repr(text.encode())[2:-1],
+    "misread": lambda text: text.encode().decode("latin-1"),
+}
+
+
+def units(text: str) -> list[int]:
+    data = text.encode("utf-16-be")
+    return [int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)]
+
+
+hard = st.text(st.sampled_from("aZ0-_.~/\\\"'%+ &;<>=:é€😀\n\x7f"), min_size=SHORTEST, max_size=24)
+disguises = st.lists(st.sampled_from(sorted(DISGUISES)), min_size=1, max_size=2)
+
+
+@given(hard, disguises, st.integers(1, 120), st.text(st.sampled_from("xyz "), max_size=80))
+def test_no_secret_is_shown_however_a_peer_writes_it_and_wherever_it_is_cut(
+    secret: str, ways: list[str], limit: int, before: str
+) -> None:
+    said = secret
+    for way in ways:
+        if way == "upper" and not said.isascii():
+            continue
+        said = DISGUISES[way](said)
+    redactor = knowing(secret)
+    shown = redactor.show(f"{before}{said} end", limit)
+    assert shown == redactor.show(f"{before}*** end", limit) or shown.startswith(printable(f"{before}***", limit)[:-1])
+    in_bytes = redactor.show(f"{before}{said} end".encode(), limit)
+    assert in_bytes.startswith(printable(f"{before}***"[:limit], limit))
+    if said.isprintable():  # what is not is escaped after it was masked, as a \\ before it could mean two things
+        quoted = redactor.redact(repr(printable(f"{before}{said} end", 1000)))
+        assert quoted[1:-1] == f"{before}*** end"
+
+
+@given(hard, st.sampled_from(sorted(DISGUISES)), st.data())
+def test_the_beginning_of_a_secret_that_somebody_else_has_cut_is_masked(
+    secret: str, way: str, data: st.DataObject
+) -> None:
+    part = secret[: data.draw(st.integers(SHORTEST, len(secret)))]
+    said = DISGUISES["plain" if way == "upper" and not part.isascii() else way](part)
+    for mark in ("", "…", "'…", "…'"):
+        assert knowing(secret).redact(f"got {said}{mark}").startswith("got ***")
+
+
+@pytest.mark.parametrize("escape", ["%2", r"\u00", r"\x", "\\", "&", "&#4"])
+def test_a_cut_in_the_middle_of_an_escape_hides_no_secret(escape: str) -> None:
+    assert knowing("abcdef*ghijkl").redact(f"got abcdef{escape}…") == "got ***…"
+    assert knowing("abcdef*ghijkl").redact(f"got abcdef{escape}") == "got ***"
+
+
+def test_bytes_are_cleansed_in_whatever_charset_a_peer_writes_a_secret() -> None:
+    for charset in ("utf-8", "latin-1"):
+        rejected = HandshakeRejected(503, [("x", "token-é-token")], b"got " + "token-é-token'".encode(charset))
+        assert knowing("token-é-token").cleanse(rejected).body == b"got ***'"
+        assert str(rejected) == "server rejected the upgrade with status 503: got ***'"
+
+
+def test_undoing_escapes_is_bounded_whatever_a_peer_sends() -> None:
+    hostile = "%2525\\\\\\u0025&amp;amp;+\xc3\xa9" * 2600
+    assert 1 < len(readings(hostile)) <= MAX_READINGS
+    assert sum(len(each.text) for each in readings(hostile)) <= MAX_READ + len(hostile)
 
 
 def test_an_error_is_cleansed_with_all_that_it_quotes_and_all_that_caused_it() -> None:
-    redactor = Redactor()
-    redactor.learn("CANARY")
+    redactor = knowing("CANARY")
     rejected = HandshakeRejected(401, [("x-echo", "CANARY")], b"CANARY \xff")
     lost = LinkLost(4000, "CANARY", 1, detail="CANARY")
     rejected.__cause__ = ExceptionGroup("two", [lost, ValueError("CANARY")])
@@ -944,3 +1070,159 @@ class PlainTransport:
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
         return self.transport.open(attrs.evolve(dial, url=attrs.evolve(dial.url, secure=False)))
+
+
+# --------------------------------------------------------------------------- echoes that are escaped, or cut
+
+NASTY = 'K/9"x\\' + "Canary" * 3 + "+é'%41"
+"""A token that every way of writing it down escapes in another way."""
+ECHOES: Mapping[str, Callable[[str], str]] = {
+    "plain": str,
+    "request-line": lambda text: f"GET /path?token={quote(text, safe='')} HTTP/1.1",
+    "json": lambda text: json.dumps(text).replace("/", r"\/"),
+}
+
+
+async def say_first(peer: Peer, said: bytes) -> None:
+    await peer.read_request()
+    await peer.send_raw(said + b"\r\n\r\n")
+    await peer.drop()
+
+
+async def say_in_status_line(peer: Peer, said: bytes) -> None:
+    await say_first(peer, b"HTTP/1.1 " + said)
+
+
+async def say_in_header_line(peer: Peer, said: bytes) -> None:
+    await say_first(peer, b"HTTP/1.1 101 OK\r\n" + said)
+
+
+async def say_in_header(peer: Peer, said: bytes) -> None:
+    await say_first(peer, b"HTTP/1.1 401 No\r\nX-Echo: " + said)
+
+
+async def say_in_subprotocol(peer: Peer, said: bytes) -> None:
+    await peer.accept(subprotocol=said.decode("latin-1"))
+
+
+async def say_in_location(peer: Peer, said: bytes) -> None:
+    await say_first(peer, b"HTTP/1.1 302 No\r\nLocation: wss://other.test/?" + said)
+
+
+async def say_in_body(peer: Peer, said: bytes) -> None:
+    await peer.reject(503, (), said)
+
+
+async def say_in_close_reason(peer: Peer, said: bytes) -> None:
+    await peer.accept()
+    await peer.close(4000, said.decode("utf-8", "replace").encode()[:123].decode("utf-8", "ignore"))
+
+
+async def say_in_answer_to_login(peer: Peer, said: bytes) -> None:
+    await peer.accept()
+    await peer.receive_json()
+    await peer.send_json({"type": "auth_error", "reason": said.decode("utf-8", "replace")})
+    await peer.serve_until_closed()
+
+
+async def say_in_answers(peer: Peer, said: bytes) -> None:
+    """Sign in; then refuse a request and a subscription, and send data for a channel of that name."""
+    await peer.accept()
+    await peer.receive_json()
+    await peer.send_json({"type": "auth_success"})
+    words = said.decode("utf-8", "replace")
+    for _ in range(2):
+        asked = await peer.receive_json()
+        await peer.send_json({"id": asked.get("id"), "error": words, "type": "error", "channel": asked.get("channel")})
+    await peer.send_json({"channel": words, "data": 1})
+    await peer.close(4000, "")
+
+
+PLACES = {
+    "first-bytes": say_first,
+    "status-line": say_in_status_line,
+    "header-line": say_in_header_line,
+    "header": say_in_header,
+    "subprotocol": say_in_subprotocol,
+    "location": say_in_location,
+    "body": say_in_body,
+    "close-reason": say_in_close_reason,
+    "login": say_in_answer_to_login,
+    "answers": say_in_answers,
+}
+
+
+@attrs.define(eq=False)
+class Confides(trio_nova.ErrorHandler):
+    """Is told errors, and writes them down as they are."""
+
+    prints: list[str] = attrs.field(factory=list)
+
+    def log_error(self, error: Exception, context: str) -> None:
+        self.prints += prints_of_error(error)
+
+
+@attrs.define(eq=False)
+class Refuses(trio_nova.SubscriptionHandler):
+    """Reads what `say_in_answers` says."""
+
+    def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
+        return {"channel": channel}
+
+    def handle_subscription_response(self, message: Any) -> Any:
+        refused = isinstance(message, dict) and message.get("type") == "error" and message.get("channel")
+        return trio_nova.Refused("ticks", message["error"]) if refused else None
+
+    def channel_of(self, message: Any) -> Any:
+        return message.get("channel") if isinstance(message, dict) and "data" in message else None
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+@pytest.mark.parametrize("place", PLACES)
+async def test_an_echo_of_a_secret_is_masked_wherever_it_stands_however_it_is_written_and_wherever_it_is_cut(
+    place: str, echo: str, transport: Transport, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    prints: list[str] = []
+    shown_at = 40 if place in ("first-bytes", "status-line", "header-line", "subprotocol") else 200
+    for before in (0, *range(shown_at - 36, shown_at, 9)):
+        said = ("." * before + ECHOES[echo](NASTY)).encode()
+        confidant, metrics = Confides(), NotesEvents()
+
+        async def speak(peer: Peer, said: bytes = said) -> None:
+            await PLACES[place](peer, said)
+
+        async with ScriptedServer(speak) as server:
+            try:
+                async with open_connection(
+                    f"wss://server.test/path?token={quote(NASTY, safe='')}",
+                    stream_factory=server.stream_factory,
+                    transport=PlainTransport(transport),
+                    headers={"X-Api-Key": NASTY},
+                    credentials=NASTY if place in ("login", "answers") else None,
+                    codec=trio_nova.JsonCodec(),
+                    error_handler=confidant,
+                    metrics_collector=metrics,
+                    subscription_handler=Refuses,
+                    max_attempts=0,
+                ) as conn:
+                    if place == "answers":
+                        with pytest.raises(NovaError) as caught:
+                            await conn.request({"channel": "none"})
+                        vars(caught.value)["reply"] = None  # the message itself, which is printed nowhere
+                        prints += prints_of_error(caught.value)
+                        with pytest.raises(NovaError) as caught:
+                            async with conn.subscribe("ticks"):
+                                pytest.fail("it was confirmed")
+                        prints += prints_of_error(caught.value)
+                    await conn.wait_closed()
+                prints += [repr(conn.close_info), repr(conn.health())]
+            except NovaError as error:
+                prints += prints_of_error(error)
+            else:
+                pytest.fail("nothing failed")
+        prints += flattened(map(prints_of_event, metrics.kept)) + confidant.prints
+    prints += flattened(map(prints_of_record, caplog.records))
+    assert any("***" in line for line in prints)
+    hits = [line for line in prints if any("cana" in each.text.lower() for each in readings(line))]
+    assert not hits, "\n".join(line[:500] for line in dict.fromkeys(hits))

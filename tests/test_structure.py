@@ -22,7 +22,7 @@ SHELL = "_*.py"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"errors"}),
-    frozenset({"secrets"}),
+    frozenset({"disguises", "secrets"}),
     frozenset({"urls", "messages"}),
     frozenset({"core"}),
     frozenset({"codecs"}),

@@ -26,11 +26,10 @@ from trio_nova.errors import (
     NovaError,
     RequestFailed,
     RetryAdvice,
-    printable,
 )
 from trio_nova.handlers import AuthHandler, AuthOk, AuthRefused
 from trio_nova.messages import Authenticated, AuthStarted, AuthUnsuccessful
-from trio_nova.secrets import CredentialsSource
+from trio_nova.secrets import CredentialsSource, Redactor, secrets_in
 
 __all__ = ["Authenticator"]
 
@@ -48,6 +47,7 @@ class _Exchange:
 
     _requests: Requests
     _outbound: Outbound
+    _redactor: Redactor
     refresh: bool
 
     async def ask(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None]) -> AuthOk:
@@ -58,7 +58,7 @@ class _Exchange:
             case AuthOk() as ok:
                 return ok
             case AuthRefused(reason):
-                raise AuthFailed(f"the service refuses the credentials: {printable(reason)}")
+                raise AuthFailed(f"the service refuses the credentials: {self._redactor.show(reason)}")
             case _:
                 raise AuthFailed("the service's answer was not understood")
 
@@ -181,7 +181,8 @@ class Authenticator:
             except NovaError as error:
                 session.emit(AuthUnsuccessful, refresh=refresh, error=error)
                 raise
-            session.redactor.learn(ok.tokens)
+            if ok.tokens:
+                session.redactor.keep("grant", secrets_in(ok.tokens))
             self._refusals = 0
             self.grants += 1
             if credentials is not None:
@@ -198,7 +199,7 @@ class Authenticator:
         source = session.config.credentials if on_trial is None else on_trial
         credentials = await session.ask_credentials(source)
         try:
-            exchange = _Exchange(self._requests, self._outbound, refresh)
+            exchange = _Exchange(self._requests, self._outbound, session.redactor, refresh)
             ok = await session.handlers.auth.authenticate(exchange, credentials)
             if not isinstance(ok, AuthOk):
                 raise TypeError(f"authenticate() returned {type(ok).__name__}, not AuthOk")

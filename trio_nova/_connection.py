@@ -370,7 +370,7 @@ class Connection:
         else:
             on_trial = configure(session.config, {"credentials": credentials})
             session.check_credentials(on_trial)
-            session.keep_secret(on_trial)
+            session.keep_secret(on_trial, "options on trial")
             await self._authenticator.change(on_trial.credentials)
 
     async def ping(self) -> float:

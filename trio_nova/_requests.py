@@ -27,7 +27,6 @@ from trio_nova.errors import (
     OutcomeUnknown,
     RequestFailed,
     SessionOver,
-    printable,
 )
 from trio_nova.handlers import Correlation
 from trio_nova.handlers.correlation import ids_as_written, written_ids
@@ -233,7 +232,7 @@ class Requests:
                 self._outbound.heed(reply)
                 if isinstance(reason, RequestFailed):
                     raise reason
-                raise RequestFailed(f"the service refused the request: {printable(reason)}", reply=reply)
+                raise RequestFailed(f"the service refused the request: {session.redactor.show(reason)}", reply=reply)
         except Exception as error:
             session.emit(RequestUnresolved, error=error)
             raise

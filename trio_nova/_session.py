@@ -55,7 +55,10 @@ from trio_nova.secrets import (
     Secret,
     ask_credentials,
     forget_locals,
+    secrets_in,
+    secrets_in_headers,
     secrets_in_subprotocols,
+    secrets_in_url,
 )
 from trio_nova.urls import Url
 
@@ -122,6 +125,10 @@ class _StateWaiter:
     wanted: State
     event: trio.Event = attrs.field(factory=trio.Event)
     reached: bool = False
+
+
+_QUOTES = frozenset({"cause", "channel", "detail", "reason", "to", "where"})
+"""Fields of events that may repeat what somebody else said."""
 
 
 def _no_replies(messages: Sequence[Any], lane: Lane) -> None:
@@ -344,17 +351,20 @@ class Session:
 
     # ----------------------------------------------------------------- secrets
 
-    def keep_secret(self, config: Config) -> None:
-        """Learn what of these options must never be shown; ConfigError where it would travel in plain text."""
+    def keep_secret(self, config: Config, owner: str = "options") -> None:
+        """Learn what of these options must never be shown; ConfigError where it would travel in plain text.
+
+        `owner` is another one for options that are not those of the session yet.
+        """
         headers = config.headers if isinstance(config.headers, Mapping) else {}
         check_plaintext(self.url, config, headers, config.subprotocols)
-        self.redactor.learn(list(secrets_in_subprotocols(config.subprotocols)))
-        self.redactor.learn_url(self.url.full)
-        self.redactor.learn_headers(headers)
+        texts = [*secrets_in_url(self.url.full), *secrets_in_headers(headers)]
+        texts += secrets_in_subprotocols(config.subprotocols)
         if config.proxy is not None:
-            self.redactor.learn_url(config.proxy.reveal())
+            texts += secrets_in_url(config.proxy.reveal())
         if isinstance(config.credentials, Secret):
-            self.redactor.learn(config.credentials)
+            texts += secrets_in(config.credentials)
+        self.redactor.keep(owner, texts)
 
     async def ask_credentials(self, source: CredentialsSource) -> Secret[Any] | None:
         """Return the credentials that `source` holds or provides now; None where there are none.
@@ -366,7 +376,8 @@ class Session:
         """
         credentials = await ask_credentials(source)
         if credentials is not None:
-            self.redactor.learn(credentials)
+            owner = "credentials" if source is self.config.credentials else "credentials on trial"
+            self.redactor.keep(owner, secrets_in(credentials))
         return credentials
 
     def protect(self, error: BaseException) -> None:
@@ -387,6 +398,8 @@ class Session:
         """Make an event of this kind and tell it to all who want it."""
         if isinstance(error := fields.get("error"), BaseException):
             self.protect(error)
+        for name in _QUOTES.intersection(fields):
+            fields[name] = self.redactor.redact(fields[name])
         self.hub.emit(event(at=trio.current_time(), epoch=self.epoch, **fields))
 
     def ask(self, hook: Callable[..., Any], *args: Any) -> Action:
@@ -430,6 +443,7 @@ class Session:
 
     def note(self, error: Exception, context: str) -> None:
         """Count an error, tell it to logging and metrics, and to the error handler's own log."""
+        self.protect(error)
         self.counts.errors += 1
         self.last_error = error
         try:

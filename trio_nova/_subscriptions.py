@@ -32,7 +32,6 @@ from trio_nova.errors import (
     RetryAdvice,
     SessionOver,
     SubscriptionRejected,
-    printable,
 )
 from trio_nova.handlers import Channel, Granted, Refused, SubscriptionHandler
 from trio_nova.messages import (
@@ -626,7 +625,7 @@ class Subscriptions:
         self.unclaimed += 1
         if not self._unclaimed_told:
             self._unclaimed_told = True
-            self._session.emit(DataUnclaimed, channel=printable(str(key)))
+            self._session.emit(DataUnclaimed, channel=self._session.redactor.show(str(key)))
         if self._session.handlers.subscription.drops_unclaimed and not self.book.requested:
             self._give_back(key)
 
@@ -742,7 +741,7 @@ class Subscriptions:
         if isinstance(answer, Refused):
             if desk is not None:
                 self._look_at(desk)
-            self.book.reject(answer.key, epoch, now, printable(answer.reason), ask=ask)
+            self.book.reject(answer.key, epoch, now, self._session.redactor.show(answer.reason), ask=ask)
         elif self._partings is not None and self._partings.was_surplus(answer.server_id):
             self.book.reject(answer.key, epoch, now, "given back before it was named", retry_in=0.0, ask=ask)
         elif self.book.confirm(answer.key, epoch, now, answer.server_id, ask=ask):

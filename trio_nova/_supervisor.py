@@ -46,7 +46,13 @@ from trio_nova.messages import (
     SessionEnded,
     Stop,
 )
-from trio_nova.secrets import Secret, ask_provider, secrets_in_subprotocols
+from trio_nova.secrets import (
+    Secret,
+    ask_provider,
+    secrets_in_headers,
+    secrets_in_subprotocols,
+    secrets_in_url,
+)
 
 __all__ = ["Supervisor"]
 
@@ -167,11 +173,10 @@ class Supervisor:
         return answer
 
     def _dial(self, info: ConnectionInfo) -> Dial:
-        config, redactor = self._session.config, self._session.redactor
+        config = self._session.config
+        secrets = [*secrets_in_url(info.url.full), *secrets_in_headers(info.headers)]
+        self._session.redactor.keep("dial", [*secrets, *secrets_in_subprotocols(info.subprotocols)])
         if (info.url, info.headers, info.subprotocols) != (self._session.url, config.headers, config.subprotocols):
-            redactor.learn(list(secrets_in_subprotocols(info.subprotocols)))
-            redactor.learn_url(info.url.full)
-            redactor.learn_headers(info.headers)
             check_plaintext(info.url, config, info.headers, info.subprotocols)
         return Dial(
             url=info.url,

@@ -19,7 +19,7 @@ import attrs
 from trio_nova.adapter import HOOKS, Adapter, overrides_hook
 from trio_nova.client import Client
 from trio_nova.errors import printable
-from trio_nova.secrets import Redactor
+from trio_nova.secrets import Redactor, secrets_in
 from trio_nova.testing import AdapterContract
 
 __all__ = ["CannotLoad", "Outcome", "Promise", "Report", "check_adapter", "load_adapter"]
@@ -105,14 +105,14 @@ def check_adapter(adapter: Adapter, *, credentials: Any = None, channel: str | N
     """
     promises: list[Promise] = []
     redactor = Redactor()
-    redactor.learn(credentials)
+    redactor.keep("credentials", secrets_in(credentials))
     for name in vars(AdapterContract):
         if name.startswith(_TEST):
             contract = AdapterContract()
             contract.adapter = adapter
             contract.credentials = credentials
             contract.channel = channel or contract.channel
-            promises.append(_try(name, getattr(contract, name), redactor.redact))
+            promises.append(_try(name, getattr(contract, name), redactor))
     kind = type(adapter)
     return Report(
         name=kind.__name__,
@@ -123,15 +123,15 @@ def check_adapter(adapter: Adapter, *, credentials: Any = None, channel: str | N
     )
 
 
-def _try(name: str, test: Callable[[], None], redact: Callable[[str], str]) -> Promise:
+def _try(name: str, test: Callable[[], None], redactor: Redactor) -> Promise:
     sentence = name.removeprefix(_TEST).replace("_", " ")
     try:
         test()
     except Exception as exc:
         errors = list(_leaves(exc))
         if all(isinstance(error, SkipTest) for error in errors):
-            return Promise(sentence, "not tried", (redact(str(errors[0])),))
-        return Promise(sentence, "broken", tuple(redact(line) for error in errors for line in _lines(error)))
+            return Promise(sentence, "not tried", (redactor.redact(str(errors[0])),))
+        return Promise(sentence, "broken", tuple(line for error in errors for line in _lines(error, redactor)))
     return Promise(sentence, "kept")
 
 
@@ -143,11 +143,11 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
         yield exc
 
 
-def _lines(error: BaseException) -> list[str]:
+def _lines(error: BaseException, redactor: Redactor) -> list[str]:
     """Return what an error says: the contract's own words, or what has left the adapter and should not have."""
     if isinstance(error, AssertionError) and str(error):
-        return str(error).splitlines()
-    return [f"{type(error).__name__} leaves it: {printable(str(error))}"]
+        return redactor.redact(str(error)).splitlines()
+    return [f"{type(error).__name__} leaves it: {redactor.show(str(error))}"]
 
 
 def _address(adapter: Adapter) -> str:

@@ -82,7 +82,11 @@ SHOWN = 200
 
 
 def printable(text: str | bytes, limit: int = SHOWN) -> str:
-    """Return what a peer sent, fit for a log: control and bidi characters escaped, cut at `limit`."""
+    """Return what a peer sent, fit for a log: control and bidi characters escaped, cut at `limit`.
+
+    It knows no secrets: what a session shows of a peer's goes through its `Redactor`, first. An error that quotes
+    a peer keeps what it quotes in a field, and makes its message by `NovaError.words`.
+    """
     if isinstance(text, bytes):
         text = text[: limit * 4 + 1].decode("utf-8", "backslashreplace")
     cut = text[:limit]
@@ -117,6 +121,14 @@ class NovaError(Exception):
             self.retry = retry
         if retry_after is not None:
             self.retry_after = retry_after
+
+    def words(self) -> str | None:
+        """Return the message, made anew from the fields; None where it quotes none of them.
+
+        Asked again once the fields have been rid of secrets: what was cut from a field before that could show
+        the beginning of one.
+        """
+        return None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Copied and pickled without the initializer: those of most kinds take other things than `args`.
@@ -174,9 +186,16 @@ class HandshakeInvalid(ConnectFailed):
     phase = "http"
     hint = "What answers at this address is not a WebSocket server, or something on the way rewrites it."
 
-    def __init__(self, message: str, *, rule: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, rule: str, said: str | bytes = b"") -> None:
+        super().__init__()
         self.rule = rule
+        self.problem = message
+        self.said = said[:4096]
+        """What broke the rule: of the peer's, as it came, where that is worth a look."""
+        self.args = (self.words(),)
+
+    def words(self) -> str:
+        return f"{self.problem}: {printable(self.said, 40)!r}" if self.said else self.problem
 
 
 class HandshakeRejected(ConnectFailed):
@@ -194,13 +213,17 @@ class HandshakeRejected(ConnectFailed):
         *,
         retry: RetryAdvice | None = None,
     ) -> None:
-        excerpt = f": {printable(body)}" if body else ""
-        super().__init__(f"server rejected the upgrade with status {status}{excerpt}", retry=retry)
+        super().__init__(retry=retry)
         self.status = status
         self.headers = tuple(headers)
         self.body = body
         """At most the first 4,096 bytes of the response's body."""
         self.retry_after = retry_after
+        self.args = (self.words(),)
+
+    def words(self) -> str:
+        excerpt = f": {printable(self.body)}" if self.body else ""
+        return f"server rejected the upgrade with status {self.status}{excerpt}"
 
 
 class RedirectRefused(HandshakeRejected):
@@ -211,9 +234,11 @@ class RedirectRefused(HandshakeRejected):
     hint = "Connect to the new address yourself, or vouch for its origin with redirect_origins."
 
     def __init__(self, rejection: HandshakeRejected, why: str) -> None:
-        super().__init__(rejection.status, rejection.headers, rejection.body, rejection.retry_after)
-        self.args = (f"the server redirected the upgrade with status {rejection.status}, which was refused: {why}",)
         self.why = why
+        super().__init__(rejection.status, rejection.headers, rejection.body, rejection.retry_after)
+
+    def words(self) -> str:
+        return f"the server redirected the upgrade with status {self.status}, which was refused: {self.why}"
 
 
 class LinkLost(NovaError):
@@ -240,13 +265,18 @@ class LinkLost(NovaError):
         detail: str = "",
         remote: bool | None = None,
     ) -> None:
-        said = f" {printable(reason)!r}" if reason else ""
-        super().__init__(f"link {epoch} lost, code {code}{said}" + (f" ({detail})" if detail else ""))
+        super().__init__()
         self.code = code
         self.reason = reason
         self.epoch = epoch
         self.detail = detail
         self.remote = remote
+        self.args = (self.words(),)
+
+    def words(self) -> str:
+        said = f" {printable(self.reason)!r}" if self.reason else ""
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"link {self.epoch} lost, code {self.code}{said}{detail}"
 
 
 class AuthFailed(NovaError):

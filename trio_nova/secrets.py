@@ -17,6 +17,7 @@ import inspect
 import os
 import re
 import secrets
+import string
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar, Token
 from types import FrameType
@@ -25,7 +26,8 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 
 import trio
 
-from trio_nova.errors import AuthFailed, ConfigError, ConnectFailed, Phase, RetryAdvice
+from trio_nova.disguises import readings
+from trio_nova.errors import SHOWN, AuthFailed, ConfigError, ConnectFailed, NovaError, Phase, RetryAdvice, printable
 
 __all__ = [
     "CredentialsSource",
@@ -43,7 +45,10 @@ __all__ = [
     "is_secret_name",
     "redacted",
     "secret_parameter",
+    "secrets_in",
+    "secrets_in_headers",
     "secrets_in_subprotocols",
+    "secrets_in_url",
 ]
 
 T = TypeVar("T")
@@ -55,8 +60,16 @@ SHORTEST = 6
 """Characters of the shortest secret that is looked for in texts: a shorter one would be found everywhere."""
 LIKELY = 20
 """Characters from which on a header or a parameter is taken for a secret, whatever its name is."""
-MAX_KNOWN = 256
-"""Secrets that a redactor remembers; the oldest give way, as tokens that are renewed every hour would pile up."""
+MAX_SUPERSEDED = 128
+"""Secrets that a redactor remembers though others have taken their place; the oldest give way."""
+MAX_SUPERSEDED_SIZE = 65_536
+"""Characters of these together."""
+LOOKED_AT = 4096
+"""Characters, or bytes, of what a peer sent from which what is shown of it is made."""
+LONGEST = 65_536
+"""Characters, or bytes, that are kept of a text in an error."""
+MAX_CUTS = 8
+"""Places marked … of a text where a secret is looked for that was cut; and its end."""
 
 _SECRET_NAME = re.compile(r"token|secret|key|auth|passw|cookie|credential|signature", re.IGNORECASE)
 _HASH_KEY = secrets.token_bytes(16)
@@ -336,82 +349,115 @@ def discreet(function: F) -> F:
 
 
 class Redactor:
-    """Knows the secrets of one session, and takes them out of texts."""
+    """Knows the secrets of one session, and takes them out of texts, however they are escaped there.
 
-    __slots__ = ("_known", "_pattern")
+    Each is known by what it belongs to: what is in force is never forgotten, and of what something else has
+    taken the place of, the latest are remembered, as a peer may repeat them for a while.
+    """
+
+    __slots__ = ("_by_beginning", "_in_force", "_longest", "_sought", "_superseded")
 
     def __init__(self) -> None:
-        self._known: dict[str, None] = {}
-        self._pattern: re.Pattern[str] | None = None
+        self._in_force: dict[str, tuple[str, ...]] = {}
+        """By what they belong to."""
+        self._superseded: dict[str, None] = {}
+        """The latest last."""
+        self._sought: tuple[str, ...] = ()
+        """All of them."""
+        self._longest = 0
+        self._by_beginning: dict[str, list[str]] = {}
 
     def __repr__(self) -> str:
-        return f"<Redactor of {len(self._known)} secrets>"
+        return f"<Redactor of {len(self._sought)} secrets>"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a Redactor cannot be pickled: it holds secrets")
 
-    def learn(self, value: object) -> None:
-        """Take all texts in `value` for secrets: a text, bytes, a Secret, or a collection or object that holds such."""
-        self._remember(_leaves(value))
-
-    def learn_url(self, url: str) -> None:
-        """Learn the login and the secret parameters of a URL."""
-        self._remember(_in_url(url))
-
-    def learn_headers(self, headers: Mapping[str, str]) -> None:
-        """Learn the values of headers that are likely to be secret."""
-        self._remember(_in_headers(headers))
-
-    def _remember(self, texts: Iterable[str]) -> None:
-        before = len(self._known)
-        for text in texts:
-            if len(text) >= SHORTEST:
-                self._known.pop(text, None)
-                self._known[text] = None
-        if len(self._known) == before:
+    def keep(self, owner: str, texts: Iterable[str]) -> None:
+        """Take `texts` for the secrets that `owner` has now, in place of those that it had."""
+        new = tuple(dict.fromkeys(_folded(text) for text in texts if len(text) >= SHORTEST))
+        old = self._in_force.get(owner, ())
+        if new == old:
             return
-        while len(self._known) > MAX_KNOWN:
-            del self._known[next(iter(self._known))]
-        longest_first = sorted(self._known, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+        self._in_force[owner] = new
+        in_force = {text: None for texts in self._in_force.values() for text in texts}
+        for text in (*in_force, *old):
+            self._superseded.pop(text, None)
+        self._superseded.update((text, None) for text in old if text not in in_force)
+        size = sum(map(len, self._superseded))
+        while len(self._superseded) > MAX_SUPERSEDED or size > MAX_SUPERSEDED_SIZE:
+            oldest = next(iter(self._superseded))
+            del self._superseded[oldest]
+            size -= len(oldest)
+        self._sought = (*in_force, *self._superseded)
+        self._longest = max(map(len, self._sought), default=0)
+        self._by_beginning = {}
+        for text in self._sought:
+            self._by_beginning.setdefault(text[:SHORTEST], []).append(text)
+
+    def show(self, text: str | bytes, limit: int = SHOWN) -> str:
+        """Return what a peer sent, fit for a log: rid of secrets, then cut at `limit`, and escaped."""
+        text = text[:LOOKED_AT]
+        if isinstance(text, bytes):
+            text = text.decode("utf-8", "backslashreplace")
+        return printable(self.redact(text), limit)
 
     def redact(self, text: str) -> str:
-        """Return `text` with *** in place of every known secret, also of one that was cut (…) in its middle."""
-        if self._pattern is None:
-            return text
-        if "…" in text:  # before the whole ones: a short secret may be the beginning of a long one
-            *cut, end = text.split("…")
-            text = "…".join([*map(self._mask_end, cut), end])
-        return self._pattern.sub(MASK, text)
+        """Return `text` with *** in place of every known secret, also of the beginning of one that was cut.
 
-    def _mask_end(self, text: str) -> str:
-        end = len(text.rstrip("'\""))
-        begins = [at for secret in self._known if (at := _beginning_at_end(secret, text, end)) is not None]
-        return text[: min(begins)] + MASK if begins else text
+        It was cut where the text ends, or where a … stands.
+        """
+        if not self._sought or len(text) < SHORTEST or not (found := self._find(text)):
+            return text
+        pieces: list[str] = []
+        at = 0
+        for begin, end in sorted(found):
+            if begin >= at:
+                pieces += (text[at:begin], MASK)
+            at = max(at, end)
+        return "".join((*pieces, text[at:]))
+
+    def _find(self, text: str) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        for reading in readings(text):
+            said, begins, ends = _folded(reading.text), reading.begins, reading.ends
+            for secret in self._sought:
+                at = said.find(secret)
+                while at >= 0:
+                    found.append((begins[at], ends[at + len(secret) - 1]))
+                    at = said.find(secret, at + 1)
+            for whole, rest in _cuts(reading.text):
+                for at in range(max(whole - self._longest, 0), whole - SHORTEST + 1):
+                    secrets = self._by_beginning.get(said[at : at + SHORTEST], ())
+                    if any(secret.startswith(said[at:whole]) for secret in secrets):
+                        found.append((begins[at], ends[rest - 1]))
+                        break
+        return found
 
     def cleanse(self, error: E) -> E:
         """Take the secrets out of what `error`, and what it came from, say; return it."""
-        if self._pattern is None:
+        if not self._sought:
             return error
         for exc in _family(error):
             if isinstance(exc, BaseExceptionGroup):
                 continue
             exc.args = tuple(map(self._redact_any, exc.args))
             facts = exc.__dict__
-            for name in ("reason", "detail", "message", "body", "headers", "problem", "__notes__"):
-                if name in facts:
-                    facts[name] = self._redact_any(facts[name])
+            for name in facts.keys() - _OUR_WORDS if isinstance(exc, NovaError) else facts.keys() & _FOREIGN_WORDS:
+                facts[name] = self._redact_any(facts[name])
+            if isinstance(exc, NovaError) and (words := exc.words()) is not None:
+                exc.args = (words, *exc.args[1:])
         return error
 
     def _redact_any(self, value: Any) -> Any:
         match value:
             case str():
-                return self.redact(value)
+                return self.redact(value if len(value) <= LONGEST else f"{value[:LONGEST]}…")
             case bytes():
-                for secret in self._known:
-                    value = value.replace(secret.encode("utf-8", "surrogatepass"), MASK.encode())
-                return value
-            case tuple() | list():
+                text = value[:LONGEST].decode("utf-8", "surrogateescape")
+                clean = self.redact(text)
+                return value if clean is text else clean.encode("utf-8", "surrogateescape")
+            case tuple() | list() if type(value) in (tuple, list):
                 return type(value)(map(self._redact_any, value))
             case _:
                 return value
@@ -425,12 +471,36 @@ class Redactor:
         _current.reset(guarded)
 
 
-def _beginning_at_end(secret: str, text: str, end: int) -> int | None:
-    """Return where in `text` the longest beginning of `secret` begins that reaches to `end`."""
-    at = text.find(secret[:SHORTEST], max(end - len(secret), 0))
-    while at >= 0 and not secret.startswith(text[at:end]):
-        at = text.find(secret[:SHORTEST], at + 1)  # the beginning of "AAAAAAAB" is found again within itself
-    return at if at >= 0 else None
+_OUR_WORDS = frozenset({"phase", "retry", "rule", "reply"})
+"""Fields of our errors that quote nobody; and the answer of a service, which is not printed."""
+_FOREIGN_WORDS = frozenset({"reason", "detail", "message", "body", "headers", "problem", "__notes__"})
+"""Fields of other errors that may quote somebody."""
+_FOLDS = str.maketrans(f"{string.ascii_uppercase}-_", f"{string.ascii_lowercase}+/")
+_BEGUN_ESCAPE = re.compile(r"(?:%[0-9A-Fa-f]?|\\(?:[uU][0-9A-Fa-f]{0,7}|x[0-9A-Fa-f]?)?|&#?[0-9A-Za-z]{0,8})\Z")
+
+
+def _folded(text: str) -> str:
+    """Return `text`, as long as it is, without what does not tell secrets apart: case, and the alphabet of a base64."""
+    return text.translate(_FOLDS)
+
+
+def _cuts(text: str) -> list[tuple[int, int]]:
+    """Return where a text may have been cut: where what is whole ends, and what was begun with it."""
+    marks, at = [len(text)], -1
+    while len(marks) <= MAX_CUTS and (at := text.find("…", at + 1)) >= 0:
+        marks.append(at)
+    ends = {end for mark in marks for end in _before_quotes(text, mark)}
+    begun = [(escape.start(), end) for end in ends if (escape := _BEGUN_ESCAPE.search(text, max(end - 10, 0), end))]
+    return [*((end, end) for end in ends), *begun]
+
+
+def _before_quotes(text: str, at: int) -> Iterator[int]:
+    """Yield where a quoted text may end: before each of the last few quotes, as one of them may belong to it."""
+    yield at
+    for end in range(at - 1, max(at - 4, 0), -1):
+        if text[end] not in "'\")":
+            return
+        yield end
 
 
 _current: ContextVar[Redactor | None] = ContextVar("trio_nova.redactor", default=None)
@@ -442,29 +512,31 @@ def redacted(text: str) -> str:
     return text if redactor is None else redactor.redact(text)
 
 
-def _leaves(value: object, depth: int = 4) -> Iterator[str]:
+def secrets_in(value: object, depth: int = 4) -> Iterator[str]:
+    """Yield all texts in `value`: a text, bytes, a Secret, or a collection or object that holds such."""
     match value:
         case str():
             yield value
         case bytes() | bytearray():
             yield bytes(value).decode("utf-8", "replace")
         case Secret():
-            yield from _leaves(value.reveal(), depth)
+            yield from secrets_in(value.reveal(), depth)
         case _ if depth == 0:
             return
         case Mapping():
             for inner in value.values():
-                yield from _leaves(inner, depth - 1)
+                yield from secrets_in(inner, depth - 1)
         case list() | tuple() | set() | frozenset():
             for inner in value:
-                yield from _leaves(inner, depth - 1)
+                yield from secrets_in(inner, depth - 1)
         case _:
             fields = (field.name for field in getattr(type(value), "__attrs_attrs__", ()))
             for name in {**dict.fromkeys(fields), **getattr(value, "__dict__", {})}:
-                yield from _leaves(getattr(value, name, None), depth - 1)
+                yield from secrets_in(getattr(value, name, None), depth - 1)
 
 
-def _in_url(url: str) -> Iterator[str]:
+def secrets_in_url(url: str) -> Iterator[str]:
+    """Yield the login of a URL and its secret parameters, in the forms they travel in."""
     if "@" not in url and "?" not in url:
         return
     parts = urlsplit(url)
@@ -492,13 +564,18 @@ def secret_parameter(query: str) -> str | None:
     return next((name for name, _ in _parameters(query) if is_secret_name(name)), None)
 
 
-def _in_headers(headers: Mapping[str, str]) -> Iterator[str]:
+def secrets_in_headers(headers: Mapping[str, str]) -> Iterator[str]:
+    """Yield the values of headers that are likely to be secret, and what is secret of each."""
     for name, value in headers.items():
         if not is_secret_name(name) and len(value) < LIKELY:
             continue
         yield value
-        _, _, token = value.partition(" ")  # "Bearer token" (RFC 9110 section 11.4)
+        scheme, _, token = value.partition(" ")  # "Bearer token" (RFC 9110 section 11.4)
         yield token.strip()
+        if scheme.lower() == "basic":  # RFC 7617
+            with contextlib.suppress(ValueError):
+                login = base64.b64decode(token.strip()).decode("utf-8", "replace")
+                yield from (login, login.partition(":")[2])
         if "cookie" in name.lower():
             for cookie in value.split(";"):
                 yield cookie.partition("=")[2].strip()

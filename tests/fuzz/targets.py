@@ -25,7 +25,7 @@ from trio_nova.links import Deflate
 from trio_nova.links._frames import FrameScanner
 from trio_nova.links._redirect import redirected
 from trio_nova.links._upgrade import HEAD_LIMIT, HeadReader, Response, content_length, dechunk, judge_upgrade
-from trio_nova.secrets import SHORTEST, Redactor
+from trio_nova.secrets import SHORTEST, Redactor, secrets_in_headers, secrets_in_url
 from trio_nova.testing import encode_frame
 from trio_nova.testing.link_contract import make_dial
 from trio_nova.urls import Url
@@ -223,7 +223,7 @@ def addresses(data: bytes) -> None:
         assert Url.parse(url.origin).origin == url.origin
         assert_hidden(url)
         redactor = Redactor()
-        redactor.learn_url(url.full)
+        redactor.keep("url", secrets_in_url(url.full))
         _, _, password = url.userinfo.partition(":")
         if len(password) >= SHORTEST and "*" not in password:
             assert password not in redactor.redact(f"cannot dial {url.full}")
@@ -259,7 +259,7 @@ def headers(data: bytes) -> None:
                 assert key.isascii()
                 assert key.lower() not in ("upgrade", "connection")
                 assert not key.lower().startswith("sec-websocket-")
-    Redactor().learn_headers({name: value})
+    Redactor().keep("headers", secrets_in_headers({name: value}))
 
 
 def redaction(data: bytes) -> None:
@@ -269,7 +269,7 @@ def redaction(data: bytes) -> None:
         return
     text, *secrets = parts
     redactor = Redactor()
-    redactor.learn(secrets)
+    redactor.keep("test", secrets)
     for secret in secrets:
         told = redactor.redact(f"{text}{secret}{text}")
         if len(secret) >= SHORTEST and "*" not in "".join(parts) and "…" not in "".join(parts):

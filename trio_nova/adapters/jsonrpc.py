@@ -66,13 +66,17 @@ class JsonRpcError(RequestFailed):
     """The service answered with an error (section 5.1), or with something that is no answer."""
 
     def __init__(self, code: int, message: str, data: Any = None, *, reply: object = None) -> None:
-        super().__init__(f"{printable(message)} (code {code})", reply=reply)
+        super().__init__(reply=reply)
         self.code = code
         """0 where the service gave none that is a whole number of 64 bits."""
         self.message = message
         """The service's own words, as they came: use `printable` before you show them."""
         self.data = data
         """What the service adds; untrusted, of any type."""
+        self.args = (self.words(),)
+
+    def words(self) -> str:
+        return f"{printable(self.message)} (code {self.code})"
 
     @property
     def kind(self) -> Kind:

@@ -24,7 +24,11 @@ class AuthOk:
     expires_in: float | None = None
     """Seconds for which it does; None: as long as the link lasts."""
     tokens: Sequence[str] = attrs.field(default=(), repr=False)
-    """What it gave us that nobody may see: taken out of all that the session says."""
+    """What it gave us that nobody may see: all that is in force now, also if it was given before.
+
+    They are taken out of all that the session says; those that are not named any more only for a while, and where
+    none are named, those of the grant before stay.
+    """
 
 
 @attrs.frozen

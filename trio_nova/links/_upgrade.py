@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 import attrs
 
-from trio_nova.errors import HandshakeInvalid, printable
+from trio_nova.errors import HandshakeInvalid
 from trio_nova.links._seam import Dial
 
 __all__ = [
@@ -94,7 +94,7 @@ class HeadReader:
     def _check_lines(self, size: int) -> None:
         """Refuse what never becomes a head, rather than wait for an end that does not come."""
         if self._checked < 7 and not self._buffer.startswith(b"HTTP/1."[: len(self._buffer)]):
-            raise HandshakeInvalid(f"not HTTP/1: {printable(bytes(self._buffer[:40]))!r}", rule="status-line")
+            raise HandshakeInvalid("not HTTP/1", rule="status-line", said=bytes(self._buffer))
         at = self._buffer.find(b"\n", self._checked, size)
         while at >= 0:
             if at == 0 or self._buffer[at - 1] != 0x0D:
@@ -114,14 +114,14 @@ def parse_head(head: bytes, *, has_body: bool = True) -> Response:
     first, *lines = head.split(b"\r\n")
     status_line = _STATUS_LINE.fullmatch(first)
     if status_line is None:
-        raise HandshakeInvalid(f"bad status line {printable(first, 40)!r}", rule="status-line")
+        raise HandshakeInvalid("bad status line", rule="status-line", said=first)
     headers: list[tuple[str, str]] = []
     for line in lines:
         if line[:1] in (b" ", b"\t"):
             raise HandshakeInvalid("a header is folded over lines", rule="obs-fold")
         field = _FIELD.fullmatch(line)
         if field is None:
-            raise HandshakeInvalid(f"bad header line {printable(line, 40)!r}", rule="header")
+            raise HandshakeInvalid("bad header line", rule="header", said=line)
         name, value = field.groups()
         # Interned, as thousands of links would each keep a copy of the same few names.
         headers.append((sys.intern(name.decode("ascii").lower()), value.decode("latin-1").strip(" \t")))
@@ -168,7 +168,7 @@ def judge_upgrade(response: Response, key: str, offered: Sequence[str], extensio
     if not chosen:
         return None
     if len(chosen) > 1 or chosen[0] not in offered:
-        raise HandshakeInvalid(f"subprotocol {printable(chosen[0], 40)!r} was not offered", rule="subprotocol")
+        raise HandshakeInvalid("a subprotocol that was not offered", rule="subprotocol", said=chosen[0])
     return chosen[0]
 
 

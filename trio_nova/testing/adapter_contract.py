@@ -49,7 +49,7 @@ from trio_nova.errors import (
 )
 from trio_nova.handlers import AuthHandler, AuthOk, AuthRefused, ConnectionInfo, Granted, Refused, SubscriptionHandler
 from trio_nova.messages import ACTIONS, Ping, Pong, Reply, ReplyMany, Retry, Stop
-from trio_nova.secrets import Redactor, is_secret_name
+from trio_nova.secrets import LOOKED_AT, Redactor, is_secret_name, secrets_in
 from trio_nova.testing._server import ScriptedServer
 from trio_nova.testing._stand_in import ROLES, StandIn, Strategies, shape
 from trio_nova.testing._words import broken, words_of
@@ -369,8 +369,8 @@ class AdapterContract:
     def _show(self, message: Any) -> str:
         """Return a message of ours as a report may show it: it may bear credentials."""
         redactor = Redactor()
-        redactor.learn(KNOWN_CREDENTIALS if self.credentials is None else self.credentials)
-        return printable(redactor.redact(_shown(message, limit=1000)), 200)
+        redactor.keep("test", secrets_in(KNOWN_CREDENTIALS if self.credentials is None else self.credentials))
+        return redactor.show(_shown(message, LOOKED_AT))
 
     def _requests(self) -> Iterator[tuple[str, Callable[[], Any]]]:
         """Yield everything that makes a message, and its name."""
