@@ -23,7 +23,7 @@ import trio_nova
 from trio_nova.codecs import JsonCodec
 from trio_nova.core.backoff import Backoff, LinearBackoff, ListBackoff, NoBackoff
 from trio_nova.core.limits import RollingWindow
-from trio_nova.errors import BadMessage, ConfigError, HandshakeRejected, LinkLost, NotSent, SessionOver
+from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, SessionOver
 from trio_nova.handlers import (
     AlwaysReconnect,
     ConnectionHandler,
@@ -812,8 +812,9 @@ async def test_should_reconnect_is_told_the_failures_in_a_row_and_the_advice(aut
     assert [dialled.at for dialled in server.dials] == [0.0, BACKOFF, 2 * BACKOFF]
 
 
-async def refuse_with_401(peer: Peer) -> None:
-    await peer.reject(401)
+async def forbid(peer: Peer) -> None:
+    await peer.accept()
+    await peer.close(3003)
 
 
 @pytest.mark.parametrize(
@@ -821,8 +822,8 @@ async def refuse_with_401(peer: Peer) -> None:
     [
         (Decides(Retry(7.0)), echo, [0.0, 7.0], None),
         (Decides(Stop(TROUBLE)), echo, [0.0], Trouble),
-        (ErrorHandler, refuse_with_401, [0.0, 3.0], HandshakeRejected),
-        (AlwaysReconnect, refuse_with_401, [0.0, 3.0, 8.0], None),
+        (ErrorHandler, forbid, [0.0, 3.0], LinkLost),
+        (AlwaysReconnect, forbid, [0.0, 3.0, 8.0], None),
         (FailFast, echo, [0.0], LinkLost),
         (LogAndContinue, echo, [0.0, 3.0], None),
     ],
