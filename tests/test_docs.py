@@ -376,6 +376,8 @@ NO_LIMITS = {
     "adapters.deribit.RAW_UNAUTHORIZED": "a code of the service",
     "core.limits._TICKS": "a unit of time",
     "handlers.rate_limit.DEFAULT_QUEUE_SIZE": "stands in the table as the default of its field",
+    "links._deflate._STEP": "which of two ways to the same result is taken",
+    "links._deflate._WIDEST": "of the protocol",
     "links._frames": "of the protocol",
     "links._pins": "of ASN.1",
     "links._wire._CONTINUATION": "of the protocol",

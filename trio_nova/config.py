@@ -48,6 +48,7 @@ from trio_nova.links import (
     Transport,
     WireTransport,
     parse_proxy,
+    refuse_what_lacks,
 )
 from trio_nova.secrets import (
     CredentialsSource,
@@ -576,7 +577,9 @@ def configure(base: Config, changes: Mapping[str, Any]) -> Config:
             near = difflib.get_close_matches(name, _FIELDS, n=1)
             raise ConfigError(name, "there is no such option" + (f"; did you mean {near[0]}?" if near else ""))
     changed = {name: value for name, value in changes.items() if value is not getattr(base, name)}
-    return _with(base, changed) if changed else base
+    config = _with(base, changed) if changed else base
+    refuse_what_lacks(getattr(config.transport, "lacks", {}), config)
+    return config
 
 
 def _with(base: Config, changes: Mapping[str, Any]) -> Config:

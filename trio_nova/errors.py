@@ -33,7 +33,7 @@ from __future__ import annotations
 import copyreg
 import enum
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 __all__ = [
     "AuthFailed",
@@ -103,7 +103,7 @@ class NovaError(Exception):
     """Whether trying the same again can help."""
     retry_after: float | None = None
     """Seconds the peer asked us to wait, if it did."""
-    hint: ClassVar[str] = ""
+    hint: str = ""
     """What the reader of a traceback can do about it: the last line of `explain`."""
 
     def __init__(
@@ -181,7 +181,10 @@ class TlsFailed(ConnectFailed):
 
 
 class HandshakeInvalid(ConnectFailed):
-    """The answer to the upgrade breaks the rules of RFC 6455 section 4.1 or of HTTP; `rule` names which."""
+    """The answer to the upgrade breaks the rules of RFC 6455 section 4.1 or of HTTP; `rule` names which.
+
+    With rule "extension" it is a WebSocket server that answers, but one that will break this rule each time.
+    """
 
     phase = "http"
     hint = "What answers at this address is not a WebSocket server, or something on the way rewrites it."
@@ -193,6 +196,9 @@ class HandshakeInvalid(ConnectFailed):
         self.said = said[:4096]
         """What broke the rule: of the peer's, as it came, where that is worth a look."""
         self.args = (self.words(),)
+        if rule == "extension":
+            self.retry = RetryAdvice.NEVER
+            self.hint = "The server breaks the rules of extensions: tell who runs it, or try without compression."
 
     def words(self) -> str:
         return f"{self.problem}: {printable(self.said, 40)!r}" if self.said else self.problem

@@ -12,8 +12,9 @@ import trio
 import trio.testing
 import trio_websocket
 
+from trio_nova import open_connection
 from trio_nova.errors import ConfigError, ConnectFailed, LinkLost
-from trio_nova.links import AdoptedTransport, Link
+from trio_nova.links import AdoptedTransport, Deflate, Link
 from trio_nova.messages import Ping, Pong
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ async def test_there_is_no_second_one(peer: Peer) -> None:
         assert caught.value.retry == "never"
 
 
-@pytest.mark.parametrize(("field", "value"), [("pins", frozenset({"any"})), ("message_timeout", 60.0)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("pins", frozenset({"any"})), ("message_timeout", 60.0), ("compression", Deflate())]
+)
 async def test_what_cannot_be_done_to_an_open_connection_is_refused_and_not_forgotten(
     peer: Peer, field: str, value: Any
 ) -> None:
@@ -67,6 +70,29 @@ async def test_what_cannot_be_done_to_an_open_connection_is_refused_and_not_forg
         with pytest.raises(ConfigError) as caught:
             transport.open(attrs.evolve(peer.dial(), **{field: value}))
         assert caught.value.field == field
+
+
+async def test_what_an_open_connection_lacks_is_refused_by_the_call(peer: Peer) -> None:
+    options: list[dict[str, Any]] = [{"pins": ["A" * 43 + "="]}, {"message_timeout": 60.0}, {"compression": "deflate"}]
+    async with adopted(peer) as (transport, _):
+        for option in options:
+            with pytest.raises(ConfigError) as caught:
+                open_connection("ws://peer.test/", transport=transport, **option)
+            assert caught.value.field in option
+
+
+@pytest.mark.parametrize(("payload", "code"), [(b"", 1005), ((5000).to_bytes(2) + b"bye", 1002), (b"\x03", 1002)])
+async def test_a_goodbye_without_a_code_is_seen_and_of_an_illegal_one_only_that_it_was(
+    peer: Peer, payload: bytes, code: int
+) -> None:
+    """trio-websocket puts words of its own in the place of what it finds illegal."""
+    async with adopted(peer) as (_, link):
+        await peer.send(peer.frame(8, payload))
+        with pytest.raises(LinkLost) as caught:
+            await link.receive_some()
+        assert (caught.value.code, caught.value.remote) == (code, True)
+        assert "bye" not in str(caught.value)
+        await peer.hang_up()
 
 
 async def test_the_peers_goodbye_is_reported(peer: Peer) -> None:

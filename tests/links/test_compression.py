@@ -8,6 +8,7 @@ import socket
 import tracemalloc
 import zlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -24,9 +25,20 @@ from websockets.trio.server import serve as serve_websockets
 
 from tests.links.conftest import Peer
 from tests.links.wire_oracle import open_protocol
-from trio_nova import ConfigError, Deflate, LinkLost, TrioWebsocketTransport, WireTransport, open_connection
-from trio_nova.errors import HandshakeInvalid, MessageTooBig
-from trio_nova.links import Dial
+from trio_nova import (
+    Config,
+    ConfigError,
+    Deflate,
+    LinkLost,
+    TrioWebsocketTransport,
+    WireTransport,
+    open_connection,
+    run_connection,
+)
+from trio_nova.errors import BadMessage, HandshakeInvalid, MessageTooBig, explain
+from trio_nova.links import Dial, _deflate
+from trio_nova.links._deflate import Agreed, Inflater, agree
+from trio_nova.links._frames import FrameViolation
 from trio_nova.links._wire import WireProtocol
 from trio_nova.messages import Frame, Ping
 from trio_nova.testing import encode_frame, make_dial
@@ -58,78 +70,121 @@ def offer(terms: Deflate | None) -> str | None:
     ("terms", "said"),
     [
         (None, None),
-        (Deflate(), "permessage-deflate; server_max_window_bits=12; client_max_window_bits=12"),
+        (Deflate(), "permessage-deflate; server_max_window_bits=12; client_max_window_bits=12, permessage-deflate"),
         (
             Deflate(server_max_window_bits=15, client_max_window_bits=15),
-            "permessage-deflate; client_max_window_bits=15",
+            "permessage-deflate; client_max_window_bits=15, permessage-deflate",
         ),
         (
             ALL_TERMS,
             "permessage-deflate; server_no_context_takeover; client_no_context_takeover;"
-            " server_max_window_bits=10; client_max_window_bits=11",
+            " server_max_window_bits=10; client_max_window_bits=11,"
+            " permessage-deflate; server_no_context_takeover; client_no_context_takeover",
         ),
     ],
 )
-def test_what_is_offered(terms: Deflate | None, said: str | None) -> None:
+def test_a_plainer_offer_without_windows_follows_the_first(terms: Deflate | None, said: str | None) -> None:
     assert offer(terms) == said
+
+
+FORGETFUL = "server_no_context_takeover; client_no_context_takeover"
 
 
 @pytest.mark.parametrize(
     ("terms", "answer", "agreed"),
     [
         # (their window, ours, they forget, we forget)
-        (Deflate(), "permessage-deflate; server_max_window_bits=12", (12, 12, False, False)),
-        (Deflate(), "permessage-deflate; server_max_window_bits=9", (9, 12, False, False)),
-        (Deflate(), "permessage-deflate; server_max_window_bits=12; client_max_window_bits=10", (12, 10, False, False)),
-        (Deflate(), "permessage-deflate; server_max_window_bits=12; client_max_window_bits=15", (12, 12, False, False)),
-        (Deflate(server_max_window_bits=15), "permessage-deflate", (15, 12, False, False)),
+        (Deflate(), "permessage-deflate", (15, 12, False, False)),
+        (Deflate(), f"permessage-deflate; {FORGETFUL}", (15, 12, True, True)),
         (
-            Deflate(server_max_window_bits=15),
-            "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
+            Deflate(),
+            "permessage-deflate;client_no_context_takeover ;  server_no_context_takeover",
             (15, 12, True, True),
         ),
-        (
-            ALL_TERMS,
-            "permessage-deflate; server_no_context_takeover; client_no_context_takeover; server_max_window_bits=10;"
-            " client_max_window_bits=9",
-            (10, 9, True, True),
-        ),
+        (Deflate(), "permessage-deflate; server_no_context_takeover", (15, 12, True, False)),
+        (Deflate(), "permessage-deflate; client_no_context_takeover", (15, 12, False, True)),
+        *[
+            (Deflate(), f"permessage-deflate; server_max_window_bits={bits}", (bits, 12, False, False))
+            for bits in range(8, 16)
+        ],
+        *[
+            (
+                Deflate(),
+                f"permessage-deflate; client_max_window_bits={bits}; server_max_window_bits=12",
+                (12, min(bits, 12), False, False),
+            )
+            for bits in range(8, 16)
+        ],
+        (Deflate(), 'permessage-deflate; server_max_window_bits="10"', (10, 12, False, False)),
+        (Deflate(), "permessage-deflate; server_max_window_bits = 10", (10, 12, False, False)),
+        (Deflate(), "permessage-deflate; client_max_window_bits=10", (15, 10, False, False)),
+        (Deflate(), ", permessage-deflate ,,", (15, 12, False, False)),
+        (Deflate(server_max_window_bits=15), "permessage-deflate", (15, 12, False, False)),
+        (Deflate(client_no_context_takeover=True), "permessage-deflate", (15, 12, False, True)),
+        (ALL_TERMS, f"permessage-deflate; {FORGETFUL}", (15, 11, True, True)),
+        (ALL_TERMS, "permessage-deflate; server_no_context_takeover; server_max_window_bits=10", (10, 11, True, True)),
+        (Deflate(), "", None),
     ],
 )
-def test_terms_within_the_offer_are_accepted(terms: Deflate, answer: str, agreed: tuple[Any, ...]) -> None:
-    protocol = open_protocol(1_000, terms, [answer])
-    (extension,) = protocol._extensions
-    assert isinstance(extension, PerMessageDeflate)
-    assert agreed == (
-        extension.remote_max_window_bits,
-        extension.local_max_window_bits,
-        extension.remote_no_context_takeover,
-        extension.local_no_context_takeover,
-    )
+def test_every_answer_that_the_rfc_allows_is_taken(terms: Deflate, answer: str, agreed: tuple[Any, ...] | None) -> None:
+    assert agree(terms, answer) == (None if agreed is None else Agreed(*agreed))
+
+
+@pytest.mark.parametrize(
+    ("terms", "answer", "named"),
+    [
+        (Deflate(), "permessage-deflate; server_max_window_bits=7", "server_max_window_bits is '7'"),
+        (Deflate(), "permessage-deflate; server_max_window_bits=16", "server_max_window_bits is '16'"),
+        (Deflate(), "permessage-deflate; server_max_window_bits=012", "server_max_window_bits is '012'"),
+        (Deflate(), "permessage-deflate; server_max_window_bits=abc", "server_max_window_bits is 'abc'"),
+        (Deflate(), "permessage-deflate; server_max_window_bits", "server_max_window_bits is ''"),
+        (Deflate(), "permessage-deflate; client_max_window_bits", "client_max_window_bits is ''"),
+        (Deflate(), "permessage-deflate; client_max_window_bits=16", "client_max_window_bits is '16'"),
+        (Deflate(), "permessage-deflate; client_max_window_bits=-9", "client_max_window_bits is '-9'"),
+        (
+            Deflate(),
+            "permessage-deflate; server_max_window_bits=12; server_max_window_bits=12",
+            "server_max_window_bits is there twice",
+        ),
+        (
+            Deflate(),
+            f"permessage-deflate; {FORGETFUL}; client_no_context_takeover",
+            "client_no_context_takeover is there twice",
+        ),
+        (Deflate(), "permessage-deflate; server_no_context_takeover=1", "server_no_context_takeover has a value, '1'"),
+        (Deflate(), 'permessage-deflate; unheard_of="x"', "'unheard_of' is no parameter"),
+        (Deflate(), "permessage-deflate; Server_Max_Window_Bits=12", "'Server_Max_Window_Bits' is no parameter"),
+        (Deflate(), "permessage-deflate, permessage-deflate", "permessage-deflate more than once"),
+        (Deflate(), "permessage-deflate, x-also", "'x-also', which was not offered"),
+        (Deflate(), "permessage-bzip2", "'permessage-bzip2', which was not offered"),
+        (Deflate(), "x-webkit-deflate-frame", "'x-webkit-deflate-frame', which was not offered"),
+        (ALL_TERMS, "permessage-deflate; server_max_window_bits=10", "server_no_context_takeover is missing"),
+        (Deflate(), "permessage-deflate;;;", "no list of extensions: 'permessage-deflate;;;'"),
+        (Deflate(), 'permessage-deflate; server_max_window_bits="1', "no list of extensions"),
+        (Deflate(), ",", "no list of extensions"),
+        (Deflate(), "\xff\xfe", "not ASCII"),
+        (Deflate(), "permessage-deflate; " + "x" * 2_000, "too long"),
+    ],
+)
+def test_an_answer_that_the_rfc_forbids_is_refused_by_the_name_of_what_is_wrong(
+    terms: Deflate, answer: str, named: str
+) -> None:
+    with pytest.raises(HandshakeInvalid) as caught:
+        agree(terms, answer)
+    assert (caught.value.rule, caught.value.retry) == ("extension", "never")
+    assert named in str(caught.value)
+    assert "not a WebSocket server" not in explain(caught.value)
 
 
 @pytest.mark.parametrize(
     ("terms", "answers"),
     [
-        (Deflate(), ["permessage-deflate"]),  # it may use any window, we have room for 4 KiB
-        (Deflate(), ["permessage-deflate; server_max_window_bits=13"]),
-        (Deflate(), ["permessage-deflate; server_max_window_bits=7"]),
-        (Deflate(), ["permessage-deflate; server_max_window_bits=12; client_max_window_bits=16"]),
-        (Deflate(), ["permessage-deflate; server_max_window_bits=12; server_max_window_bits=12"]),
-        (Deflate(), ["permessage-deflate; server_max_window_bits"]),
-        (Deflate(), ["permessage-deflate; server_max_window_bits=12; unheard_of"]),
-        (Deflate(), ["permessage-deflate; server_max_window_bits=12, permessage-deflate; server_max_window_bits=12"]),
         (Deflate(), ["permessage-deflate; server_max_window_bits=12"] * 2),
-        (Deflate(), ["permessage-bzip2"]),
-        (Deflate(), ["x-webkit-deflate-frame"]),
-        (Deflate(), ["permessage-deflate;;;"]),
-        (Deflate(), ["\xff\xfe"]),
-        (Deflate(), ["permessage-deflate; " + "x" * 2_000]),
-        (ALL_TERMS, ["permessage-deflate; server_max_window_bits=10"]),
+        (Deflate(), ["permessage-deflate", "x-also"]),
         (None, ["permessage-deflate"]),
     ],
 )
-def test_other_terms_are_refused(terms: Deflate | None, answers: Sequence[str]) -> None:
+def test_what_several_headers_say_is_judged_together(terms: Deflate | None, answers: Sequence[str]) -> None:
     with pytest.raises(HandshakeInvalid) as caught:
         open_protocol(1_000, terms, answers)
     assert caught.value.rule == "extension"
@@ -152,13 +207,26 @@ def test_what_is_compressed_without_agreement_is_a_breach(terms: Deflate | None,
     assert (protocol.ending.code, protocol.ending.remote) == (1002, False)
 
 
-async def test_a_transport_that_cannot_compress_says_so() -> None:
-    with pytest.raises(ConfigError) as caught:
-        async with open_connection(
-            "ws://127.0.0.1:1/", transport=TrioWebsocketTransport(), compression="deflate", connect_timeout=1.0
-        ):
-            raise AssertionError("never entered")
+def test_a_server_that_cannot_bear_our_window_gets_plain_frames_and_may_compress_its_own() -> None:
+    protocol = open_protocol(1_000, Deflate(), ["permessage-deflate; client_max_window_bits=8"])
+    assert not protocol.compresses
+    assert protocol.encode("x" * 100)[0] == 0x81
+    assert protocol.feed(encode_frame(1, deflated(b"squeezed"), rsv=RSV1)) == ["squeezed"]
+
+
+@pytest.mark.parametrize("enter", [open_connection, run_connection])
+async def test_a_transport_that_cannot_compress_says_so_before_anything_is_begun(enter: Any) -> None:
+    options: dict[str, Any] = {"transport": TrioWebsocketTransport(), "compression": "deflate"}
+    if enter is open_connection:
+        with pytest.raises(ConfigError) as caught:
+            open_connection("ws://127.0.0.1:1/", **options)
+        with pytest.raises(ConfigError):
+            open_connection("ws://127.0.0.1:1/", config=Config(**options))
+    else:
+        with pytest.raises(ConfigError) as caught:
+            await run_connection("ws://127.0.0.1:1/", **options)
     assert caught.value.field == "compression"
+    assert "WireTransport" in caught.value.problem
 
 
 # --------------------------------------------------------------------------- messages
@@ -215,21 +283,228 @@ def test_fragments_of_a_compressed_message_are_put_together_around_a_ping() -> N
 
 
 @pytest.mark.parametrize(
-    "frames",
+    ("frames", "code"),
     [
-        encode_frame(1, b"\xff\xff\xff", rsv=RSV1),
-        encode_frame(1, deflated(b"x"), rsv=RSV1 | 2),
-        encode_frame(1, deflated(b"x"), rsv=RSV1 | 1),
-        encode_frame(9, deflated(b"x"), rsv=RSV1),
-        encode_frame(1, deflated(b"x" * 99)[:2], rsv=RSV1, fin=False) + encode_frame(0, b"", rsv=RSV1),
+        (encode_frame(1, b"\xff\xff\xff", rsv=RSV1), 1007),
+        (encode_frame(1, deflated(b"x"), rsv=RSV1 | 2), 1002),
+        (encode_frame(1, deflated(b"x"), rsv=RSV1 | 1), 1002),
+        (encode_frame(9, deflated(b"x"), rsv=RSV1), 1002),
+        (encode_frame(1, deflated(b"x" * 99)[:2], rsv=RSV1, fin=False) + encode_frame(0, b"", rsv=RSV1), 1002),
     ],
     ids=["no deflate", "RSV2", "RSV3", "a ping", "a continuation"],
 )
-def test_what_is_wrongly_compressed_is_a_breach(frames: bytes) -> None:
+def test_what_is_wrongly_compressed_is_a_breach(frames: bytes, code: int) -> None:
     protocol = compressing(1_000)
     assert [frame for frame in protocol.feed(frames) if not isinstance(frame, Ping)] == []
     assert protocol.ending is not None
-    assert protocol.ending.code == 1002
+    assert protocol.ending.code == code
+    assert isinstance(protocol.ending.cause, BadMessage)
+
+
+# --------------------------------------------------------------------------- final blocks
+
+
+def finished(payload: bytes, window: bytes = b"") -> bytes:
+    """Return `payload` in blocks of which the last is final (BFINAL=1), and which may refer to `window`."""
+    encoder = zlib.compressobj(wbits=-12, zdict=window)
+    data: bytes = encoder.compress(payload) + encoder.flush(zlib.Z_FINISH)
+    return data
+
+
+forgetting = pytest.mark.parametrize("forgets", [False, True], ids=["context kept", "context dropped"])
+octet = pytest.mark.parametrize("end", [b"\0", b""], ids=["as the RFC says", "without the octet behind it"])
+
+
+def inflating(forgets: bool, limit: int = 100_000) -> Any:
+    return compressing(limit, *(["server_no_context_takeover"] if forgets else []))
+
+
+@forgetting
+@octet
+def test_a_message_that_ends_with_a_final_block_is_whole_and_so_are_those_after_it(forgets: bool, end: bytes) -> None:
+    protocol = inflating(forgets)
+    encoder = zlib.compressobj(wbits=-12)
+    payloads = [
+        finished(b"Hello") + end,
+        deflated(b"Hello again", encoder),
+        finished(b"bye") + end,
+        finished(b"!") + end,
+    ]
+    frames = b"".join(encode_frame(1, payload, rsv=RSV1) for payload in payloads)
+    assert protocol.feed(frames) == ["Hello", "Hello again", "bye", "!"]
+    assert protocol.ending is None
+
+
+def test_the_rfcs_own_example_of_a_final_block_is_understood() -> None:
+    """RFC 7692 section 7.2.3.4."""
+    protocol = inflating(False)
+    hello = bytes.fromhex("f348cdc9c9070000")
+    assert protocol.feed(encode_frame(1, hello, rsv=RSV1) * 3) == ["Hello"] * 3
+
+
+@forgetting
+@octet
+def test_final_blocks_in_the_middle_of_a_message_and_two_in_a_row_end_nothing(forgets: bool, end: bytes) -> None:
+    protocol = inflating(forgets)
+    empty = finished(b"")
+    data = finished(b"one, ") + empty + empty + finished(b"two, ") + finished(b"three") + end
+    assert protocol.feed(encode_frame(1, data, rsv=RSV1) * 2) == ["one, two, three"] * 2
+    data = finished(b"one, ") + deflated(b"two")
+    assert protocol.feed(encode_frame(1, data, rsv=RSV1) * 2) == ["one, two"] * 2
+
+
+@forgetting
+@octet
+def test_a_final_block_may_end_with_its_fragment(forgets: bool, end: bytes) -> None:
+    protocol = inflating(forgets)
+    frames = encode_frame(1, finished(b"one, "), rsv=RSV1, fin=False)
+    frames += encode_frame(0, finished(b"two, "), fin=False) + encode_frame(0, b"", fin=False) + encode_frame(9, b"")
+    frames += encode_frame(0, finished(b"three"), fin=False) + encode_frame(0, end)
+    frames += encode_frame(1, deflated(b"four"), rsv=RSV1)
+    assert protocol.feed(frames) == [Ping(b""), "one, two, three", "four"]
+
+
+@forgetting
+def test_empty_messages_are_whole_however_they_are_written(forgets: bool) -> None:
+    """As an empty block, as a final one, and with nothing at all, which a server should not."""
+    protocol = inflating(forgets)
+    empty = [b"\0", finished(b"") + b"\0", finished(b""), b"\x02\0", b""]
+    frames = b"".join(encode_frame(1, data, rsv=RSV1) + encode_frame(1, deflated(b"x"), rsv=RSV1) for data in empty)
+    frames += encode_frame(2, b"", rsv=RSV1, fin=False) + encode_frame(0, b"")
+    assert protocol.feed(frames) == ["", "x"] * len(empty) + [b""]
+
+
+@pytest.mark.parametrize("bits", [8, 9, 12, 15])
+@pytest.mark.parametrize("size", [10, 3_000, 70_000])
+def test_the_window_goes_on_behind_a_final_block(bits: int, size: int) -> None:
+    """What follows may refer to all that was inflated before, in whichever message, as far as the window goes."""
+    protocol = open_protocol(2**20, Deflate(), [f"permessage-deflate; server_max_window_bits={bits}"])
+    window = 2**bits
+    said = os.urandom(size).hex().encode()
+    far = max(9, bits)
+
+    def squeezed(payload: bytes, before: bytes, flush: int) -> bytes:
+        encoder = zlib.compressobj(wbits=-far, zdict=before[-min(window, 2**far) :])
+        data: bytes = encoder.compress(payload) + encoder.flush(flush)
+        return data.removesuffix(TAIL)
+
+    assert protocol.feed(encode_frame(2, squeezed(said, b"", zlib.Z_FINISH) + b"\0", rsv=RSV1)) == [said]
+    again = said[-window // 4 :]
+    second = squeezed(again, said, zlib.Z_FINISH)
+    assert len(second) < len(again) / 2 + 20
+    third = squeezed(again, said + again, zlib.Z_SYNC_FLUSH)
+    frames = encode_frame(2, second, rsv=RSV1, fin=False) + encode_frame(0, third)
+    assert protocol.feed(frames) == [again + again]
+    fourth = squeezed(again, said + again + again, zlib.Z_SYNC_FLUSH)
+    assert protocol.feed(encode_frame(2, fourth, rsv=RSV1)) == [again]
+
+
+def test_a_server_that_forgets_may_not_refer_to_what_was_before_a_final_block_of_another_message() -> None:
+    protocol = inflating(True)
+    said = os.urandom(1_000).hex().encode()
+    assert protocol.feed(encode_frame(2, finished(said) + b"\0", rsv=RSV1)) == [said]
+    assert protocol.feed(encode_frame(2, finished(said, window=said) + b"\0", rsv=RSV1)) == []
+    assert protocol.ending.code == 1007
+
+
+RUBBISH = [
+    b"\xff",
+    b"abc",
+    b"\x4b",
+    b"\x01",
+    b"\0\0",
+    b"rubbish that is longer than a block's head",
+    TAIL,
+    b"\0" + TAIL,
+]
+
+
+@forgetting
+@pytest.mark.parametrize("rubbish", RUBBISH[:-1], ids=repr)
+def test_rubbish_behind_a_final_block_is_an_error_and_no_message(forgets: bool, rubbish: bytes) -> None:
+    for frames in (
+        encode_frame(1, finished(b"Hello") + rubbish, rsv=RSV1),
+        encode_frame(1, finished(b"Hello"), rsv=RSV1, fin=False) + encode_frame(0, rubbish),
+    ):
+        protocol = inflating(forgets)
+        assert protocol.feed(encode_frame(1, deflated(b"before"), rsv=RSV1) + frames) == ["before"]
+        assert protocol.ending is not None
+        assert (protocol.ending.code, protocol.ending.remote) == (1007, False)
+        assert isinstance(protocol.ending.cause, BadMessage)
+
+
+@forgetting
+@pytest.mark.parametrize("cut", [1, 2, 5, 20, 30])
+@pytest.mark.parametrize("ends", ["final", "flushed"])
+def test_a_message_that_is_cut_within_a_block_is_an_error_and_not_a_shorter_message(
+    forgets: bool, cut: int, ends: str
+) -> None:
+    payload = b"0123456789abcdefghijklmnopqrstuvwxyz" * 2
+    data = (finished if ends == "final" else deflated)(payload)
+    if ends == "flushed":
+        cut += 1  # the last byte holds no more than the head of an empty block
+    data = data[:-cut]
+    protocol = inflating(forgets)
+    assert protocol.feed(encode_frame(1, data, rsv=RSV1)) == []
+    assert protocol.ending is not None
+    assert protocol.ending.code == 1007
+
+
+@forgetting
+def test_a_server_that_leaves_the_tail_in_place_is_understood(forgets: bool) -> None:
+    protocol = inflating(forgets)
+    data = deflated(b"Hello") + TAIL
+    frames = encode_frame(1, data, rsv=RSV1) + encode_frame(1, deflated(b"you"), rsv=RSV1)
+    assert protocol.feed(frames) == ["Hello", "you"]
+
+
+@pytest.mark.fault("F53", where="memory")
+@forgetting
+def test_final_blocks_without_end_are_refused_before_they_keep_us_busy(forgets: bool) -> None:
+    """Each of them costs a decompressor, and takes two bytes."""
+    allowed = 16 + 100_000 // 1024
+    protocol = inflating(forgets)
+    assert protocol.feed(encode_frame(2, finished(b"") * allowed + b"\0", rsv=RSV1) * 2) == [b"", b""]
+    assert protocol.feed(encode_frame(2, finished(b"") * 40_000, rsv=RSV1)) == []
+    assert protocol.ending.code == 1009
+
+
+def test_what_follows_many_final_blocks_is_not_copied_for_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = 0
+
+    class Witness:
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.decoder = zlib.decompressobj(*args, **options)
+
+        def decompress(self, data: bytes, most: int) -> bytes:
+            nonlocal given
+            given += len(data)
+            return self.decoder.decompress(data, most)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.decoder, name)
+
+    monkeypatch.setattr(_deflate, "zlib", SimpleNamespace(decompressobj=Witness, error=zlib.error))
+    inflater = Inflater(bits=15, forgets=False, limit=2**24)
+    block, count = os.urandom(500), 6_000
+    data = finished(block) * count
+    assert inflater.inflate(data, final=True) == block * count
+    assert given < len(data) + 5_000 * count  # as often as not it would be half of `data` for each
+
+
+@forgetting
+def test_what_is_inflated_stays_within_the_limit_behind_a_final_block_too(forgets: bool) -> None:
+    inflater = Inflater(bits=12, forgets=forgets, limit=1_000)
+    assert inflater.inflate(finished(b"x" * 500), final=False) == b"x" * 500
+    assert inflater.inflate(finished(b"x" * 500), final=True) == b"x" * 500
+    inflater.inflate(finished(b"x" * 500), final=False)
+    with pytest.raises(FrameViolation) as caught:
+        inflater.inflate(finished(b"x" * 501), final=True)
+    assert caught.value.code == 1009
+
+
+def test_the_largest_limit_there_is_does_no_harm() -> None:
+    assert Inflater(bits=12, forgets=False, limit=2**70).inflate(deflated(b"Hello"), final=True) == b"Hello"
 
 
 # --------------------------------------------------------------------------- bombs

@@ -32,6 +32,7 @@ class Stream:
     limit: int
     data: bytes
     deflated: bool
+    forgets: bool = False
 
 
 @st.composite
@@ -83,8 +84,8 @@ def illegal_frames(draw: st.DrawFn) -> bytes:
 @st.composite
 def streams(draw: st.DrawFn) -> Stream:
     limit = draw(st.sampled_from(LIMITS))
-    deflated = draw(st.booleans())
-    deflate = zlib.compressobj(wbits=-12)
+    deflated, forgets = draw(st.booleans()), draw(st.booleans())
+    history = b""
     data = b""
     for _ in range(draw(st.integers(1, 6))):
         match draw(st.sampled_from([*["message", "fragments"] * 3, "control", "control", "alike", "alike", "illegal"])):
@@ -99,13 +100,34 @@ def streams(draw: st.DrawFn) -> Stream:
                 payload = draw(texts(limit) if opcode == TEXT else payloads(limit))
                 rsv = 0
                 if deflated and draw(st.booleans()):
-                    payload = deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH)
-                    payload, rsv = payload.removesuffix(b"\0\0\xff\xff"), RSV1
+                    said, rsv = payload, RSV1
+                    payload = draw(squeezed(said, b"" if forgets else history))
+                    history += said
                 if shape == "message":
                     data += encode_frame(opcode, payload, rsv=rsv)
                 else:
                     data += draw(fragments(opcode, payload, rsv))
-    return Stream(limit, draw(mutated(data)), deflated)
+    return Stream(limit, draw(mutated(data)), deflated, forgets)
+
+
+@st.composite
+def squeezed(draw: st.DrawFn, payload: bytes, history: bytes) -> bytes:
+    """Return what a server with the largest window may make of a message, in blocks of any kind."""
+    cuts = sorted(draw(st.lists(st.integers(0, len(payload)), max_size=3)))
+    data, encoder, at = b"", None, 0
+    ends = [*cuts, len(payload)]
+    for end in ends:
+        if encoder is None:
+            level = draw(st.sampled_from([0, 1, 6, 9]))
+            encoder = zlib.compressobj(level, wbits=-15, zdict=(history + payload[:at])[-32_768:])
+        flush = draw(st.sampled_from([zlib.Z_SYNC_FLUSH, zlib.Z_FULL_FLUSH, zlib.Z_FINISH, zlib.Z_FINISH]))
+        data += encoder.compress(payload[at:end]) + encoder.flush(flush)
+        at = end
+        if flush == zlib.Z_FINISH:
+            encoder = None
+    if encoder is None:
+        return data + draw(st.sampled_from([b"\0", b""]))  # RFC 7692 section 7.2.3.4; and those who forget it
+    return data.removesuffix(b"\0\0\xff\xff")
 
 
 @st.composite
@@ -177,8 +199,8 @@ def cut_at(data: bytes, cuts: Sequence[int]) -> list[bytes]:
 @example(Stream(100, encode_frame(1, bytes(101), rsv=2), deflated=False))
 @example(Stream(1_000, encode_frame(1, b"a", fin=False) + encode(ClosePayload(1001, "bye")), deflated=False))
 def test_every_stream_means_what_it_means_to_websockets(stream: Stream) -> None:
-    ours = observed([stream.data], stream.limit, deflated=stream.deflated)
-    theirs = expected(stream.data, stream.limit, deflated=stream.deflated)
+    ours = observed([stream.data], stream.limit, deflated=stream.deflated, forgets=stream.forgets)
+    theirs = expected(stream.data, stream.limit, deflated=stream.deflated, forgets=stream.forgets)
     assert ours.in_substance == theirs.in_substance
 
 
@@ -189,11 +211,11 @@ def test_every_stream_means_what_it_means_to_websockets(stream: Stream) -> None:
 @example(Stream(100, encode_frame(1, bytes(126), rsv=1), deflated=False), [3])
 @example(Stream(100, b"\x83\x7e\x00\x05hello", deflated=False), [2])
 def test_how_a_stream_is_cut_changes_nothing(stream: Stream, cuts: list[int]) -> None:
-    whole = observed([stream.data], stream.limit, deflated=stream.deflated)
-    assert observed(cut_at(stream.data, cuts), stream.limit, deflated=stream.deflated) == whole
+    whole = observed([stream.data], stream.limit, deflated=stream.deflated, forgets=stream.forgets)
+    assert observed(cut_at(stream.data, cuts), stream.limit, deflated=stream.deflated, forgets=stream.forgets) == whole
     if len(stream.data) < 2_000:
         single = cut_at(stream.data, [len(stream.data)])
-        assert observed(single, stream.limit, deflated=stream.deflated) == whole
+        assert observed(single, stream.limit, deflated=stream.deflated, forgets=stream.forgets) == whole
 
 
 # --------------------------------------------------------------------------- every border by itself

@@ -9,19 +9,25 @@ for what is documented, which stands in `_Plain.verdict`:
 * a length not in its shortest form is illegal (RFC 6455 section 5.2), and so is one with its top bit set;
 * a fragment is charged 64 bytes besides its payload;
 * a close frame between two fragments is a close frame like any other (RFC 6455 section 5.4).
+
+What is compressed is undone by `PlainDeflate` in its place: message by message, each from its beginning.
 """
 
 from __future__ import annotations
 
 import codecs
 import logging
+import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import attrs
 from websockets.client import ClientProtocol
-from websockets.extensions.permessage_deflate import PerMessageDeflate
+from websockets.exceptions import PayloadTooBig
+from websockets.extensions import Extension
 from websockets.frames import Frame as WebSocketFrame
 from websockets.protocol import OPEN
+from websockets.typing import ExtensionName
 from websockets.uri import parse_uri
 
 from trio_nova.errors import BadMessage, MessageTooBig
@@ -41,6 +47,7 @@ __all__ = [
     "TEXT",
     "ByteFrame",
     "Outcome",
+    "PlainDeflate",
     "cut_frames",
     "expected",
     "observed",
@@ -94,10 +101,11 @@ def open_protocol(limit: int, compression: Deflate | None = None, extensions: Se
     return protocol
 
 
-def observed(pieces: Sequence[bytes], limit: int, *, deflated: bool = False) -> Outcome:
+def observed(pieces: Sequence[bytes], limit: int, *, deflated: bool = False, forgets: bool = False) -> Outcome:
     """Return what `WireProtocol` makes of the pieces of a stream."""
     if deflated:
-        protocol = open_protocol(limit, Deflate(), ["permessage-deflate; server_max_window_bits=12"])
+        terms = "permessage-deflate" + "; server_no_context_takeover" * forgets
+        protocol = open_protocol(limit, Deflate(), [terms])
     else:
         protocol = open_protocol(limit)
     frames: list[Frame] = []
@@ -148,9 +156,9 @@ def cut_frames(stream: bytes) -> Iterator[ByteFrame]:
         at = stop
 
 
-def expected(stream: bytes, limit: int, *, deflated: bool = False) -> Outcome:
+def expected(stream: bytes, limit: int, *, deflated: bool = False, forgets: bool = False) -> Outcome:
     """Return what the package websockets makes of a stream, under the documented rules."""
-    plain = _Plain(limit, deflated)
+    plain = _Plain(limit, PlainDeflate(forgets) if deflated else None)
     for frame in cut_frames(stream):
         plain.take(frame)
         if plain.over:
@@ -158,20 +166,77 @@ def expected(stream: bytes, limit: int, *, deflated: bool = False) -> Outcome:
     return plain.outcome()
 
 
-def _plain_protocol(limit: int | None = None, *, deflated: bool = False) -> ClientProtocol:
+def _plain_protocol(limit: int | None = None, extension: Extension | None = None) -> ClientProtocol:
     protocol = ClientProtocol(parse_uri("ws://peer.test/"), state=OPEN, max_size=limit, logger=_silent)
-    if deflated:
-        protocol.extensions = [PerMessageDeflate(False, False, 12, 12)]
+    protocol.extensions = [extension] if extension else []
     return protocol
+
+
+_TAIL, _EMPTY_FINAL, _WINDOW = b"\0\0\xff\xff", b"\x01\0\0\xff\xff", 32_768
+
+
+class PlainDeflate(Extension):
+    """What a server with the largest window compressed, undone in the plainest way (RFC 7692 section 7.2.2)."""
+
+    name = ExtensionName("permessage-deflate")
+
+    def __init__(self, forgets: bool) -> None:
+        self.forgets = forgets
+        self.history = b""
+        """All messages before this one, as far as the window reaches."""
+        self.compressed = False
+        self.payload = self.said = b""
+
+    def encode(self, frame: WebSocketFrame) -> WebSocketFrame:
+        return frame
+
+    def decode(self, frame: WebSocketFrame, *, max_size: int | None = None) -> WebSocketFrame:
+        if frame.opcode >= CLOSE:
+            return frame
+        if frame.opcode != CONTINUATION:
+            self.compressed, self.payload, self.said = frame.rsv1, b"", b""
+        if not self.compressed:
+            return frame
+        assert max_size is not None
+        self.payload += frame.data
+        whole = frame.fin and not bytes(frame.data).endswith(_TAIL) and self.payload != b""
+        try:
+            said = self.inflated(_TAIL if whole else b"", frame.fin, len(self.said) + max_size)
+        except zlib.error as exc:
+            # For no other error does the protocol object close with 1007.
+            raise UnicodeDecodeError("deflate", b"?", 0, 1, str(exc)) from exc
+        more, self.said = said[len(self.said) :], said
+        if frame.fin and not self.forgets:
+            self.history = (self.history + said)[-_WINDOW:]
+        return replace(frame, data=more, rsv1=frame.opcode == CONTINUATION and frame.rsv1)
+
+    def inflated(self, tail: bytes, final: bool, most: int) -> bytes:
+        """Return what has come of the message, from its beginning: one decompressor for each final block."""
+        said, rest, decoder = b"", self.payload + tail, None
+        while rest and rest != tail:
+            decoder = zlib.decompressobj(-15, zdict=(self.history + said)[-_WINDOW:])
+            said += decoder.decompress(rest, most + 1 - len(said))
+            if len(said) > most:
+                raise PayloadTooBig(None, most)
+            if not decoder.eof:
+                break
+            rest, decoder = decoder.unused_data, None
+            if len(rest) < len(tail):
+                raise zlib.error("a final block that is cut short")
+        if final and decoder is not None:
+            end = decoder.decompress(_EMPTY_FINAL, 1)
+            if end or not decoder.eof or decoder.unused_data:
+                raise zlib.error("a block that is cut short")
+        return said
 
 
 class _Plain:
     """A `ClientProtocol`, and what puts its fragments together."""
 
-    def __init__(self, limit: int, deflated: bool) -> None:
+    def __init__(self, limit: int, extension: PlainDeflate | None) -> None:
         self.limit = limit
-        self.deflated = deflated
-        self.protocol = _plain_protocol(limit, deflated=deflated)
+        self.deflated = extension is not None
+        self.protocol = _plain_protocol(limit, extension)
         self.frames: list[Frame] = []
         self.sent = b""
         self.kind = 0

@@ -9,7 +9,9 @@ import codecs
 
 import attrs
 
+from trio_nova.errors import printable
 from trio_nova.messages import Ping, Pong, is_close_code
+from trio_nova.secrets import redacted
 
 __all__ = ["CloseFrame", "FrameScanner", "FrameViolation", "close_payload", "judge_close", "mask_frame"]
 
@@ -26,10 +28,12 @@ FRAGMENT_OVERHEAD = 64
 class FrameViolation(Exception):
     """A frame breaks a `rule`; `code` is what the close frame that answers it carries (RFC 6455 section 7.4.1)."""
 
-    def __init__(self, code: int, rule: str) -> None:
+    def __init__(self, code: int, rule: str, said: str = "") -> None:
         super().__init__(f"{rule} ({code})")
         self.code = code
         self.rule = rule
+        self.said = said
+        """What the frame said for all that, fit for a log."""
 
 
 @attrs.frozen
@@ -59,15 +63,17 @@ def judge_close(payload: bytes) -> CloseFrame:
     """
     if not payload:
         return CloseFrame(_NO_STATUS, "")
+    code, reason = int.from_bytes(payload[:2], "big"), payload[2:].decode("utf-8", "backslashreplace")
+    said = f"{code} {printable(redacted(reason))!r}" if reason else str(code)
     if len(payload) == 1:
-        raise FrameViolation(1002, "close-length")
+        raise FrameViolation(1002, "close-length", said)
     try:
-        close = CloseFrame(int.from_bytes(payload[:2], "big"), payload[2:].decode())
+        payload[2:].decode()
     except UnicodeDecodeError:
-        raise FrameViolation(1007, "close-reason") from None
-    if not is_close_code(close.code):
-        raise FrameViolation(1002, "close-code")
-    return close
+        raise FrameViolation(1007, "close-reason", said) from None
+    if not is_close_code(code):
+        raise FrameViolation(1002, "close-code", said)
+    return CloseFrame(code, reason)
 
 
 def mask_frame(opcode: int, payload: bytes, mask: bytes) -> bytes:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol, TypeAlias
 
 import attrs
 import trio
 
-from trio_nova.errors import Phase
+from trio_nova.errors import ConfigError, Phase
 from trio_nova.links._deflate import Deflate
 from trio_nova.messages import Frame
 from trio_nova.secrets import Secret, as_secret_text, hide_tokens
@@ -96,6 +96,13 @@ class Dial:
         return tuple(name.reveal() if isinstance(name, Secret) else name for name in self.subprotocols)
 
 
+def refuse_what_lacks(lacks: Mapping[str, str], options: attrs.AttrsInstance) -> None:
+    """Raise ConfigError for an option, of a Dial or a session, that is set though the transport `lacks` it."""
+    for name, why in lacks.items():
+        if getattr(options, name) != getattr(attrs.fields(type(options)), name).default:
+            raise ConfigError(name, why)
+
+
 Sent: TypeAlias = Literal["whole", "begun", "not"]
 
 
@@ -166,7 +173,11 @@ class Link(Protocol):
 
 
 class Transport(Protocol):
-    """Opens links. A strategy: `Config.transport`."""
+    """Opens links. A strategy: `Config.transport`.
+
+    One that lacks what an option asks for may say so in an attribute `lacks`, a mapping from the option's name to the
+    reason: `open_connection` then refuses that option at once.
+    """
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
         """Return a block that holds one open link; leaving it aborts a link that is still open.

@@ -209,11 +209,9 @@ def accept_token(key: str) -> str:
     return base64.b64encode(hashlib.sha1((key + _ACCEPT_GUID).encode("ascii")).digest()).decode("ascii")
 
 
-def canonical_head(key: str, subprotocol: str | None, extensions: str = "") -> bytes:
+def canonical_head(key: str, subprotocol: str | None) -> bytes:
     """Write the plainest 101 response that says the same: what the layer above parses is never the peer's text."""
     chosen = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol is not None else ""
-    if extensions:
-        chosen += f"Sec-WebSocket-Extensions: {extensions}\r\n"
     return (
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Accept: {accept_token(key)}\r\n{chosen}\r\n"

@@ -8,32 +8,22 @@ frequent is done in one loop over what arrived, and all else frame by frame::
                                   ├─ control frames                 ──► pongs, the closing handshake
                                   └─ what is illegal                ──► a close frame
 
-The package websockets offers, negotiates and undoes compression, and masks; its protocol object is what a
-test compares this one with. Three rules of ours are stricter, or wiser: a length must be written in its
-shortest form (RFC 6455 section 5.2); fragments are charged by bytes, 64 more each, not counted; a close
-frame between two fragments is a close frame like any other (section 5.4).
+The package websockets masks; its protocol object is what a test compares this one with. Some rules of ours
+are stricter, or wiser: a length must be written in its shortest form (RFC 6455 section 5.2); fragments are
+charged by bytes, 64 more each, not counted; a close frame between two fragments is a close frame like any
+other (section 5.4); a compressed message may end with a final block, and none may end within a block.
 """
 
 from __future__ import annotations
 
 import base64
 import codecs
-import logging
 import os
-from collections.abc import Sequence
 from struct import Struct
 from typing import NoReturn
 
-from websockets.client import ClientProtocol
-from websockets.exceptions import PayloadTooBig, ProtocolError
-from websockets.extensions import Extension
-from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory, PerMessageDeflate
-from websockets.frames import Frame as WebSocketFrame
-from websockets.frames import Opcode
-from websockets.typing import ExtensionParameter
-from websockets.uri import WebSocketURI
-
-from trio_nova.errors import BadMessage, HandshakeInvalid, MessageTooBig
+from trio_nova.errors import BadMessage, MessageTooBig
+from trio_nova.links._deflate import Deflater, Inflater, agree, offer
 from trio_nova.links._ending import Ending
 from trio_nova.links._frames import (
     BINARY,
@@ -47,7 +37,7 @@ from trio_nova.links._frames import (
     judge_close,
 )
 from trio_nova.links._seam import Dial
-from trio_nova.links._upgrade import Response, canonical_head, judge_upgrade, upgrade_request
+from trio_nova.links._upgrade import Response, judge_upgrade, upgrade_request
 from trio_nova.messages import Frame, Ping, Pong
 
 try:
@@ -61,8 +51,6 @@ _CONTINUATION = 0x0
 _FIN, _RSV1, _RSV = 0x80, 0x40, 0x70
 _WHOLE_TEXT, _WHOLE_BINARY = _FIN | TEXT, _FIN | BINARY
 _WHOLE_CLOSE, _WHOLE_PING, _WHOLE_PONG = _FIN | CLOSE, _FIN | PING, _FIN | PONG
-_EXTENSIONS_LIMIT = 1024
-"""Characters of Sec-WebSocket-Extensions; what an honest server says is far shorter."""
 
 _START = Struct("!BBH")
 """How a frame begins: its bits and opcode, a length, and, if that is 126, the length (RFC 6455 section 5.2)."""
@@ -72,8 +60,6 @@ _WORTH_A_LOOK = 512
 """Bytes with which such messages are looked for."""
 _SHORT, _MEDIUM, _LONG = Struct("!BB4s"), Struct("!BBH4s"), Struct("!BBQ4s")
 
-_silent = logging.Logger("trio_nova.links.wire")
-_silent.disabled = True  # it would log headers and messages, secrets and all
 _utf8 = codecs.getincrementaldecoder("utf-8")
 
 
@@ -81,13 +67,14 @@ class WireProtocol:
     """One connection: first the upgrade, then `feed` what is received, and send what `encode` returns."""
 
     def __init__(self, dial: Dial) -> None:
-        self._negotiation = _negotiation(dial)
         self._key = base64.b64encode(os.urandom(16)).decode()
         """The Sec-WebSocket-Key of the upgrade (RFC 6455 section 4.1)."""
         self._dial = dial
         self.subprotocol: str | None = None
         self._limit = dial.max_message_size
-        self._extensions: Sequence[Extension] = ()
+        self._inflater: Inflater | None = None
+        self._deflater: Deflater | None = None
+        """None: what we send is not compressed."""
         self._deflated = 0
         """The bit of a first byte that says so, where compression was agreed on."""
         self._partial = bytearray()
@@ -114,32 +101,26 @@ class WireProtocol:
 
     def request(self) -> bytes:
         """Return the upgrade request."""
-        extensions = ""
-        if self._negotiation is not None:
-            extensions = self._negotiation.connect().headers["Sec-WebSocket-Extensions"]
-        return upgrade_request(self._dial, self._key, extensions)
+        terms = self._dial.compression
+        return upgrade_request(self._dial, self._key, offer(terms) if terms is not None else "")
 
     def upgraded(self, response: Response) -> None:
         """Take in the server's 101 response; `feed` what follows it.
 
         Raises:
-            HandshakeInvalid: it is not what RFC 6455 section 4.1 asks for.
+            HandshakeInvalid: it is not what RFC 6455 section 4.1 asks for, or RFC 7692 where compression was offered.
         """
-        negotiation, self._negotiation = self._negotiation, None
-        offered = negotiation is not None
-        self.subprotocol = judge_upgrade(response, self._key, self._dial.offered, extensions=offered)
-        if negotiation is None:
+        terms = self._dial.compression
+        self.subprotocol = judge_upgrade(response, self._key, self._dial.offered, extensions=terms is not None)
+        if terms is None:
             return
-        extensions = ", ".join(response.values("sec-websocket-extensions"))
-        if len(extensions) > _EXTENSIONS_LIMIT or not extensions.isascii():
-            raise HandshakeInvalid("Sec-WebSocket-Extensions is too long, or not ASCII", rule="extension")
-        negotiation.receive_data(canonical_head(negotiation.key, None, extensions))
-        if negotiation.handshake_exc is not None:
-            raise HandshakeInvalid(
-                "the server uses an extension that was not offered, or not on these terms", rule="extension"
-            ) from negotiation.handshake_exc
-        self._extensions = negotiation.extensions
-        self._deflated = _RSV1 if negotiation.extensions else 0
+        agreed = agree(terms, ", ".join(response.values("sec-websocket-extensions")))
+        if agreed is None:
+            return
+        self._deflated = _RSV1
+        self._inflater = Inflater(agreed.server_bits, agreed.server_forgets, self._limit)
+        if agreed.client_bits > 8:  # zlib cannot deflate for a window of 8 bits, and nobody must compress
+            self._deflater = Deflater(terms, agreed.client_bits, agreed.client_forgets)
 
     # ----------------------------------------------------------------- receiving
 
@@ -319,8 +300,8 @@ class WireProtocol:
             self._compressed = bool(first & _RSV1)
             self._charged = 0
         alone = begins and fin
-        if self._compressed:
-            payload = self._inflate(first, payload)
+        if self._compressed and self._inflater is not None:
+            payload = self._inflater.inflate(payload, fin)
         self._charged += len(payload) if alone else len(payload) + FRAGMENT_OVERHEAD
         if self._charged > self._limit:
             raise FrameViolation(1009, "")
@@ -337,18 +318,6 @@ class WireProtocol:
             self._bytes = bytearray()
             self._decoder.reset()
             self._opcode = _CONTINUATION
-
-    def _inflate(self, first: int, payload: bytes) -> bytes:
-        frame = WebSocketFrame(Opcode(first & 0x0F), payload, first >= _FIN, bool(first & _RSV1))
-        room = max(self._limit - self._charged, 1)  # 0 would be no limit, for zlib
-        try:
-            for extension in reversed(self._extensions):
-                frame = extension.decode(frame, max_size=room)
-        except PayloadTooBig:
-            raise FrameViolation(1009, "") from None
-        except ProtocolError as exc:
-            raise FrameViolation(1002, str(exc)) from exc
-        return bytes(frame.data)
 
     def _refuse(self, first: int, rule: str) -> NoReturn:
         """Refuse a frame: for its first byte, if that is illegal too, as how much of it has come must not matter."""
@@ -395,7 +364,8 @@ class WireProtocol:
         self._part(close_payload(violation.code, rule))
         kind = MessageTooBig if violation.code == 1009 else BadMessage
         cause = kind(f"the peer broke a rule: {rule}")
-        self.ending = Ending(violation.code, detail=rule, remote=False, cause=cause)
+        detail = f"{rule}: {violation.said}" if violation.said else rule
+        self.ending = Ending(violation.code, detail=detail, remote=False, cause=cause)
         self._forget()
 
     def _forget(self) -> None:
@@ -408,7 +378,7 @@ class WireProtocol:
     @property
     def compresses(self) -> bool:
         """Whether messages are compressed: then what was encoded must be sent, as what follows may refer to it."""
-        return bool(self._extensions)
+        return self._deflater is not None
 
     def data_to_send(self) -> list[bytes]:
         """Return, once, the pongs and close frames that answer what was fed."""
@@ -425,8 +395,8 @@ class WireProtocol:
             first, payload = _WHOLE_PING, frame.payload
         else:
             first, payload = _WHOLE_PONG, frame.payload
-        if self._extensions and first & 0x0F < CLOSE:
-            return WebSocketFrame(Opcode(first & 0x0F), payload).serialize(mask=True, extensions=self._extensions)
+        if self._deflater is not None and first & 0x0F < CLOSE:
+            first, payload = first | _RSV1, self._deflater.deflate(payload)
         return self._frame(first, payload)
 
     def _frame(self, first: int, payload: bytes) -> bytes:
@@ -451,40 +421,6 @@ class WireProtocol:
         """Begin the closing handshake: return the close frame."""
         self._part(close_payload(code, reason))
         return b"".join(self.data_to_send())
-
-
-class _Offer(ClientPerMessageDeflateFactory):
-    """An offer whose client_max_window_bits is a hint that the server may ignore (RFC 7692 section 7.1.2.2).
-
-    A server that allows a wider window does not oblige us to use it; websockets would refuse the answer.
-    """
-
-    def process_response_params(
-        self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
-    ) -> PerMessageDeflate:
-        ours = self.client_max_window_bits
-        wider = {str(bits) for bits in range(15, ours or 15, -1)}
-        heeded = [
-            (name, str(ours) if name == "client_max_window_bits" and value in wider else value)
-            for name, value in params
-        ]
-        return super().process_response_params(heeded, accepted_extensions)
-
-
-def _negotiation(dial: Dial) -> ClientProtocol | None:
-    """Return what offers extensions, and judges what the server makes of the offer; None where none is offered."""
-    terms = dial.compression
-    if terms is None:
-        return None
-    offer = _Offer(
-        server_no_context_takeover=terms.server_no_context_takeover,
-        client_no_context_takeover=terms.client_no_context_takeover,
-        server_max_window_bits=terms.server_max_window_bits if terms.server_max_window_bits < 15 else None,
-        client_max_window_bits=terms.client_max_window_bits,
-        compress_settings={"level": terms.level, "memLevel": terms.memory_level},
-    )
-    url = dial.url
-    return ClientProtocol(WebSocketURI(url.secure, url.host, url.port, "/", ""), extensions=[offer], logger=_silent)
 
 
 def _length_of(data: bytes | bytearray, at: int) -> int:

@@ -11,25 +11,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
-from typing import NoReturn, cast
+from typing import ClassVar, NoReturn, cast
 
 import attrs
 import trio
 import trio_websocket
 
-from trio_nova.errors import BadMessage, ConfigError, ConnectFailed, NovaError, RetryAdvice
+from trio_nova.errors import BadMessage, ConnectFailed, NovaError, RetryAdvice
 from trio_nova.links._block import LinkBlock
 from trio_nova.links._dial import open_stream
 from trio_nova.links._ending import Ending
 from trio_nova.links._guard import Guard
 from trio_nova.links._handshake import CHUNK
 from trio_nova.links._inbox import Inbox
-from trio_nova.links._seam import Dial, Link, Sent
+from trio_nova.links._seam import Dial, Link, Sent, refuse_what_lacks
 from trio_nova.links._upgrade import upgrade_headers
 from trio_nova.messages import Frame, Ping, Pong
 from trio_nova.secrets import redacted
@@ -57,10 +56,11 @@ _HANG_UP_WAIT = 1.0
 class TrioWebsocketTransport:
     """Opens links over trio-websocket, guarded against what it leaves open."""
 
+    lacks: ClassVar[Mapping[str, str]] = {"compression": "trio-websocket has none: use WireTransport"}
+
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
         """Return a block that holds one open link; see `Transport.open`."""
-        if dial.compression is not None:
-            raise ConfigError("compression", "trio-websocket has none: use WireTransport")
+        refuse_what_lacks(self.lacks, dial)
         return LinkBlock(dial, _open_guarded)
 
 
@@ -73,6 +73,12 @@ class AdoptedTransport:
     nursery that it runs in.
     """
 
+    lacks: ClassVar[Mapping[str, str]] = {
+        "compression": "an adopted connection has what it was opened with",
+        "pins": "the adopted connection was opened without them",
+        "message_timeout": "nothing can time the messages of an adopted connection",
+    }
+
     ws: trio_websocket.WebSocketConnection
     _handed_over: bool = attrs.field(default=False, init=False)
 
@@ -82,10 +88,7 @@ class AdoptedTransport:
         Raises:
             ConfigError: `dial` asks for what protects only a connection that is opened here.
         """
-        if dial.pins:
-            raise ConfigError("pins", "the adopted connection was opened without them")
-        if dial.message_timeout < math.inf:
-            raise ConfigError("message_timeout", "nothing can time the messages of an adopted connection")
+        refuse_what_lacks(self.lacks, dial)
         return LinkBlock(dial, self._adopt)
 
     async def _adopt(self, dial: Dial) -> _Link:
