@@ -99,6 +99,23 @@ async def test_ping_returns_the_round_trip_time(autojump_clock: trio.abc.Clock) 
         assert conn.latency == pytest.approx(0.25)
 
 
+async def test_pings_are_text_to_those_who_read_them_so_and_never_the_same_twice(
+    autojump_clock: trio.abc.Clock, transport: Transport
+) -> None:
+    async with ScriptedServer(echo) as server:
+        async with open_connection(
+            URL, transport=transport, stream_factory=server.stream_factory, ping_interval=1.0
+        ) as conn:
+            for _ in range(10):
+                await conn.ping()
+                await trio.sleep(2.0)
+        await server.dials[0].wait_ended()
+    payloads = [frame.payload for frame in server.dials[0].frames if isinstance(frame, Ping)]
+    assert len(payloads) >= 20
+    assert len(set(payloads)) == len(payloads)
+    assert all(len(bytes.fromhex(payload.decode("ascii"))) == 8 for payload in payloads)
+
+
 @pytest.mark.fault("F55", where="memory")
 async def test_only_the_matching_pong_counts(autojump_clock: trio.abc.Clock) -> None:
     async def lie(peer: Peer) -> None:

@@ -328,7 +328,7 @@ class LinkTasks:
             session.perform(action, session.epoch, Lane.SETUP)
             self.pulse.probe_written(now)
             return
-        payload = session.config.entropy(8)
+        payload = self._ping_payload()
         try:
             message = session.config.heartbeat.probe(payload)
             frame = message if message is None or isinstance(message, Ping) else self._outbound.encode(message)
@@ -342,6 +342,10 @@ class LinkTasks:
             self._await_pong(payload, _AwaitedPong(now))
             kind = "" if isinstance(message, Ping) else self._outbound.kind_of(message)
             self._outbound.control(frame, kind, self._probe_written)
+
+    def _ping_payload(self) -> bytes:
+        """Return what a pong must repeat to be believed: in ASCII, as some servers read it as text."""
+        return self._session.config.entropy(8).hex().encode("ascii")
 
     def _probe_written(self, outgoing: Outgoing, error: NovaError | None) -> None:
         if error is None:
@@ -389,7 +393,7 @@ class LinkTasks:
             LinkLost: the link ended first.
             NotSent: the rate limit refused the ping.
         """
-        payload = self._session.config.entropy(8)
+        payload = self._ping_payload()
         task = trio.lowlevel.current_task()
         awaited = _AwaitedPong(trio.current_time(), task)
 
@@ -413,7 +417,7 @@ class LinkTasks:
             raise awaited.refused
         if awaited.rtt is None:
             lost = self._lost or LinkLost(1006, "", self._session.epoch)
-            raise LinkLost(lost.code, lost.reason, lost.epoch, remote=lost.remote) from lost
+            raise LinkLost(lost.code, lost.reason, lost.epoch, detail=lost.detail, remote=lost.remote) from lost
         return awaited.rtt
 
     def _settle_pongs(self) -> None:

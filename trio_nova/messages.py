@@ -579,7 +579,9 @@ class CloseInfo:
     reason: str
     remote: bool | None
     epoch: int
+    detail: str = ""
+    """What else is known: which rule the peer broke, or what an illegal close frame said."""
 
     @classmethod
     def of(cls, lost: LinkLost) -> CloseInfo:
-        return cls(lost.code, lost.reason, lost.remote, lost.epoch)
+        return cls(lost.code, lost.reason, lost.remote, lost.epoch, lost.detail)

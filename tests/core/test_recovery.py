@@ -26,7 +26,7 @@ from trio_nova.messages import Close, Retry, Stop
 
 STEADY = LinearBackoff(base=4.0, step=0.0, jitter=0.0)
 """Always four seconds."""
-GOODBYE = [LinkLost(1000, remote=True), LinkLost(1001, remote=True)]
+GOODBYE = [LinkLost(code, remote=True) for code in (1000, 1001, 1005)]
 
 
 def failed(times: int = 1, max_attempts: float = math.inf) -> Attempts:

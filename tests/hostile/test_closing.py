@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_nova
 from trio_nova import (
+    AuthHandler,
     ConfigError,
     Connection,
     ConnectionHandler,
@@ -83,6 +85,137 @@ async def test_a_reason_of_123_bytes_is_said_whole(
             await conn.aclose(4999, reason)
         await server.dials[0].wait_ended()
     assert server.dials[0].frames == [ClosePayload(4999, reason)]
+
+
+# --------------------------------------------------------------------------- what a close frame says, or does not
+
+
+async def close_when_open(peer: Peer, payload: bytes) -> None:
+    await peer.accept()
+    await peer.send("last words")
+    await peer.send_frame(Opcode.CLOSE, payload)
+    await peer.mute()
+
+
+async def close_instead_of_an_answer(peer: Peer, payload: bytes) -> None:
+    await peer.accept()
+    await peer.receive()
+    await peer.send_frame(Opcode.CLOSE, payload)
+    await peer.mute()
+
+
+async def close_in_answer_to_ours(peer: Peer, payload: bytes) -> None:
+    await peer.accept()
+    await peer.send("last words")
+    await peer.expect_close()
+    await peer.send_frame(Opcode.CLOSE, payload)
+    await peer.mute()
+
+
+class Login(AuthHandler):
+    async def authenticate(self, exchange: Any, credentials: Any) -> Any:
+        return await exchange.ask("login", lambda message: None)
+
+
+@pytest.mark.parametrize("say", [close_when_open, close_instead_of_an_answer, close_in_answer_to_ours])
+async def test_a_close_frame_that_says_nothing_ends_a_session_as_1000_does(
+    autojump_clock: MockClock, transport: Transport, say: Callable[..., Awaitable[None]]
+) -> None:
+    """Browsers and npm ws send one where no code is given."""
+    ends = []
+    for payload in (b"", (1000).to_bytes(2)):
+        received, error = [], None
+        options: dict[str, Any] = {"auth_handler": Login} if say is close_instead_of_an_answer else {}
+        async with ScriptedServer(partial(say, payload=payload)) as server:
+            began = trio.current_time()
+            try:
+                async with open_connection(
+                    URL, transport=transport, stream_factory=server.stream_factory, max_attempts=0, **options
+                ) as conn:
+                    if say is close_in_answer_to_ours:
+                        received.append(await conn.receive())
+                        await conn.aclose()
+                    received += [message async for message in conn]
+            except trio_nova.NovaError as exc:
+                error = exc
+            ends.append((received, type(error), trio.current_time() - began))
+    assert ends[0] == ends[1]
+    assert ends[0][1] is (LinkLost if say is close_instead_of_an_answer else type(None))  # no first link came up
+
+
+async def test_a_link_that_is_closed_without_a_code_is_dialled_again(
+    autojump_clock: MockClock, transport: Transport
+) -> None:
+    async with (
+        ScriptedServer(partial(close_when_open, payload=b""), echo) as server,
+        open_connection(URL, transport=transport, stream_factory=server.stream_factory) as conn,
+    ):
+        assert await conn.receive() == "last words"
+        await conn.wait_state(State.DISCONNECTED)
+        assert conn.close_info == trio_nova.CloseInfo(1005, "", True, 1)
+        await conn.wait_state(State.READY)
+        assert server.dials[0].frames == [ClosePayload(1005)]
+
+
+ILLEGAL_GOODBYES: dict[str, tuple[bytes, int, str]] = {
+    "1006": ((1006).to_bytes(2) + b"going down at 12:00", 1002, "close-code: 1006 'going down at 12:00'"),
+    "5000": ((5000).to_bytes(2) + "schönen Tag".encode(), 1002, "close-code: 5000 'schönen Tag'"),
+    "0": ((0).to_bytes(2) + b"x" * 123, 1002, f"close-code: 0 '{'x' * 123}'"),
+    "1005 without a reason": ((1005).to_bytes(2), 1002, "close-code: 1005"),
+    "one byte": (b"\x03", 1002, "close-length: 3"),
+    "no UTF-8": ((1001).to_bytes(2) + b"caf\xe9", 1007, r"close-reason: 1001 'caf\\xe9'"),
+    "what a terminal would obey": ((999).to_bytes(2) + b"\x1b[2J\n", 1002, r"close-code: 999 '\\x1b[2J\\n'"),
+    "a secret": ((999).to_bytes(2) + b"bad token t0k3n-of-mine", 1002, "close-code: 999 'bad token ***'"),
+}
+
+
+@pytest.mark.fault("F47", where="memory")
+@pytest.mark.parametrize("goodbye", ILLEGAL_GOODBYES)
+async def test_what_an_illegal_close_frame_says_is_kept_and_the_link_is_dialled_again(
+    autojump_clock: MockClock, transport: Transport, goodbye: str
+) -> None:
+    payload, code, said = ILLEGAL_GOODBYES[goodbye]
+    events = []
+
+    class Log(trio_nova.LoggingHandler):
+        def log_connection_event(self, event: Any) -> None:
+            events.append(event)
+
+    async with (
+        ScriptedServer(partial(close_when_open, payload=payload), echo) as server,
+        open_connection(
+            URL,
+            transport=transport,
+            stream_factory=server.stream_factory,
+            headers={"Authorization": "Bearer t0k3n-of-mine"},
+            allow_plaintext_credentials=True,
+            logging_handler=Log,
+        ) as conn,
+    ):
+        assert await conn.receive() == "last words"
+        await conn.wait_state(State.DISCONNECTED)
+        assert conn.close_info == trio_nova.CloseInfo(code, "", False, 1, said)
+        lost = conn.health().last_error
+        assert isinstance(lost, LinkLost)
+        assert lost.detail == said
+        assert said in str(lost)
+        await conn.wait_state(State.READY)
+        assert [event.detail for event in events if isinstance(event, LinkClosed)] == [said]
+        (answer,) = server.dials[0].frames
+        assert isinstance(answer, ClosePayload)
+        assert answer.code == code
+
+
+@pytest.mark.parametrize("payload", [b"", (5000).to_bytes(2) + b"bye", b"\x03"])
+async def test_whatever_answers_our_goodbye_the_end_is_ours(
+    autojump_clock: MockClock, transport: Transport, payload: bytes
+) -> None:
+    async with ScriptedServer(partial(close_in_answer_to_ours, payload=payload)) as server:
+        async with open_connection(URL, transport=transport, stream_factory=server.stream_factory) as conn:
+            before = trio.current_time()
+            await conn.aclose(4000, "done")
+            assert trio.current_time() == before
+            assert conn.close_info == trio_nova.CloseInfo(4000, "done", False, 1)
 
 
 # --------------------------------------------------------------------------- however the peer behaves

@@ -255,9 +255,9 @@ SINS: list[tuple[bytes, int, str]] = [
     (b"\x82\x7f\xff\xff\xff\xff\xff\xff\xff\xff", 1002, "length-range"),
     (b"\x82\x7f\x00\x00\x00\x00\x80\x00\x00\x00", 1009, "too-big"),
     (b"\x81\x02\xc3\x28", 1007, "utf-8"),
-    (b"\x88\x01x", 1002, "close-length"),
-    (b"\x88\x02\x03\xed", 1002, "close-code"),
-    (b"\x88\x03\x03\xe8\xff", 1007, "close-reason"),
+    (b"\x88\x01x", 1002, "close-length: 120"),
+    (b"\x88\x02\x03\xed", 1002, "close-code: 1005"),
+    (b"\x88\x03\x03\xe8\xff", 1007, r"close-reason: 1000 '\\xff'"),
 ]
 
 

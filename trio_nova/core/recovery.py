@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trio_nova.core.backoff import Backoff, NoBackoff
-from trio_nova.core.verdict import Attempts, Disposition, of_error
+from trio_nova.core.verdict import IN_GOOD_ORDER, Attempts, Disposition, of_error
 from trio_nova.errors import LinkLost, NovaError, SessionOver
 from trio_nova.messages import Close, Retry, Stop
 
@@ -34,7 +34,7 @@ def advise(
     if not may_retry or (of_error(error) is Disposition.FATAL and not once_more):
         return Stop(error)
     if attempts.max_attempts == 0 or isinstance(backoff, NoBackoff):
-        in_good_order = isinstance(error, LinkLost) and error.remote and error.code in (1000, 1001)
+        in_good_order = isinstance(error, LinkLost) and error.remote and error.code in IN_GOOD_ORDER
         return Close() if in_good_order else Stop(error)
     delay = backoff.delay(attempts.made, spread, attempts.previous)
     if attempts.exhausted or delay is None:

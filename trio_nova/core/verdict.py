@@ -33,6 +33,7 @@ from trio_nova.messages import Category
 
 __all__ = [
     "CLOSE_CODES",
+    "IN_GOOD_ORDER",
     "MAX_RETRY_AFTER",
     "STATUSES",
     "STATUS_CLASSES",
@@ -98,7 +99,7 @@ CLOSE_CODES: Mapping[int, Ruling] = {
     1001: Ruling(_TRANSIENT, "network", "the server goes away"),
     1002: Ruling(_TRANSIENT, "protocol", "the server saw a protocol error"),
     1003: Ruling(_TRANSIENT, "protocol", "the server does not take this kind of data"),
-    1005: Ruling(_TRANSIENT, "network", "closed without a code"),
+    1005: Ruling(_TRANSIENT, "network", "closed in good order, by a close frame that says nothing"),
     1006: Ruling(_TRANSIENT, "network", "lost without a close frame"),
     1007: Ruling(_TRANSIENT, "protocol", "the server saw data that does not fit its type"),
     1008: Ruling(_TRANSIENT, "protocol", "a policy of the server's; which one, only its adapter can know"),
@@ -114,6 +115,9 @@ CLOSE_CODES: Mapping[int, Ruling] = {
     3008: Ruling(_TRANSIENT, "timeout", "the server waited too long for us"),
 }
 """Close codes of RFC 6455 section 7.4.1 and of the IANA registry of WebSocket close codes."""
+
+IN_GOOD_ORDER = frozenset({1000, 1001, 1005})
+"""Close codes by which a peer ends a session that is not to dial again: browsers, and more, send a frame with none."""
 
 _UNKNOWN_CODE = Ruling(_TRANSIENT, "unknown", "not a code that all servers agree on; an adapter may know better")
 

@@ -185,9 +185,10 @@ class Guard(trio.abc.Stream):
         if self._patience.is_over(within_one=within_one) and not self._finished:
             scanner.violation, sound = FrameViolation(1008, self._patience.rule), 0
         if scanner.violation is not None:
-            code, rule = scanner.violation.code, scanner.violation.rule
+            code, rule, said = scanner.violation.code, scanner.violation.rule, scanner.violation.said
             kind = MessageTooBig if code == 1009 else BadMessage
-            self.end(Ending(code, detail=rule, remote=False, cause=kind(f"the peer broke a rule: {rule}")))
+            detail = f"{rule}: {said}" if said else rule
+            self.end(Ending(code, detail=detail, remote=False, cause=kind(f"the peer broke a rule: {rule}")))
         elif scanner.close is not None:
             self.end(Ending(scanner.close.code, scanner.close.reason, remote=True))
         if data:
