@@ -615,6 +615,12 @@ class ConnectionBlock:
         session = self.session
         if self._manager is not None:
             raise ConfigError("target", "a connection block can be entered once; call open_connection again")
+        if not trio.lowlevel.in_trio_task():
+            raise ConfigError(
+                "open_connection",
+                "needs Trio's event loop, and this is another's: run your program by trio.run(main), or by "
+                "anyio.run(main, backend='trio'); docs/how-to/use-other-event-loops.md has more",
+            )
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         self._nursery.start_soon(self._serve, name="nova:supervisor")

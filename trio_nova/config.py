@@ -88,7 +88,15 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ILLEGAL_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _PIN = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
 """32 bytes: the last character before the = stands for 4 bits, the others for 6 (RFC 4648 section 4)."""
-_OWN_HEADERS = {"upgrade", "connection", "content-length", "transfer-encoding"}
+_OWN_HEADERS: Mapping[str, str] = {
+    **dict.fromkeys(("upgrade", "connection", "sec-websocket-key", "sec-websocket-version"), "the handshake"),
+    **dict.fromkeys(("content-length", "transfer-encoding", "expect", "te", "trailer"), "a request with a body"),
+    **dict.fromkeys(("keep-alive", "proxy-connection"), "a connection that is used again"),
+    "sec-websocket-protocol": "the option subprotocols",
+    "sec-websocket-extensions": "the option compression",
+    "proxy-authorization": "the proxy: put the login into the URL of the option proxy",
+}
+"""Headers that are not the caller's to set, and what they belong to."""
 
 
 def _fail(attribute: attrs.Attribute[Any], problem: str) -> None:
@@ -192,9 +200,11 @@ def check_headers(headers: Mapping[str, str], field: str = "headers") -> tuple[t
     """Return the headers as pairs, fit for the wire (RFC 9110 section 5).
 
     Raises:
-        ConfigError: a name or value has a character that it must not have, or the name is the handshake's own.
+        ConfigError: a name or value has a character that it must not have, or the name is the handshake's own; or
+            there are two spellings of one name, of which a server would take the one or the other.
     """
     pairs: list[tuple[str, str]] = []
+    spellings: dict[str, str] = {}
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
             raise ConfigError(field, f"{name!r} is not a header name")
@@ -202,8 +212,16 @@ def check_headers(headers: Mapping[str, str], field: str = "headers") -> tuple[t
             raise ConfigError(field, f"the value of {name} must be a str, not a {type(value).__name__}")
         if _ILLEGAL_VALUE.search(value) or not _is_latin1(value):
             raise ConfigError(field, f"the value of {name} has a character that a header must not have")
-        if name.lower() in _OWN_HEADERS or name.lower().startswith("sec-websocket-"):
-            raise ConfigError(field, f"{name} belongs to the handshake")
+        owner = _OWN_HEADERS.get(name.lower())
+        if owner is None and name.lower().startswith("sec-websocket-"):
+            owner = "the handshake"
+        if owner is not None:
+            raise ConfigError(field, f"{name} belongs to {owner}")
+        if (other := spellings.setdefault(name.lower(), name)) != name:
+            raise ConfigError(
+                field,
+                f"{other} and {name} are one header, given twice: in a hook, write info.headers | {{{name!r}: ...}}",
+            )
         pairs.append((name, value))
     return tuple(pairs)
 

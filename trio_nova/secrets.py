@@ -43,6 +43,7 @@ __all__ = [
     "forget_locals",
     "hide_tokens",
     "is_secret_name",
+    "learn_here",
     "redacted",
     "secret_parameter",
     "secrets_in",
@@ -162,15 +163,25 @@ def as_secret_text(value: str | Secret[str]) -> Secret[str]:
 
 
 class HeaderMap(Mapping[str, str]):
-    """Header names and values, as they were given, for good. Printing it shows the names only."""
+    """Header names and values, as they were given, for good. Printing it shows the names only.
 
-    __slots__ = ("_values",)
+    A name is found in any spelling; `headers | {"authorization": "..."}` replaces that header, however it is spelt.
+    """
+
+    __slots__ = ("_spellings", "_values")
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._values = dict(headers)
+        self._spellings = {name.lower(): name for name in self._values if isinstance(name, str)}
 
     def __getitem__(self, name: str) -> str:
-        return self._values[name]
+        if name in self._values:  # also where it is no text, and so no header: that is told by who checks them
+            return self._values[name]
+        return self._values[self._spellings[name.lower()]]
+
+    def __or__(self, others: Mapping[str, str]) -> HeaderMap:
+        replaced = {name.lower() for name in others}
+        return HeaderMap({**{name: self[name] for name in self if name.lower() not in replaced}, **others})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -510,6 +521,13 @@ def redacted(text: str) -> str:
     """Return `text` without the secrets of the session whose task this is; unchanged in other tasks."""
     redactor = _current.get()
     return text if redactor is None else redactor.redact(text)
+
+
+def learn_here(owner: str, values: Iterable[object]) -> None:
+    """Let the session whose task this is take the texts in `values` for the secrets of `owner`; nothing elsewhere."""
+    redactor = _current.get()
+    if redactor is not None:
+        redactor.keep(owner, [text for value in values for text in secrets_in(value)])
 
 
 def secrets_in(value: object, depth: int = 4) -> Iterator[str]:

@@ -13,6 +13,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trio_nova import open_connection
 from trio_nova.errors import ConfigError, ConnectFailed, HandshakeInvalid, HandshakeRejected, LinkLost, RedirectRefused
 from trio_nova.links import Dial, Transport
 from trio_nova.links._redirect import redirected
@@ -458,3 +459,99 @@ def test_an_origin_is_compared_as_a_whole() -> None:
     with pytest.raises(ConfigError):
         Url.parse("ws://server.test:x/")
     assert Url.parse("ws://SERVER.test:80/x").origin == "ws://server.test"
+
+
+# --------------------------------------------------------------------------- cookies
+
+
+def cookies_of(server: ScriptedServer) -> list[str | None]:
+    return [dial.request.headers.get("cookie") for dial in server.dials if dial.request is not None]
+
+
+def setting(location: str, *cookies: str) -> Step:
+    async def script(peer: Peer) -> None:
+        await peer.reject(302, [("Location", location), *(("Set-Cookie", cookie) for cookie in cookies)])
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("given", "cookies", "sent"),
+    [
+        ("", ["s=1"], "s=1"),
+        ("", ["s=1; Path=/; HttpOnly; SameSite=Strict", "t=2; path=/b"], "t=2; s=1"),
+        ("", ["s=1; Path=/other", "t=2; Path=/bb"], None),
+        ("", ["s=a=b==; Max-Age=60"], "s=a=b=="),
+        ("", ['s="q"'], 's="q"'),
+        ("", ["s=1; Secure"], None),
+        ("", ["s=1; Max-Age=0"], None),
+        ("", ["s=1; Max-Age=-5; Expires=Fri, 01 Jan 2100 00:00:00 GMT"], None),
+        ("", ["s=1; Expires=Thu, 01 Jan 1970 00:00:00 GMT"], None),
+        ("", ["s=1; Expires=Thu, 01-Jan-1970 00:00:00 GMT"], None),
+        ("", ["s=1; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Max-Age=9"], "s=1"),
+        ("", ["s=1; Expires=whenever; Max-Age=soon"], "s=1"),
+        ("", ["s=1; Expires=Fri, 99 Foo 9999999 00:00:00 GMT"], "s=1"),
+        ("", ["s=1", "s=; Max-Age=0"], None),
+        ("", ["s=1", "s=2"], "s=2"),
+        ("", ["s=1; Domain=server.test", "t=2; Domain=.test"], "s=1; t=2"),
+        ("", ["s=1; Domain=other.test", "t=2; Domain=erver.test"], None),
+        ("", ["no pair", "=nameless", ";", ""], None),
+        ("", [f"s={'x' * 5000}", "t=2"], "t=2"),
+        ("a=1; s=old", ["s=new"], "a=1; s=new"),
+        ("a=1;b=2", [], "a=1; b=2"),
+    ],
+)
+async def test_what_a_redirect_sets_is_sent_to_its_target(
+    autojump_clock: trio.testing.MockClock, transport: Transport, given: str, cookies: list[str], sent: str | None
+) -> None:
+    async with ScriptedServer(setting("/b", *cookies), echo) as server:
+        headers = (("cookie", given),) if given else ()
+        async with transport.open(redirecting(server, headers=headers)) as link:
+            await link.aclose()
+    assert cookies_of(server) == [given.replace(";b", "; b") or None, sent]
+
+
+async def test_cookies_of_a_chain_add_up_and_stay_with_the_origin_that_set_them(
+    autojump_clock: trio.testing.MockClock, transport: Transport
+) -> None:
+    there, back = "ws://other.test/x", "ws://server.test/b"
+    async with ScriptedServer(
+        setting("/a", "one=1; Path=/"), setting(there, "two=2"), setting(back, "three=3; Path=/"), echo
+    ) as server:
+        dial = redirecting(server, headers=(), redirect_origins=frozenset({"ws://other.test", "ws://server.test"}))
+        async with transport.open(dial) as link:
+            await link.aclose()
+    assert cookies_of(server) == [None, "one=1", None, "one=1; two=2"]
+
+
+async def test_a_cookie_is_not_remembered_by_the_next_dial(
+    autojump_clock: trio.testing.MockClock, transport: Transport
+) -> None:
+    async with ScriptedServer(setting("/b", "s=1"), echo, echo) as server:
+        dial = redirecting(server, headers=())
+        for _ in range(2):
+            async with transport.open(dial) as link:
+                await link.aclose()
+    assert cookies_of(server) == [None, "s=1", None]
+
+
+async def test_cookies_without_end_are_fifty(autojump_clock: trio.testing.MockClock, transport: Transport) -> None:
+    async with ScriptedServer(setting("/b", *(f"c{n}={n}" for n in range(200))), echo) as server:
+        async with transport.open(redirecting(server, headers=())) as link:
+            await link.aclose()
+    assert cookies_of(server)[1] == "; ".join(f"c{n}={n}" for n in range(150, 200))
+
+
+async def test_a_cookie_that_the_target_repeats_is_masked(
+    autojump_clock: trio.testing.MockClock, transport: Transport
+) -> None:
+    async def repeat(peer: Peer) -> None:
+        request = await peer.read_request()
+        await peer.reject(403, body=request.headers["cookie"].encode())
+
+    async with ScriptedServer(setting("/b", f"session={CANARY}"), repeat) as server:
+        with pytest.raises(HandshakeRejected) as caught:
+            async with open_connection("ws://server.test/", transport=transport, stream_factory=server.stream_factory):
+                pass
+    assert cookies_of(server)[1] == f"session={CANARY}"
+    assert CANARY not in f"{caught.value} {caught.value!r}"

@@ -23,7 +23,7 @@ def _url(value: str | Url) -> Url:
     return value
 
 
-def _header_map(value: Mapping[str, str]) -> Mapping[str, str]:
+def _header_map(value: Mapping[str, str]) -> HeaderMap:
     if isinstance(value, HeaderMap):
         return value
     if not isinstance(value, Mapping):
@@ -37,8 +37,8 @@ class ConnectionInfo:
 
     url: Url = attrs.field(converter=_url)
     """May be given as text. Its `with_query` adds a token, its `full` shows all."""
-    headers: Mapping[str, str] = attrs.field(factory=dict, converter=_header_map)
-    """Masked where they are printed."""
+    headers: HeaderMap = attrs.field(factory=lambda: HeaderMap({}), converter=_header_map)
+    """Masked where they are printed. `info.headers | {"authorization": ...}` replaces one, in any spelling."""
     subprotocols: tuple[str | Secret[str], ...] = attrs.field(default=(), converter=hide_tokens)
     """A token among them is a `Secret`."""
     attempt: int = 0

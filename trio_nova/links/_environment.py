@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from trio_nova.errors import ConfigError
 from trio_nova.links._proxy import Proxy, parse_proxy
+from trio_nova.secrets import learn_here
 from trio_nova.urls import Url, ip_address, split_host
 
 __all__ = ["proxy_for"]
@@ -30,6 +31,7 @@ def proxy_for(url: Url, environ: Mapping[str, str]) -> Proxy | None:
         where, value = _look_up(name, environ)
         if value:
             proxy = parse_proxy(value if "://" in value else f"http://{value}", where)
+            learn_here("the proxy of the environment", [proxy.password if proxy.password.reveal() else proxy.user])
             return None if _is_exempt(url, _look_up("no_proxy", environ)[1]) else proxy
     return None
 

@@ -7,7 +7,9 @@ from urllib.parse import urljoin
 import attrs
 
 from trio_nova.errors import ConfigError, HandshakeRejected, RedirectRefused
+from trio_nova.links._cookies import with_cookies
 from trio_nova.links._seam import Dial
+from trio_nova.secrets import learn_here
 from trio_nova.urls import Url
 
 __all__ = ["redirected"]
@@ -18,6 +20,8 @@ _SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
 
 def redirected(dial: Dial, rejection: HandshakeRejected, hops: int) -> Dial:
     """Return the dial that `rejection` points to; the headers go along, and the login of the first URL.
+
+    So do the cookies that redirects of this dial have set, each to the origin that set it.
 
     That is why only a URL of the same origin will do, or of one that `dial.redirect_origins` vouches for.
     What is followed is not remembered: the next link begins at the first URL again.
@@ -39,7 +43,10 @@ def redirected(dial: Dial, rejection: HandshakeRejected, hops: int) -> Dial:
     target = _target(dial.url, location, rejection)
     if target.origin != dial.url.origin and target.origin not in dial.redirect_origins:
         raise RedirectRefused(rejection, f"{target.origin} is another origin, and not one of redirect_origins")
-    return attrs.evolve(dial, url=attrs.evolve(target, userinfo=dial.url.userinfo))
+    set_here = [value for name, value in rejection.headers if name == "set-cookie"]
+    cookies = with_cookies(dial.cookies, dial.url, set_here, dial.wall_clock())
+    learn_here("cookies", (each.value for each in cookies))
+    return attrs.evolve(dial, url=attrs.evolve(target, userinfo=dial.url.userinfo), cookies=cookies)
 
 
 def _target(base: Url, location: str, rejection: HandshakeRejected) -> Url:

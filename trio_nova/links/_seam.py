@@ -18,6 +18,7 @@ import attrs
 import trio
 
 from trio_nova.errors import ConfigError, Phase
+from trio_nova.links._cookies import Cookie
 from trio_nova.links._deflate import Deflate
 from trio_nova.messages import Frame
 from trio_nova.secrets import Secret, as_secret_text, hide_tokens
@@ -56,6 +57,8 @@ class Dial:
     """The number of the link to be opened, from 1."""
     headers: tuple[tuple[str, Secret[str]], ...] = attrs.field(default=(), converter=_masked, repr=False)
     """Sent with the upgrade. Already checked: no CR, LF or NUL, no name that the handshake owns."""
+    cookies: tuple[Cookie, ...] = ()
+    """Set by redirects of this dial."""
     subprotocols: tuple[str | Secret[str], ...] = attrs.field(default=(), converter=hide_tokens)
     """Offered with the upgrade; a token among them is a `Secret`."""
     ssl_context: ssl.SSLContext | None = None

@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 import attrs
 
 from trio_nova.errors import HandshakeInvalid
+from trio_nova.links._cookies import cookie_header
 from trio_nova.links._seam import Dial
 
 __all__ = [
@@ -172,14 +173,24 @@ def judge_upgrade(response: Response, key: str, offered: Sequence[str], extensio
     return chosen[0]
 
 
-def upgrade_headers(dial: Dial) -> list[tuple[bytes, bytes]]:
-    """Return what the caller adds to the upgrade request: the headers, and the login of the URL."""
-    headers = [(name.encode("ascii"), value.reveal().encode("latin-1")) for name, value in dial.headers]
+def upgrade_headers(dial: Dial) -> tuple[str, list[tuple[bytes, bytes]]]:
+    """Return the Host header's value, and what the caller adds to the upgrade request besides.
+
+    That is the headers, the cookies of redirects, and the login of the URL where there is no Authorization.
+    """
+    given = {name.lower(): value.reveal() for name, value in dial.headers}
+    headers = [
+        (name.encode("ascii"), value.reveal().encode("latin-1"))
+        for name, value in dial.headers
+        if name.lower() not in ("host", "cookie")
+    ]
+    if cookies := cookie_header(dial.cookies, dial.url, given.get("cookie", "")):
+        headers.append((b"Cookie", cookies.encode("latin-1")))
     if dial.url.userinfo and not any(name.lower() == b"authorization" for name, _ in headers):
         user, _, password = dial.url.userinfo.partition(":")
         login = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
         headers.append((b"Authorization", b"Basic " + base64.b64encode(login)))  # RFC 7617
-    return headers
+    return given.get("host", dial.url.authority), headers
 
 
 def upgrade_request(dial: Dial, key: str, extensions: str = "") -> bytes:
@@ -190,10 +201,8 @@ def upgrade_request(dial: Dial, key: str, extensions: str = "") -> bytes:
         key: the Sec-WebSocket-Key.
         extensions: what is offered, as Sec-WebSocket-Extensions says it; "": nothing.
     """
-    added = upgrade_headers(dial)
-    lines = [f"GET {dial.url.resource} HTTP/1.1".encode("ascii")]
-    if not any(name.lower() == b"host" for name, _ in added):
-        lines.append(f"Host: {dial.url.authority}".encode("ascii"))
+    host, added = upgrade_headers(dial)
+    lines = [f"GET {dial.url.resource} HTTP/1.1".encode("ascii"), b"Host: " + host.encode("latin-1")]
     own = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13"
     lines.append(own.encode("ascii"))
     if extensions:

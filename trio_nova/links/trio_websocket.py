@@ -281,14 +281,15 @@ class _GuardedLink(_Link):
         guard, dial = self._guard, self._dial
         try:
             async with trio.open_nursery() as nursery:
+                host, headers = upgrade_headers(dial)
                 guard.on_refusal = partial(nursery.cancel_scope.cancel, reason="the upgrade was refused")
                 self._ws = await trio_websocket.wrap_client_stream(
                     nursery,
                     cast("trio.SocketStream", guard),  # any stream will do: it is only sent to and received from
-                    dial.url.authority,
+                    host,
                     dial.url.resource,
                     subprotocols=dial.offered,
-                    extra_headers=upgrade_headers(dial),
+                    extra_headers=headers,
                     message_queue_size=0,  # the inbox is the queue, and its bound the bound
                     max_message_size=dial.max_message_size,
                     receive_buffer_size=CHUNK,
