@@ -15,7 +15,7 @@ from websockets.exceptions import InvalidHeaderFormat
 from websockets.headers import parse_extension
 
 from trio_nova.core import check_bool
-from trio_nova.errors import ConfigError, HandshakeInvalid, printable
+from trio_nova.errors import ConfigError, HandshakeInvalid
 from trio_nova.links._frames import FrameViolation
 
 __all__ = ["Agreed", "Deflate", "Deflater", "Inflater", "agree", "offer"]
@@ -111,22 +111,22 @@ def agree(terms: Deflate, answer: str) -> Agreed | None:
     try:
         extensions = parse_extension(answer)
     except InvalidHeaderFormat:
-        _refuse(f"Sec-WebSocket-Extensions is no list of extensions: {printable(answer, 80)!r}")
+        _refuse("no list of extensions", answer)
     for extension, _ in extensions:
         if extension != _NAME:
-            _refuse(f"it uses {printable(extension, 80)!r}, which was not offered")
+            _refuse("an extension that was not offered", extension)
     if len(extensions) > 1:
-        _refuse(f"it uses {_NAME} more than once")
+        _refuse(f"{_NAME} is there twice")
     said: dict[str, str | None] = {}
     for name, value in extensions[0][1]:
         if name in said:
             _refuse(f"{name} is there twice")
         if name in _FLAGS and value is not None:
-            _refuse(f"{name} has a value, {printable(value, 80)!r}, and takes none")
+            _refuse(f"{name} takes no value", value)
         if name in _WINDOWS and value not in _BITS:
-            _refuse(f"{name} is {printable(value or '', 80)!r}, and must be a number from 8 to {_WIDEST}")
+            _refuse(f"{name} must be a number from 8 to {_WIDEST}", value or "nothing")
         if name not in _FLAGS + _WINDOWS:
-            _refuse(f"{printable(name, 80)!r} is no parameter of {_NAME}")
+            _refuse(f"{_NAME} has no such parameter", name)
         said[name] = value
     if terms.server_no_context_takeover and "server_no_context_takeover" not in said:
         _refuse("server_no_context_takeover is missing, though it was asked for")
@@ -139,8 +139,8 @@ def agree(terms: Deflate, answer: str) -> Agreed | None:
     )
 
 
-def _refuse(problem: str) -> NoReturn:
-    raise HandshakeInvalid(f"the server's answer to the offer of compression is illegal: {problem}", rule="extension")
+def _refuse(problem: str, said: str = "") -> NoReturn:
+    raise HandshakeInvalid(f"an illegal answer to the offer of compression: {problem}", rule="extension", said=said)
 
 
 # --------------------------------------------------------------------------- messages
