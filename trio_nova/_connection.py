@@ -308,6 +308,7 @@ class Connection:
 
         Raises:
             SubscriptionRejected: the service refuses, or does not answer.
+            NotSent: the connection is being drained.
             ConfigError: `channel` is no text, or `feed` no `FeedOptions`; or the channel is subscribed to
                 already, with other `params`; or nothing here can read the service's confirmation.
             SessionOver: the session has ended.
@@ -520,13 +521,22 @@ class Connection:
     async def drain(self) -> None:
         """Take no new work, finish what is under way, then close.
 
-        New sends raise NotSent from now on; those that wait are sent first, also if that needs a new
-        link. Cancelling stops waiting, and leaves the connection draining.
+        New sends, requests and subscriptions raise NotSent from now on. Sends that wait are sent first, also if
+        that needs a new link; the answers to what was asked are waited for, for as long as their link lasts, or
+        until whoever asked gives up. So bound this, as you do a request, by a cancel scope. Cancelling stops
+        waiting, and leaves the connection draining: `aclose` then closes it.
         """
-        outbound = self._outbound
+        session, outbound = self._session, self._outbound
         outbound.draining = True
-        await outbound.wait_idle()
+        await trio.lowlevel.checkpoint()
+        while not session.is_closing and self._is_at_work:
+            await outbound.settled.wait()
         await self.aclose()
+
+    @property
+    def _is_at_work(self) -> bool:
+        """Whether something waits to be written or answered."""
+        return not self._outbound.outbox.idle or self._requests.under_way > 0 or self._subscriptions.at_work
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the session: say goodbye, wait for the answer for at most `close_timeout`, and let go.

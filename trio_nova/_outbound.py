@@ -99,8 +99,8 @@ class Outbound:
     """Those that were still waiting when the session ended."""
     _excuses: bool = attrs.field(default=False, init=False)
     """Whether what is replied just now answers the failure of a reply."""
-    _settled: Bell = attrs.field(factory=Bell, init=False)
-    """Rung when a message is settled, for those who want fewer to be on their way."""
+    settled: Bell = attrs.field(factory=Bell, init=False)
+    """Rung when a message, a question or a subscription is settled, for those who want fewer to be on their way."""
     changes_messages: bool = attrs.field(init=False)
     """Whether `encode_message` is overridden."""
     _type_matters: bool = attrs.field(init=False)
@@ -228,20 +228,25 @@ class Outbound:
         priority: int = 0,
         lane: Lane = Lane.APPLICATION,
         purpose: Purpose = "message",
+        *,
+        is_new: bool = True,
     ) -> Outgoing:
-        """Accept `frame`, and tell `when_settled` once what became of it; raises like `send` where it is refused."""
+        """Accept `frame`, and tell `when_settled` once what became of it; raises like `send` where it is refused.
+
+        What is not new, but a part of what is under way, is accepted while draining too.
+        """
         task, now = trio.lowlevel.current_task(), trio.current_time()
         outgoing = self._outgoing(frame, lane, kind, priority, purpose, now)
         outgoing.when_settled = when_settled
         if lane is not _APPLICATION or not self._is_alone(task, now) or not self._write_now(outgoing):
-            self._put(outgoing)
+            self._put(outgoing, is_new=is_new)
         return outgoing
 
     def withdraw(self, outgoing: Outgoing) -> bool:
         """Take a frame back, and tell nobody of it any more; False where it has left, or is leaving."""
         outgoing.when_settled = None
         withdrawn = self.outbox.withdraw(outgoing)
-        self._settled.ring()
+        self.settled.ring()
         return withdrawn
 
     def reply(self, messages: Sequence[Any], lane: Lane) -> None:
@@ -303,14 +308,14 @@ class Outbound:
             purpose="control" if isinstance(frame, _CONTROL_FRAMES) else purpose,
         )
 
-    def _put(self, outgoing: Outgoing) -> None:
+    def _put(self, outgoing: Outgoing, *, is_new: bool = True) -> None:
         session = self._session
         ready = session.ready
         if not ready or session.goodbye is not None:
             session.check_open()
         if outgoing.lane is _APPLICATION:
-            if self.draining:
-                raise NotSent("the connection is being drained")
+            if is_new:
+                self.check_not_draining()
             if not ready:
                 outgoing.patient = True
                 match session.config.when_down:
@@ -327,9 +332,14 @@ class Outbound:
         self.outbox.put(outgoing)
         self.work()
 
+    def check_not_draining(self) -> None:
+        """Raise NotSent where no new work is taken."""
+        if self.draining:
+            raise NotSent("the connection is being drained")
+
     def _reply_settled(self, outgoing: Outgoing, error: NovaError | None, *, is_excuse: bool) -> None:
         self._replies -= 1
-        self._settled.ring()
+        self.settled.ring()
         if error is not None and self._session.is_over:
             self._unsent_replies += 1
         elif error is not None:
@@ -440,7 +450,7 @@ class Outbound:
         self.outbox.written()
         if len(batch) > 1:  # those who sent them will go on to send together
             self._sent_at, self._sender = trio.current_time(), 0
-        self._settled.ring()
+        self.settled.ring()
 
     def _count_written(self, batch: Sequence[Outgoing]) -> None:
         session = self._session
@@ -482,7 +492,7 @@ class Outbound:
         elif isinstance(bounds := self._session.config.when_down, Buffer):
             self.outbox.expire_waiting(trio.current_time() + bounds.ttl)
             self._watch_expiry()
-        self._settled.ring()
+        self.settled.ring()
 
     def end(self) -> None:
         """Settle all that is left: nothing of it was sent."""
@@ -490,7 +500,7 @@ class Outbound:
         self.outbox.refuse_waiting("the session ended before it was written", self._session.last_error)
         if self._unsent_replies:
             self._session.emit(Dropped, count=self._unsent_replies, where="replies")
-        self._settled.ring()
+        self.settled.ring()
 
     def _watch_expiry(self) -> None:
         if not self._expires:
@@ -503,15 +513,9 @@ class Outbound:
         while True:
             await self._expiry_changed.wait(self.outbox.next_expiry())
             self.outbox.expire(trio.current_time())
-            self._settled.ring()
+            self.settled.ring()
 
     async def wait_replies_written(self) -> None:
         """Wait until hooks have few unwritten replies: the dispatcher's backpressure."""
         while self._replies >= REPLIES_IN_HAND and not self._session.is_over:
-            await self._settled.wait()
-
-    async def wait_idle(self) -> None:
-        """Wait until nothing waits to be written."""
-        await trio.lowlevel.checkpoint()
-        while not self.outbox.idle and not self._session.is_over:
-            await self._settled.wait()
+            await self.settled.wait()

@@ -117,6 +117,8 @@ class Requests:
     _reads_answers: bool = attrs.field(init=False)
     """Whether a hook of the service's own says what is an answer."""
     _told_unread: bool = attrs.field(default=False, init=False)
+    under_way: int = attrs.field(default=0, init=False)
+    """How many questions wait for their answer, or to be asked again."""
     renewal: Renewal | None = attrs.field(default=None, init=False)
     """The authenticator puts itself here."""
 
@@ -124,11 +126,6 @@ class Requests:
         # A raw codec returns text: no id can be read from it, so its answers come in order.
         self._by_id = not isinstance(self._session.config.codec, RawCodec)
         self._reads_answers = type(self._session.config.correlation).reply_id is not Correlation.reply_id
-
-    @property
-    def under_way(self) -> int:
-        """How many questions wait for their answer."""
-        return len(self._pending)
 
     async def request(
         self,
@@ -151,36 +148,43 @@ class Requests:
         """
         session, renewal = self._session, self.renewal if renews and purpose != "auth" else None
         known: OutcomeUnknown | RequestFailed | None = None  # of an earlier try, for when another comes to nothing
-        while True:
-            epoch, grants = session.epoch, 0 if renewal is None else renewal.grants
-            is_accepted = session.ready or session.config.when_down != "fail"
-            try:
-                return await self._ask(message, matches, priority, lane, purpose, when_written, on_answer)
-            except RequestFailed as error:
-                if renewal is None or not renewal.is_called_for(error.reply):
-                    raise
+        is_new = True
+        self.under_way += 1
+        try:
+            while True:
+                epoch, grants = session.epoch, 0 if renewal is None else renewal.grants
+                is_accepted = session.ready or session.config.when_down != "fail"
                 try:
-                    await renewal.renew(grants)
-                except NovaError as failure:
-                    # On a link that is lost, or left: the next is authenticated afresh, and can be asked then.
-                    is_gone = isinstance(failure.__cause__, LinkLost) and lane is Lane.APPLICATION
-                    if not is_gone or session.config.when_down == "fail" or session.is_closing:
-                        raise error from failure
-                renewal, known = None, known or error  # once
-            except (NotSent, OutcomeUnknown, Expired) as error:
-                if isinstance(error, OutcomeUnknown):
-                    known = error
-                lost = isinstance(error.__cause__, LinkLost) and error.__cause__.epoch >= epoch
-                if not (idempotent and lost and is_accepted) or session.is_closing:
-                    if known in (None, error):
+                    return await self._ask(message, matches, priority, lane, purpose, when_written, on_answer, is_new)
+                except RequestFailed as error:
+                    if renewal is None or not renewal.is_called_for(error.reply):
                         raise
-                    raise known from known.__cause__
-                while not session.ready and session.config.when_down == "fail":
-                    # Asked again now, it would be refused: it is the next link that is to be asked.
                     try:
-                        await session.wait_state(State.READY)
-                    except SessionOver as over:
-                        raise (known or error) from over
+                        await renewal.renew(grants)
+                    except NovaError as failure:
+                        # On a link that is lost, or left: the next is authenticated afresh, and can be asked then.
+                        is_gone = isinstance(failure.__cause__, LinkLost) and lane is Lane.APPLICATION
+                        if not is_gone or session.config.when_down == "fail" or session.is_closing:
+                            raise error from failure
+                    renewal, known = None, known or error  # once
+                except (NotSent, OutcomeUnknown, Expired) as error:
+                    if isinstance(error, OutcomeUnknown):
+                        known = error
+                    lost = isinstance(error.__cause__, LinkLost) and error.__cause__.epoch >= epoch
+                    if not (idempotent and lost and is_accepted) or session.is_closing:
+                        if known in (None, error):
+                            raise
+                        raise known from known.__cause__
+                    while not session.ready and session.config.when_down == "fail":
+                        # Asked again now, it would be refused: it is the next link that is to be asked.
+                        try:
+                            await session.wait_state(State.READY)
+                        except SessionOver as over:
+                            raise (known or error) from over
+                is_new = False
+        finally:
+            self.under_way -= 1
+            self._outbound.settled.ring()
 
     async def _ask(
         self,
@@ -191,6 +195,7 @@ class Requests:
         purpose: Purpose,
         when_written: Callable[[], object] | None,
         on_answer: Callable[[Any], object] | None,
+        is_new: bool,
     ) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
         session, started = self._session, trio.current_time()
@@ -218,7 +223,7 @@ class Requests:
             session.emit(RequestUnresolved, error=None)
 
         try:
-            waiter.outgoing = self._outbound.post(frame, settled, kind, priority, lane, purpose)
+            waiter.outgoing = self._outbound.post(frame, settled, kind, priority, lane, purpose, is_new=is_new)
         except NovaError as error:
             del self._pending[pending]
             self._ledger.give_up(pending, trio.current_time(), sent=False)

@@ -110,6 +110,8 @@ class Subscriptions:
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     """Where the subscriber runs: that of a link that may be asked."""
     _running: bool = attrs.field(default=False, init=False)
+    _at_rest: bool = attrs.field(default=True, init=False)
+    """Whether the subscriber has nothing to ask for, and no answer to wait for."""
     _restored: Latch = attrs.field(factory=Latch, init=False)
     _restore_began: float = attrs.field(default=0.0, init=False)
     _unclaimed_told: bool = attrs.field(default=False, init=False)
@@ -151,6 +153,7 @@ class Subscriptions:
         """Hold a subscription while the block lasts; see `Connection.subscribe`."""
         session = self._session
         session.check_open()
+        self._outbound.check_not_draining()
         self._check_readable()
         handler = session.handlers.subscription
         key = handler.key(channel, params)
@@ -279,6 +282,11 @@ class Subscriptions:
         """Wait until every subscription is answered for on this link, or was not for too long."""
         await self._restored.wait()
 
+    @property
+    def at_work(self) -> bool:
+        """Whether the present link is still to be told or asked something, or its answer is awaited."""
+        return self._nursery is not None and not self._at_rest
+
     def stop_asking(self) -> None:
         """The link's nursery is about to close: whoever subscribes from now on waits for the next link."""
         self._nursery = None
@@ -311,6 +319,7 @@ class Subscriptions:
 
     def _ask_soon(self) -> None:
         self.changed.set()
+        self._at_rest = False
         if self._nursery is not None and not self._running:
             self._running = True
             self._nursery.start_soon(self._keep_in_step, self._nursery, name=f"nova:subscriber#{self._session.epoch}")
@@ -335,6 +344,8 @@ class Subscriptions:
                 else:
                     if not self._restored.is_set and book.settled(now):
                         self._finish_restore()
+                    self._at_rest = book.settled(now)
+                    self._outbound.settled.ring()
                     await self.changed.wait(min(book.next_event_at(timeout), self._tell_stale(now)))
             except (NotSent, OutcomeUnknown, SessionOver) as error:
                 if isinstance(error, SessionOver) or isinstance(error.__cause__, LinkLost):
