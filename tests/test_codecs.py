@@ -1,20 +1,41 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
+import attrs
 import msgspec
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_nova import open_connection
+from trio_nova import (
+    Allow,
+    AuthOk,
+    Close,
+    FeedOptions,
+    Granted,
+    LinkOpened,
+    ListBackoff,
+    MessageHandler,
+    Ping,
+    Pong,
+    Reconnect,
+    Reply,
+    ReplyMany,
+    Secret,
+    State,
+    open_connection,
+)
 from trio_nova.codecs import Codec, JsonCodec, MixedCodec, RawCodec
 from trio_nova.errors import BadMessage
+from trio_nova.links import Transport
 from trio_nova.testing import ScriptedServer, echo
 
 
@@ -211,3 +232,153 @@ async def test_a_decode_that_a_subclass_overrides_is_asked(base: Any, autojump_c
             async with open_connection("ws://server.test/", stream_factory=server.stream_factory, codec=codec) as conn:
                 await conn.send_text("[1]")
                 assert await conn.receive() == heard
+
+
+# --------------------------------------------------------------------------- exact decimals
+
+EXACT = "123456789012345678.100000000000000000000000000010"
+
+
+class Level(msgspec.Struct):
+    price: Decimal
+    size: float
+    rest: Any = None
+
+
+@pytest.mark.parametrize("codec", [JsonCodec(decimals=True), MixedCodec(decimals=True)], ids=["json", "mixed"])
+def test_numbers_with_a_fraction_or_an_exponent_keep_all_their_digits_where_that_is_wanted(codec: Codec) -> None:
+    text = f'{{"p":{EXACT},"n":-0.10,"e":1E+3,"whole":7}}'
+    message = codec.decode(text)
+    assert [str(value) for value in message.values()] == [EXACT, "-0.10", "1E+3", "7"]
+    assert [type(value) for value in message.values()] == [Decimal, Decimal, Decimal, int]
+    assert codec.encode(message) == text
+    assert type(type(codec)().decode('{"p": 1.5}')["p"]) is float
+
+
+def test_a_batch_of_messages_keeps_its_digits_too() -> None:
+    assert [str(each) for each in JsonCodec(decimals=True).decode_all(["1.10", "2.20"])] == ["1.10", "2.20"]
+
+
+def test_a_type_says_by_itself_which_of_its_numbers_are_exact() -> None:
+    text = '{"price":1.10,"size":1.10,"rest":1.10}'
+    assert JsonCodec(Level).decode(text) == Level(Decimal("1.10"), 1.1, 1.1)
+    exact = JsonCodec(Level, decimals=True).decode(text)
+    assert (type(exact.price), type(exact.size), str(exact.rest)) == (Decimal, float, "1.10")
+
+
+@pytest.mark.parametrize("exponent", ["1e99999999999999999999", "[1.5e-99999999999999999999]"])
+def test_an_exponent_that_no_decimal_has_is_a_bad_message(exponent: str) -> None:
+    codec = JsonCodec(decimals=True)
+    with pytest.raises(BadMessage, match="not the JSON that was expected"):
+        codec.decode(exponent)
+    with pytest.raises(BadMessage, match="not the JSON that was expected"):
+        codec.decode_all([exponent])
+    assert MixedCodec(decimals=True).decode(exponent) == exponent
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_json_is_no_better_read_as_decimals(kind: str) -> None:
+    payload = HOSTILE[kind]
+    try:
+        message = JsonCodec(decimals=True).decode(payload)
+    except BadMessage:
+        return
+    assert (kind, message) == ("too large a number", Decimal("1e999"))
+
+
+@pytest.mark.parametrize("codec", [RawCodec(), JsonCodec(), MixedCodec()], ids=["raw", "json", "mixed"])
+def test_a_decimal_is_sent_as_the_number_that_it_is(codec: Codec) -> None:
+    message = {"price": Decimal(EXACT), "sizes": [Decimal("0.10"), Decimal("-0.0"), Decimal("1E+3")]}
+    assert codec.encode(message) == f'{{"price":{EXACT},"sizes":[0.10,-0.0,1E+3]}}'
+    assert codec.encode(Level(Decimal("1.10"), 1.0)) == '{"price":1.10,"size":1.0,"rest":null}'
+    for word in ("NaN", "sNaN", "Infinity", "-Infinity"):
+        for bad in (Decimal(word), {"price": [Decimal(word)]}, Level(Decimal(word), 1.0)):
+            with pytest.raises(BadMessage, match="cannot be sent as JSON"):
+                codec.encode(bad)
+    assert codec.encode(["NaN", "Infinity", None]) == '["NaN","Infinity",null]'
+
+
+# --------------------------------------------------------------------------- objects that are no messages
+
+
+@attrs.define
+class Held:
+    """Of the program's own: `attrs` makes it, as it makes those of the library."""
+
+    content: Any
+
+
+@dataclasses.dataclass
+class HeldToo:
+    content: Any
+
+
+class HeldAsStruct(msgspec.Struct):
+    content: Any
+
+
+OWN = [
+    Ping(b"1"),
+    Pong(),
+    Reply("x"),
+    ReplyMany(["x"]),
+    Close(),
+    Reconnect(),
+    Allow(),
+    LinkOpened(at=0.0, epoch=1, connect_time=0.1),
+    ListBackoff([1.0]),
+    FeedOptions(),
+    Granted("trades"),
+    AuthOk(),
+]
+HOLDERS: list[Callable[[Any], Any]] = [
+    lambda own: own,
+    lambda own: [own, "t"],
+    lambda own: (own,),
+    lambda own: {"a": {"b": [1, own]}},
+    Held,
+    HeldToo,
+    HeldAsStruct,
+    lambda own: [Held([HeldToo({"x": HeldAsStruct((own,))})])],
+]
+
+
+@pytest.mark.parametrize("codec", [RawCodec(), JsonCodec(), MixedCodec()], ids=["raw", "json", "mixed"])
+@pytest.mark.parametrize("own", OWN, ids=lambda own: type(own).__name__)
+def test_an_object_of_the_library_is_never_sent_as_json(codec: Codec, own: Any) -> None:
+    for hold in HOLDERS:
+        with pytest.raises(BadMessage, match=f"a {type(own).__name__} of trio_nova is no message"):
+            codec.encode(hold(own))
+    with pytest.raises(BadMessage, match="cannot be sent as JSON"):
+        codec.encode({"token": Secret("x")})
+
+
+def test_what_the_program_makes_itself_is_sent_as_ever() -> None:
+    assert JsonCodec().encode([Held(1), HeldToo({"x": HeldAsStruct((2,))}), State.READY]) == (
+        '[{"content":1},{"content":{"x":{"content":[2]}}},"ready"]'
+    )
+
+
+async def test_no_call_and_no_hook_sends_an_object_of_the_library(
+    autojump_clock: trio.abc.Clock, transport: Transport
+) -> None:
+    class Confused(MessageHandler):
+        def handle_message(self, kind: str, message: Any) -> ReplyMany | None:
+            return ReplyMany([Reply("x"), [Ping(b"1"), "t"], "fine"]) if message == "go" else None
+
+    async with (
+        ScriptedServer(echo) as server,
+        open_connection(
+            "ws://server.test/", stream_factory=server.stream_factory, transport=transport, message_handler=Confused
+        ) as conn,
+    ):
+        for bad in ([Ping(b"1"), "t"], Reply("x"), {"event": conn.close_info, "config": conn.config}):
+            for send in (conn.send, conn.request, conn.send_json):
+                with pytest.raises(BadMessage):
+                    await send(bad)
+        await conn.send("go")
+        await trio.sleep(1.0)
+        await conn.aclose()
+        await server.dials[0].wait_ended()
+        said = [frame for frame in server.dials[0].frames if isinstance(frame, str)]
+    assert said == ["go", "fine"]

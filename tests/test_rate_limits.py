@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
@@ -504,6 +505,8 @@ async def test_a_complaint_is_obeyed_without_any_limit(autojump_clock: MockClock
         ({"error": {"code": 429}, "retry_after": "12"}, 12.0),
         ({"error": "slow down", "retry_after": 2.5}, 2.5),
         ({"error": {"code": 10028, "data": {"retry_after": 3}}}, 3.0),
+        ({"error": {"code": 10028, "retry_after": Decimal("2.5")}}, 2.5),
+        ({"error": {"code": 10028, "retry_after": Decimal("1e400")}}, 900.0),
         ({"error": {"code": 10028, "retry_after": -5}}, 0.0),
         ({"error": {"code": 10028, "retry_after": 1e300}}, 900.0),
         ({"error": {"code": 10028, "retry_after": math.inf}}, 900.0),

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from decimal import Decimal
 from typing import Any
 
 import attrs
@@ -263,7 +264,9 @@ class Authenticator:
 
 
 def _lifetime(seconds: float) -> float:
-    # A handler may pass on what the service says as it is: a text, or NaN.
+    # A handler may pass on what the service says as it is: a text, or NaN; or a Decimal, as a codec reads it.
+    if isinstance(seconds, Decimal):
+        seconds = float(seconds)
     if not isinstance(seconds, int | float) or not seconds >= SHORTEST_GRANT:
         return SHORTEST_GRANT
     return seconds if seconds <= sys.float_info.max else math.inf

@@ -322,7 +322,7 @@ class Connection:
 
     def export_subscriptions(self) -> str:
         """Return what is subscribed to, as JSON, for `import_subscriptions` of another session."""
-        return msgspec.json.encode(self._subscriptions.book.export()).decode()
+        return encode_json(self._subscriptions.book.export())
 
     def import_subscriptions(self, text: str) -> None:
         """Want all that an export holds, until `unsubscribe`; its messages are received as ordinary ones.

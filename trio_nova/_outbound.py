@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from functools import partial
 from typing import Any, NoReturn
 
@@ -433,6 +434,8 @@ class Outbound:
             seconds = handler.feedback(complaint)
             if seconds is None:
                 return
+            if isinstance(seconds, Decimal):  # as a codec may read it
+                seconds = float(seconds)
             if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds != seconds:
                 raise ConfigError("feedback", f"answered a {type(seconds).__name__}, not a number of seconds or None")
             until = now + min(max(seconds, 0.0), MAX_RETRY_AFTER)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
+from decimal import Decimal
 from typing import Any, Protocol
 
 import attrs
 import msgspec
 
+from trio_nova.core import check_bool
 from trio_nova.errors import BadMessage
 
 __all__ = ["Codec", "JsonCodec", "MixedCodec", "RawCodec"]
@@ -39,6 +42,14 @@ class Codec(Protocol):
         ...
 
 
+# What msgspec raises at a payload; an exponent of 19 digits is too much even for a Decimal.
+_UNREADABLE = (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError)
+
+
+def _float_hook(decimals: bool) -> Callable[[str], Any] | None:
+    return Decimal if decimals else None
+
+
 @attrs.frozen
 class RawCodec:
     """The default: text stays `str`, binary stays `bytes`; what else is sent goes as JSON text, as `JsonCodec` does."""
@@ -66,14 +77,19 @@ class JsonCodec:
 
     `type` makes decoding typed: any type that msgspec knows, a Struct say. Decoding is strict: no
     NaN, no trailing bytes, bounded nesting. A binary payload is decoded too: some services send JSON so.
-    Encoding is as strict, and knows the types that msgspec does; bytes become base64.
+    Encoding is as strict, and knows the types that msgspec does; bytes become base64, and a `Decimal` the number that
+    it is, digit for digit.
     """
 
     type: Any = Any
+    decimals: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
+    """Whether numbers with a fraction or an exponent become `Decimal`, with all their digits, where the type leaves
+    open what they become. A fixed type may ask for `Decimal` by itself.
+    """
     _decoder: msgspec.json.Decoder[Any] = attrs.field(init=False, repr=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_decoder", msgspec.json.Decoder(self.type))
+        object.__setattr__(self, "_decoder", msgspec.json.Decoder(self.type, float_hook=_float_hook(self.decimals)))
 
     def encode(self, message: Any) -> str:
         return encode_json(message)
@@ -81,14 +97,14 @@ class JsonCodec:
     def decode(self, payload: str | bytes) -> Any:
         try:
             return self._decoder.decode(payload)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        except _UNREADABLE as exc:
             raise BadMessage(f"not the JSON that was expected: {type(exc).__name__}") from exc
 
     def decode_all(self, payloads: Sequence[str | bytes]) -> Sequence[Any]:
         """Return the messages of all `payloads`; raises like `decode`, if any of them is bad."""
         try:
             return list(map(self._decoder.decode, payloads))
-        except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        except _UNREADABLE as exc:
             raise BadMessage(f"not the JSON that was expected: {type(exc).__name__}") from exc
 
 
@@ -99,7 +115,13 @@ class MixedCodec:
     All else stays as it is: "7" and "true" are texts here. What is sent goes as `RawCodec` sends it.
     """
 
+    decimals: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
+    """As of `JsonCodec`."""
+    _decoder: msgspec.json.Decoder[Any] = attrs.field(init=False, repr=False, eq=False)
     _raw: RawCodec = attrs.field(factory=RawCodec, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "_decoder", msgspec.json.Decoder(float_hook=_float_hook(self.decimals)))
 
     def encode(self, message: Any) -> str | bytes:
         return self._raw.encode(message)
@@ -107,8 +129,8 @@ class MixedCodec:
     def decode(self, payload: str | bytes) -> Any:
         if isinstance(payload, str) and payload.lstrip()[:1] in ("{", "["):
             try:
-                return msgspec.json.decode(payload)
-            except (msgspec.MsgspecError, ValueError, RecursionError):
+                return self._decoder.decode(payload)
+            except _UNREADABLE:
                 return payload
         return payload
 
@@ -124,30 +146,86 @@ def batch_decoder(codec: Codec) -> Callable[[Sequence[str | bytes]], Sequence[An
     return None
 
 
+_encoder = msgspec.json.Encoder(decimal_format="number")
+
+
 def encode_json(message: Any) -> str:
     """Return `message` as JSON text.
 
     Raises:
-        BadMessage: JSON has no form for it, or for a number in it: NaN, or an infinity.
+        BadMessage: JSON has no form for it, or for a number in it: NaN, or an infinity; or it is, or holds, an object
+            of this library, such as what a hook answers with.
     """
     try:
-        encoded = msgspec.json.encode(message)
-        # msgspec writes null for them: an order without a price, say, in place of one with a wrong price.
-        if b"null" in encoded and _has_nonfinite(message):
+        text = _encoder.encode(message).decode()
+        _refuse_own(message)
+        # msgspec writes null for them: an order without a price, say, in place of one with a wrong price. Of a
+        # Decimal, its older versions write the name.
+        may_be_nonfinite = "null" in text or "NaN" in text or "Infinity" in text
+        if may_be_nonfinite and _has_nonfinite(message):
             raise BadMessage("NaN and the infinities cannot be sent as JSON")
-        return encoded.decode()
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
         raise BadMessage(f"a value of type {type(message).__name__} cannot be sent as JSON: {exc}") from exc
+    return text
 
 
 def _has_nonfinite(message: Any) -> bool:
-    unseen = [msgspec.to_builtins(message, enc_hook=lambda raw: None)]  # msgspec.Raw is text already
+    plain = msgspec.to_builtins(message, builtin_types=(Decimal,), enc_hook=lambda raw: None)  # Raw is text already
+    unseen = [plain]
     while unseen:
         match unseen.pop():
             case float() as number if not math.isfinite(number):
+                return True
+            case Decimal() as number if not number.is_finite():
                 return True
             case dict() as mapping:
                 unseen += mapping.values()
             case list() | tuple() as sequence:
                 unseen += sequence
     return False
+
+
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None), Decimal})
+
+
+def _refuse_own(message: Any) -> None:
+    """Raise BadMessage where an object of this library is in a message: msgspec would write its fields as JSON."""
+    parts = [message]
+    for part in parts:  # which grows meanwhile
+        kind = type(part)
+        if kind is dict:
+            part = part.values()
+        elif kind is not list:
+            if _is_own(kind):
+                raise BadMessage(
+                    f"a {kind.__name__} of trio_nova is no message, nor part of one: a ping is sent by itself, and "
+                    "what hooks answer is for them to return"
+                )
+            part = _contents(part)
+        for value in part:
+            if type(value) not in _PLAIN:
+                parts.append(value)
+
+
+def _is_own(kind: type) -> bool:
+    """Return whether objects of a class are this library's: the values that `attrs` makes."""
+    return attrs.has(kind) and any(base.__module__.partition(".")[0] == "trio_nova" for base in kind.__mro__)
+
+
+def _contents(part: Any) -> Iterable[Any]:
+    """Return what msgspec writes of an object that is no plain dict or list."""
+    if isinstance(part, Mapping):
+        return part.values()
+    if isinstance(part, list | tuple | set | frozenset):
+        return part
+    if isinstance(part, msgspec.Struct):
+        names: Iterable[str] = part.__struct_fields__
+    elif is_dataclass(part) or attrs.has(type(part)):
+        names = [*getattr(part, "__dict__", ()), *_slots_of(type(part))]
+    else:
+        return ()
+    return [getattr(part, name, None) for name in names]
+
+
+def _slots_of(kind: type) -> list[str]:
+    return [name for base in kind.__mro__ for name in getattr(base, "__slots__", ())]

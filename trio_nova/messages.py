@@ -7,6 +7,7 @@ Answers of hooks are imperative (`Reply`, `Stop`); events are in the past tense 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -134,11 +135,17 @@ class Reconnect:
         check_close(1000, self.reason)
 
 
+def _as_float(seconds: float | Decimal) -> float:
+    return float(seconds) if isinstance(seconds, Decimal) else seconds
+
+
 @attrs.frozen
 class Retry:
     """Give this link up, if it is not lost already, and dial again `delay` seconds from now."""
 
-    delay: float = attrs.field(validator=[attrs.validators.ge(0.0), attrs.validators.lt(float("inf"))])
+    delay: float = attrs.field(
+        converter=_as_float, validator=[attrs.validators.ge(0.0), attrs.validators.lt(float("inf"))]
+    )
 
 
 Action: TypeAlias = Reply | ReplyMany | Close | Stop | Reconnect | Retry | None

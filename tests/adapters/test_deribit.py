@@ -7,6 +7,7 @@ import logging
 import traceback
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from trio_nova import (
     Event,
     FeedOptions,
     Gap,
+    JsonCodec,
     ListBackoff,
     OutcomeUnknown,
     RateLimitSlowed,
@@ -140,6 +142,28 @@ async def test_trading_from_login_to_logout(autojump_clock: MockClock) -> None:
     venue.assert_auth_came_first()
     venue.assert_ids_unique()
     assert len(venue.dials) == 1
+
+
+async def test_an_order_may_be_exact_and_what_the_service_says_may_be_kept_exactly(autojump_clock: MockClock) -> None:
+    async with venue_of() as venue:
+        venue.twist("public/auth", with_result(expires_in=500.5))
+        async with trading(venue, codec=JsonCodec(decimals=True)) as client:
+            order = (await client.buy(BTC, Decimal("10.10"), price=Decimal("30000.50"), stop=Decimal("1.10")))["order"]
+            assert str(order["price"]) == "30000.5"  # the venue's own float
+            for wrong in (Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), Decimal(0)):
+                with pytest.raises(ConfigError, match="amount"):
+                    await client.buy(BTC, wrong, price=1)
+            with pytest.raises(ConfigError, match="stop"):
+                await client.buy(BTC, 1, price=1, stop=Decimal("NaN"))
+            await trio.sleep(439)
+            assert len(grants(venue.link)) == 1
+            await trio.sleep(3)  # what is said counts, not the default
+            assert len(grants(venue.link)) == 2
+        sent = [frame for frame in venue.dials[0].frames if isinstance(frame, str) and "private/buy" in frame]
+        assert '"amount":10.10' in sent[0]
+        assert '"price":30000.50' in sent[0]
+        assert '"stop":1.10' in sent[0]
+        assert len(sent) == 1
 
 
 async def test_without_credentials_there_is_the_public_side(autojump_clock: MockClock) -> None:

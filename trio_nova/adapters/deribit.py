@@ -25,6 +25,7 @@ import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from decimal import Decimal
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -193,7 +194,7 @@ class DeribitAuth(AuthHandler):
         if isinstance(refresh, str):
             tokens.append(refresh)
             self._refresh_token, self._granted_for = Secret(refresh), given
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds <= 0:
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float | Decimal) or seconds <= 0:
             seconds = self.lifetime
         return AuthOk(float(min(seconds, LONGEST_GRANT)), tokens)
 
@@ -498,9 +499,9 @@ class DeribitClient(JsonRpcClient):
     async def buy(
         self,
         instrument: str,
-        amount: float,
+        amount: float | Decimal,
         *,
-        price: float | None = None,
+        price: float | Decimal | None = None,
         type: str = "limit",
         label: str | None = None,
         **params: Any,
@@ -518,9 +519,9 @@ class DeribitClient(JsonRpcClient):
     async def sell(
         self,
         instrument: str,
-        amount: float,
+        amount: float | Decimal,
         *,
-        price: float | None = None,
+        price: float | Decimal | None = None,
         type: str = "limit",
         label: str | None = None,
         **params: Any,
@@ -572,13 +573,18 @@ def _interval(value: str) -> str:
 
 
 def _order(
-    instrument: str, amount: float, price: float | None, type: str, label: str | None, params: Mapping[str, Any]
+    instrument: str,
+    amount: float | Decimal,
+    price: float | Decimal | None,
+    type: str,
+    label: str | None,
+    params: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the parameters of an order. NaN would arrive as null, and a limit that is null is none: it is refused."""
-    check_number("amount", amount, above=0.0)
+    _check_number("amount", amount, above=0.0)
     order = {"instrument_name": _instrument(instrument), "amount": amount, "type": _text("type", type)}
     if price is not None:
-        check_number("price", price, at_least=-math.inf)  # that of a combination may be below 0
+        _check_number("price", price)  # that of a combination may be below 0
         order["price"] = price
     elif type == "limit":
         raise ConfigError("price", "an order of the type 'limit' needs one")
@@ -589,6 +595,14 @@ def _order(
     for name, value in params.items():
         if name in order:
             raise ConfigError(name, "is given twice")
-        if isinstance(value, float):
-            check_number(name, value, at_least=-math.inf)
+        if isinstance(value, float | Decimal):
+            _check_number(name, value)
     return {**order, **params}
+
+
+def _check_number(field: str, value: float | Decimal, above: float = -math.inf) -> None:
+    """Raise ConfigError unless `value` is a finite number above `above`; a Decimal is one, and goes as it is."""
+    if isinstance(value, Decimal) and not value.is_finite():
+        raise ConfigError(field, f"must be a finite number, not {value}")
+    number = float(value) if isinstance(value, Decimal) else value
+    check_number(field, number, at_least=-math.inf, above=above)

@@ -152,6 +152,9 @@ class JsonRpcCorrelation(Correlation):
         return message if isinstance(message, list) else None
 
 
+_ENCODER = msgspec.json.Encoder(order="deterministic", decimal_format="number")
+
+
 @attrs.define(eq=False)
 class IdSubscriptions(SubscriptionHandler):
     """Subscriptions as Ethereum's nodes have them: the service names each by an id, a new one on every link.
@@ -178,7 +181,7 @@ class IdSubscriptions(SubscriptionHandler):
         if not params:
             return channel
         try:
-            return f"{channel} {msgspec.json.encode(dict(params), order='deterministic').decode()}"
+            return f"{channel} {_ENCODER.encode(dict(params)).decode()}"
         except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
             raise ConfigError("params", f"those of {channel!r} cannot be sent as JSON: {exc}") from exc
 

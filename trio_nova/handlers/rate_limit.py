@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Literal
 
 import attrs
@@ -259,6 +260,6 @@ def _seconds(value: Any) -> float:
     """Read a number of seconds that a peer supplies, within 0 and MAX_RETRY_AFTER."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 64:
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or value != value:
         return DEFAULT_WAIT
     return float(min(max(value, 0), MAX_RETRY_AFTER))

@@ -21,6 +21,7 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from decimal import Decimal
 from functools import cached_property, partial, wraps
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -620,7 +621,7 @@ def _judge_auth(answer: Any) -> str | None:
         case None:
             return None
         case AuthOk(expires_in) if expires_in is None or (
-            isinstance(expires_in, int | float) and not isinstance(expires_in, bool)
+            isinstance(expires_in, int | float | Decimal) and not isinstance(expires_in, bool)
         ):
             return None
         case AuthRefused(reason) if isinstance(reason, str):
