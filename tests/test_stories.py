@@ -19,6 +19,7 @@ from trio_nova import (
     AuthHandler,
     Close,
     ConnectFailed,
+    HandshakeInvalid,
     HandshakeRejected,
     JsonCodec,
     LinkLost,
@@ -504,6 +505,11 @@ async def _say_hello(peer: Peer) -> None:
     await peer.drop()
 
 
+async def _use_an_extension(peer: Peer) -> None:
+    await peer.accept({"Sec-WebSocket-Extensions": "x-of-yesterday"})
+    await peer.drop()
+
+
 def _rejects(status: int, **headers: str) -> Script:
     return partial(Peer.reject, status=status, headers=headers)
 
@@ -519,6 +525,7 @@ def _rejects(status: int, **headers: str) -> Script:
         pytest.param(_rejects(301, Location="https://status.example/"), id="redirect elsewhere"),
         pytest.param(_rejects(302, Location="/busy"), id="redirects without end"),
         pytest.param(_say_hello, id="a page"),
+        pytest.param(_use_an_extension, id="an extension"),
     ],
 )
 async def test_a_session_that_was_ready_outlives_the_deployment_of_its_service(
@@ -558,9 +565,12 @@ async def test_a_session_outlives_no_more_refusals_than_its_max_attempts(
 
 
 @pytest.mark.parametrize("patient", [False, True])
-async def test_a_first_connect_outlives_no_refusal(patient: bool, autojump_clock: trio.abc.Clock) -> None:
-    async with ScriptedServer(then=_rejects(404)) as server:
-        with pytest.raises(HandshakeRejected):
+@pytest.mark.parametrize("answer", [_rejects(404), _use_an_extension], ids=["404", "an extension"])
+async def test_a_first_connect_outlives_no_refusal(
+    patient: bool, answer: Script, autojump_clock: trio.abc.Clock
+) -> None:
+    async with ScriptedServer(then=answer) as server:
+        with pytest.raises(HandshakeInvalid if answer is _use_an_extension else HandshakeRejected):
             async with open_connection(
                 URL, stream_factory=server.stream_factory, backoff=AT_ONCE, retry_first_connect=patient
             ):

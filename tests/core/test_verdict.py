@@ -363,6 +363,7 @@ def test_a_link_that_was_ready_for_long_starts_the_count_over_however_it_ends() 
     [
         (HandshakeRejected(404), True),
         (HandshakeRejected(401), True),
+        (HandshakeInvalid("an illegal answer to the offer of compression", rule="extension"), True),
         (RedirectRefused(HandshakeRejected(301), "another origin"), True),
         (ConnectFailed("the proxy refuses to connect with status 403", phase="proxy", retry=RetryAdvice.NEVER), True),
         (TlsFailed("no version in common", reason="protocol"), True),

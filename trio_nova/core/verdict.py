@@ -152,11 +152,12 @@ def may_pass(error: Exception) -> bool:
     """Return whether a dial that failed as no other would mend may yet do so, where the service was there before.
 
     While a service is deployed, or its gateway restarts, what answers at its address for some seconds knows neither its
-    paths nor its users, redirects to a page of excuses, or speaks no TLS; and so does a proxy. A certificate that
-    is refused is another matter: somebody may be in the middle, and you are to hear of that at once.
+    paths nor its users, redirects to a page of excuses, uses extensions as it must not, or speaks no TLS; and so does a
+    proxy. A certificate that is refused is another matter: somebody may be in the middle, and you are to hear of that
+    at once.
     """
     match error:
-        case HandshakeRejected():
+        case HandshakeRejected() | HandshakeInvalid():
             return True
         case TlsFailed():
             return error.reason == "protocol"
