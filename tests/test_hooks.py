@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import pairwise
 from typing import Any, Literal, TypeAlias
@@ -1046,6 +1047,106 @@ async def test_a_message_heartbeat_expects_its_answer_and_keeps_it_to_itself(aut
             assert conn.latency == 0.25
             await conn.wait_state(trio_nova.State.DISCONNECTED)
             assert trio.current_time() == 5.0  # probed again at 4 s, and no answer to that
+
+
+async def test_beats_that_nobody_answers_leave_on_time_and_the_link_is_not_judged_by_them(
+    transport: Transport, autojump_clock: MockClock
+) -> None:
+    beats: list[float] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        while await peer.receive() == "\n":
+            beats.append(trio.current_time())
+
+    heartbeat = MessageHeartbeat("\n", answered=False)
+    async with ScriptedServer(script) as server:
+        options: dict[str, Any] = {"ping_interval": 1.75, "pong_timeout": 20.0, "transport": transport}
+        async with connect(server, heartbeat=heartbeat, **options) as conn:
+            await trio.sleep(100.0)
+            assert (conn.epoch, conn.state) == (1, trio_nova.State.READY)
+            assert conn.statistics().pings_sent == len(beats) == 57
+            assert conn.statistics().pongs_received == 0
+    assert beats == [1.75 * number for number in range(1, 58)]
+
+
+async def test_beats_of_ours_leave_on_time_whatever_the_service_says_by_itself(
+    transport: Transport, autojump_clock: MockClock
+) -> None:
+    beats: list[float] = []
+
+    async def script(peer: Peer) -> None:
+        async def beat() -> None:
+            while True:
+                await trio.sleep(2.0)
+                await peer.send("theirs")
+
+        await peer.accept()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(beat)
+            while await peer.receive() == "ours":
+                beats.append(trio.current_time())
+            nursery.cancel_scope.cancel(reason="the client says goodbye")
+
+    for heartbeat in (MessageHeartbeat("ours"), MessageHeartbeat("ours", answered=False)):
+        beats.clear()
+        began = trio.current_time()
+        async with ScriptedServer(script) as server:
+            async with connect(server, heartbeat=heartbeat, ping_interval=1.75, transport=transport) as conn:
+                await trio.sleep(60.0)
+                assert conn.epoch == 1
+        assert beats == [began + 1.75 * number for number in range(1, 35)]
+
+
+async def test_heartbeats_that_are_messages_are_counted_as_pings_and_their_answers_as_pongs(
+    transport: Transport, autojump_clock: MockClock
+) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        while await peer.receive() == '{"op":"ping"}':
+            await peer.send('{"op":"pong"}')
+
+    heartbeat = MessageHeartbeat({"op": "ping"}, lambda message: message["op"] == "pong")
+    async with ScriptedServer(script) as server:
+        options: dict[str, Any] = {"codec": JsonCodec(), "ping_interval": 2.0, "transport": transport}
+        async with connect(server, heartbeat=heartbeat, **options) as conn:
+            await trio.sleep(9.0)
+            assert (conn.statistics().pings_sent, conn.statistics().pongs_received) == (4, 4)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no pairs of sockets")
+@pytest.mark.parametrize("clock", ["pong", "idle", "beat"])
+async def test_a_peer_whose_answer_has_arrived_is_not_called_silent_by_a_process_that_stood_still(
+    clock: str, transport: Transport, autojump_clock: MockClock
+) -> None:
+    ours, theirs = socket.socketpair()
+    theirs_again = theirs.dup()
+
+    async def dial(host: str, port: int) -> trio.abc.Stream:
+        server.serve_stream(trio.SocketStream(trio.socket.from_stdlib_socket(theirs)), host, port)
+        return trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        for number in range(12):
+            probe = await peer.receive()
+            news = b"".join(bytes([0x81, 2]) + b"ab" for _ in range(number * 40))
+            answer = bytes([0x8A, 8]) + probe.payload if isinstance(probe, Ping) else bytes([0x81, 4]) + b"pong"
+            theirs_again.send(news + answer)
+            autojump_clock.jump(3.0)  # at once: the reader had no time to read
+        await peer.echo()
+
+    heartbeat = MessageHeartbeat("ping", lambda message: message == "pong") if clock == "beat" else "ping"
+    limits = {"pong_timeout": 100.0, "idle_timeout": 3.0} if clock == "idle" else {"pong_timeout": 1.0}
+    async with ScriptedServer(script) as server:
+        options: dict[str, Any] = {"heartbeat": heartbeat, "ping_interval": 2.0, "max_attempts": 0, **limits}
+        async with trio_nova.open_connection(URL, stream_factory=dial, transport=transport, **options) as conn:
+            with trio.move_on_after(70.0):
+                async for _ in conn:
+                    pass
+            assert (conn.epoch, conn.state) == (1, trio_nova.State.READY)
+            assert conn.statistics().pings_sent > 12
+    theirs_again.close()
 
 
 async def test_the_servers_own_heartbeat_is_answered_ahead_of_a_queue(autojump_clock: MockClock) -> None:

@@ -43,6 +43,10 @@ __all__ = ["LinkTasks"]
 
 MAX_PINGS = 64
 """Pings whose pongs are awaited; the oldest is given up for a new one."""
+LAST_TURNS = 8
+"""Turns of Trio's loop that reading gets once a deadline has passed: layers like TLS take more than one."""
+MAX_LAST_TURNS = 1000
+"""The same, with those in which what was read before is still being handed out."""
 CLOCK_JUMP = 5.0
 """Seconds by which the wall clock must outrun ours before we believe that the machine slept."""
 
@@ -74,6 +78,7 @@ class LinkTasks:
     pulse_changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the heartbeat."""
     _nursery: trio.Nursery = attrs.field(init=False)
+    _reader: Reader = attrs.field(init=False)
     _lost: LinkLost | None = attrs.field(default=None, init=False)
     setup_error: NovaError | None = attrs.field(default=None, init=False)
     """Why this link could not be set up, or not be kept authenticated."""
@@ -90,7 +95,7 @@ class LinkTasks:
         session, number = self._session, self._session.epoch
         session.on_leave = self._ending.set
         self._outbound.link = self._link
-        reader = Reader(
+        reader = self._reader = Reader(
             session,
             self._inbound,
             self._link,
@@ -311,12 +316,32 @@ class LinkTasks:
                         self.pulse.probe_now(trio.current_time())
                 case Probe():
                     self._probe()
+                case Dead() if await self._looks_again():
+                    pass
                 case Dead(clock, silence):
                     session.emit(PeerSilent, clock=clock, silence=silence)
                     session.perform(session.ask(session.handlers.connection.handle_timeout, clock), session.epoch)
                     detail = f"the peer was silent for {silence:g} s, by the {clock} clock"
                     self.lose(LinkLost(1006, "", session.epoch, detail=detail))
                     return
+
+    async def _looks_again(self) -> bool:
+        """Let what has arrived be read before the peer is called silent; return whether it is not, after all.
+
+        This process may have stood still beyond the deadline, with the answer waiting in the operating system. Each
+        turn asks that for news; only those count in which reading waits for it.
+        """
+        turns = 0
+        for _ in range(MAX_LAST_TURNS):
+            await trio.lowlevel.checkpoint()
+            self.pulse.last_heard_below(self._link.heard_at)
+            verdict = self.pulse.next_step(trio.current_time(), self._link.stalled_since)
+            if self._ending.is_set() or not isinstance(verdict, Dead):
+                return True
+            turns += verdict.clock == "write" or self._reader.is_reading
+            if turns == LAST_TURNS:
+                break
+        return False
 
     def _probe(self) -> None:
         session = self._session
@@ -326,7 +351,7 @@ class LinkTasks:
         action = session.ask(handler.ping) if type(handler).ping is not ConnectionHandler.ping else None
         if action is not None:
             session.perform(action, session.epoch, Lane.SETUP)
-            self.pulse.probe_written(now)
+            self.pulse.probe_written(now, is_beat=True)
             return
         payload = self._ping_payload()
         try:
@@ -350,7 +375,9 @@ class LinkTasks:
     def _probe_written(self, outgoing: Outgoing, error: NovaError | None) -> None:
         if error is None:
             self._probe_sent_at = trio.current_time()
-            self.pulse.probe_written(self._probe_sent_at)
+            is_beat, answered = not isinstance(outgoing.frame, Ping), self._session.config.heartbeat.answered
+            self.pulse.probe_written(self._probe_sent_at, is_beat=is_beat, answered=answered)
+            self._session.counts.pings_sent += is_beat  # a ping is counted where it is written
             self._pong_due(outgoing.frame)
             self._session.emit(PingSent)
         else:

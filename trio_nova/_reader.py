@@ -41,7 +41,7 @@ class Reader:
     _lose: Callable[[LinkLost], None]
     _held: Sequence[Frame] = attrs.field(default=(), init=False)
     """What arrived when reading had just been paused."""
-    _is_reading: bool = attrs.field(default=False, init=False)
+    is_reading: bool = attrs.field(default=False, init=False)
     """Whether some task reads now."""
     _helped: object | None = attrs.field(default=None, init=False)
     """What is read for by a task that waits for it."""
@@ -67,7 +67,7 @@ class Reader:
             while not self._ending.is_set():
                 if self._defect is not None:
                     raise self._defect
-                if self._is_reading:
+                if self.is_reading:
                     await self._left.wait()
                 elif inbound.pauses or inbound.clogged:
                     await self._stand_still()
@@ -90,11 +90,11 @@ class Reader:
 
     async def _read(self) -> None:
         """Wait for what comes next, and take it in; raises LinkLost."""
-        self._is_reading = True
+        self.is_reading = True
         try:
             frames = await self._link.receive_some()
         finally:
-            self._is_reading = False
+            self.is_reading = False
         self._pulse.heard(trio.current_time())
         if self._inbound.pauses:
             self._held = frames
@@ -128,7 +128,7 @@ class Reader:
     @property
     def is_free(self) -> bool:
         """Whether a task that waits may read."""
-        if self._is_reading or self._held or self._defect is not None or self._ending.is_set():
+        if self.is_reading or self._held or self._defect is not None or self._ending.is_set():
             return False
         inbound = self._inbound
         return not (inbound.pauses or inbound.crowded or inbound.clogged)

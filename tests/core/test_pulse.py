@@ -126,6 +126,52 @@ def test_probing_can_be_turned_off_and_on_again() -> None:
     assert pulse.next_step(1000.0) == Wait(1020.0)
 
 
+def test_beats_of_the_application_leave_at_their_interval_whatever_is_heard_and_whatever_answer_is_due() -> None:
+    pulse = Pulse(0.0, ping_interval=1.75, pong_timeout=20.0)
+    left: list[float] = []
+    now = 0.0
+    while now < 20.0:
+        match pulse.next_step(now):
+            case Probe():
+                pulse.probe_queued(now)
+                pulse.probe_written(now, is_beat=True)
+                left.append(now)
+            case Wait(until):
+                now = min(until, now // 2.0 * 2.0 + 2.0)  # the service's own beat, each 2 s
+                if now % 2.0 == 0.0:
+                    pulse.heard(now)
+    assert left == [1.75 * number for number in range(1, 12)]
+
+
+def test_a_beat_does_not_put_off_the_answer_that_is_due_to_the_one_before() -> None:
+    pulse = Pulse(0.0, ping_interval=2.0, pong_timeout=5.0)
+    for now in (2.0, 4.0, 6.0):
+        assert pulse.next_step(now) == Probe()
+        pulse.probe_queued(now)
+        pulse.probe_written(now, is_beat=True)
+    assert pulse.next_step(7.0) == Dead("pong", 7.0)
+
+
+def test_a_beat_that_nobody_answers_is_held_against_nobody() -> None:
+    pulse = Pulse(0.0, ping_interval=2.0, pong_timeout=5.0, idle_timeout=100.0)
+    for now in range(2, 100, 2):
+        assert pulse.next_step(now) == Probe()
+        pulse.probe_queued(now)
+        pulse.probe_written(now, is_beat=True, answered=False)
+        assert pulse.next_step(now) == Wait(now + 2.0)
+    assert pulse.next_step(100.0) == Dead("idle", 100.0)
+
+
+def test_bytes_that_arrived_below_and_were_not_heard_of_yet_are_life() -> None:
+    pulse = Pulse(0.0, ping_interval=20.0, pong_timeout=10.0)
+    pulse.probe_queued(20.0)
+    pulse.probe_written(20.0)
+    pulse.last_heard_below(-math.inf)
+    assert pulse.next_step(30.0) == Dead("pong", 30.0)
+    pulse.last_heard_below(29.0)
+    assert pulse.next_step(30.0) == Wait(40.0)
+
+
 # --------------------------------------------------------------------------- against a simulated writer
 
 

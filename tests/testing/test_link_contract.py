@@ -31,6 +31,10 @@ class Sound:
         return self.good.response_headers
 
     @property
+    def heard_at(self) -> float:
+        return self.good.heard_at
+
+    @property
     def stalled_since(self) -> float | None:
         return self.good.stalled_since
 

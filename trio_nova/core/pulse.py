@@ -2,6 +2,8 @@
 
 * *pong*: a ping that was handed to the operating system must be followed by a sign of life within
   `pong_timeout`. Any byte counts: a peer that sends data but never pongs is alive.
+  A beat of the application's that nobody answers owes none; and it leaves each `ping_interval`, whatever is
+  heard and whatever answer is still due, as the peer may judge us by it. A ping waits for the last one's answer.
 * *write*: a write under way must make progress within `pong_timeout`. Without this clock a blocked
   writer would keep the ping from leaving, and a dead peer from being noticed.
 * *idle*: nothing at all for `idle_timeout`, for services that ping by themselves.
@@ -51,6 +53,8 @@ class Pulse:
     last_heard: float = attrs.field(init=False)
     _next_probe: float = attrs.field(init=False)
     _probe_is_queued: bool = attrs.field(default=False, init=False)
+    _is_beat: bool = attrs.field(default=False, init=False)
+    """Whether the last probe was the application's: the next one does not wait for its answer."""
     _heard_since_probe: bool = attrs.field(default=False, init=False)
     _pong_due: float = attrs.field(default=math.inf, init=False)
     _held: bool = attrs.field(default=False, init=False)
@@ -65,6 +69,11 @@ class Pulse:
         self._pong_due = math.inf
         self._heard_since_probe = True
 
+    def last_heard_below(self, at: float) -> None:
+        """Bytes arrived at `at`, if they were not heard of by then: they lie where messages are made of them."""
+        if at > self.last_heard:
+            self.heard(at)
+
     def probe_queued(self, now: float) -> None:
         """A ping waits for the writer: until it has left, only the write clock can run out."""
         self._probe_is_queued = True
@@ -75,11 +84,18 @@ class Pulse:
         """Nothing is sent after all: the heartbeat is off, or failed, or the rate limit refused it."""
         self._probe_is_queued = False
 
-    def probe_written(self, now: float) -> None:
-        """The ping has left: a sign of life is due, unless one came while the rest of its batch was written."""
+    def probe_written(self, now: float, *, is_beat: bool = False, answered: bool = True) -> None:
+        """The probe has left: a sign of life is due, unless one came while the rest of its batch was written.
+
+        Args:
+            now: the time.
+            is_beat: whether it is a message of the application's.
+            answered: whether a sign of life can be expected for it.
+        """
         self._probe_is_queued = False
-        if not self._heard_since_probe:
-            self._pong_due = now + self.pong_timeout
+        self._is_beat = is_beat
+        if answered and not self._heard_since_probe:
+            self._pong_due = min(self._pong_due, now + self.pong_timeout)
 
     def hold(self) -> None:
         """Reading stands still by our own doing: judge no silence until `release`."""
@@ -113,7 +129,7 @@ class Pulse:
             return Dead("idle", now - self.last_heard)
         if now >= self._pong_due:
             return Dead("pong", now - self.last_heard)
-        waits_for_probe = self._probe_is_queued or self._pong_due < math.inf
+        waits_for_probe = self._probe_is_queued or (self._pong_due < math.inf and not self._is_beat)
         if now >= self._next_probe and not waits_for_probe:
             return Probe()
         # While we wait a write may begin to stall, or the answer come and the next probe be due: look again in time.

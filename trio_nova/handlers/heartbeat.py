@@ -16,6 +16,9 @@ __all__ = ["Heartbeat", "MessageHeartbeat", "NoHeartbeat", "PingHeartbeat", "Ser
 class Heartbeat:
     """What a session asks its heartbeat. When to ask is `Config.ping_interval`'s and `pong_timeout`'s."""
 
+    answered = True
+    """Whether a sign of life is due, within `pong_timeout`, after a probe."""
+
     def probe(self, payload: bytes) -> Any:
         """Return what to send as a probe: a `Ping` with this unique payload, or a message; None to send nothing."""
         return None
@@ -43,11 +46,13 @@ class PingHeartbeat(Heartbeat):
 
 @attrs.frozen
 class MessageHeartbeat(Heartbeat):
-    """An application message with an expected answer, for services that want one."""
+    """An application message, for services that want one: it leaves each `ping_interval`, whatever is received."""
 
     message: Any
     expects: Callable[[Any], bool] = attrs.field(default=lambda message: False)
     """Whether a received message is the answer."""
+    answered: bool = attrs.field(default=True, validator=attrs.validators.instance_of(bool))
+    """False: a beat that nobody answers. The link is not judged by it, only by `idle_timeout` and by its writes."""
 
     def probe(self, payload: bytes) -> Any:
         return self.message

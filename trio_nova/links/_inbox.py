@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -36,13 +37,20 @@ class Inbox:
     _announced: int = attrs.field(default=0, init=False)
     _life: bool = attrs.field(default=False, init=False)
     """Bytes have arrived since the last batch."""
+    _heard_at: float = attrs.field(default=-math.inf, init=False)
     _closing: bool = attrs.field(default=False, init=False)
     _takers: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
     _fillers: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
 
+    @property
+    def heard_at(self) -> float:
+        """Trio's time when bytes last arrived; now, while messages are still made of them, as none are read then."""
+        return trio.current_time() if self._put < self._announced else self._heard_at
+
     def announce(self, messages: int, controls: Iterable[tuple[int, Ping | Pong]] = ()) -> None:
         """Note that bytes arrived: `messages` in all will have been put, with `controls` between them."""
         self._life = True
+        self._heard_at = trio.current_time()
         self._announced = messages
         self._controls.extend(controls)
         self._line_up()

@@ -131,6 +131,11 @@ class Link(Protocol):
         """Trio's time when the peer last accepted a byte of the write under way; None when none is under way."""
         ...
 
+    @property
+    def heard_at(self) -> float:
+        """Trio's time when bytes last arrived, also if no frame was made of them yet; -inf before the first."""
+        ...
+
     async def receive_some(self) -> Sequence[Frame]:
         """Wait for what comes next and return it, oldest first.
 

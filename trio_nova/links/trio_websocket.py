@@ -154,6 +154,10 @@ class _Link(ABC):
 
     # What the seam promises.
 
+    @property
+    def heard_at(self) -> float:
+        return self._inbox.heard_at
+
     async def receive_some(self) -> Sequence[Frame]:
         """Wait for what comes next and return it, at most 256 frames, oldest first; see `Link.receive_some`."""
         frames = await self._inbox.take()

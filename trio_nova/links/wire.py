@@ -102,6 +102,8 @@ class _WireLink:
         """For those who want to write while somebody does."""
         self._patience = Patience(dial.message_timeout) if dial.message_timeout < math.inf else None
         self._stalled_since: float | None = None
+        self.heard_at = -math.inf
+        """Trio's time when bytes last arrived."""
         self._writes = 0
         self._answers: list[bytes] = []
         """Pongs and the close frame that wait for the write under way."""
@@ -190,6 +192,7 @@ class _WireLink:
         if not data:
             self._stream_ended("closed")
             return []
+        self.heard_at = trio.current_time()
         # Whoever sends much is read in larger pieces: the cost of a read is in the reading, not in its size.
         self._more = len(data) == self._read_size
         self._read_size = min(2 * self._read_size, _MAX_READ) if self._more else max(self._read_size // 2, CHUNK)
