@@ -6,7 +6,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,7 +21,9 @@ from trio_nova import (
     AuthRefused,
     Client,
     Close,
+    Correlation,
     Granted,
+    InOrder,
     JsonCodec,
     LinkLost,
     MessageHandler,
@@ -123,6 +125,7 @@ def not_tried(report: Report) -> set[str]:
 # --------------------------------------------------------------------------- good ones
 
 
+KNOWN_BY = "an answer is known by the id that was written"
 NO_AUTH = {"it keeps no credentials", "it authenticates over a link"}
 NO_CHANNELS = {"it subscribes and unsubscribes over a link", "data reach their feed"}
 
@@ -132,7 +135,7 @@ NO_CHANNELS = {"it subscribes and unsubscribes over a link", "data reach their f
     [
         (Chat, set[str]()),
         (WithToken, set[str]()),
-        (Echo, NO_AUTH | NO_CHANNELS),
+        (Echo, NO_AUTH | NO_CHANNELS | {KNOWN_BY}),
         (JsonRpc, NO_AUTH | {"it says where its service is"}),
         (Deribit, set[str]()),
     ],
@@ -392,6 +395,81 @@ class TakesDataForBeats(Chat):
         return {"op": "here"} if isinstance(message, dict) and message.get("op") == "said" else None
 
 
+class TextIds(Correlation):
+    def tag(self, message: Any, id: int) -> Any:
+        return {**message, "id": str(id)}
+
+
+class HiddenIds(Correlation):
+    """Writes them where only answers are read."""
+
+    def tag(self, message: Any, id: int) -> Any:
+        return {**message, "meta": {"req": f"r-{id}"}}
+
+    def reply_id(self, message: Any) -> Hashable | None:
+        return message["meta"]["req"] if "ok" in message else None
+
+
+class FoundIds(HiddenIds):
+    def request_id(self, message: Any) -> Hashable | None:
+        return message.get("meta", {}).get("req")  # type: ignore[no-any-return]
+
+
+class StrictIds(Correlation):
+    def reply_id(self, message: Any) -> Hashable | None:
+        return message.get("id") if "ok" in message else None
+
+
+class ArrayIds(Correlation):
+    def request_id(self, message: Any) -> None:
+        return None
+
+    def tag(self, message: Any, id: int) -> Any:
+        return [id, message]
+
+    def reply_id(self, message: Any) -> Hashable | None:
+        return message[0] if isinstance(message, list) else None
+
+
+class IdsFromElsewhere(Correlation):
+    """Reads something else than was written."""
+
+    def tag(self, message: Any, id: int) -> Any:
+        return {**message, "id": id, "serial": f"s{id}"}
+
+    def request_id(self, message: Any) -> Hashable | None:
+        return message.get("id")  # type: ignore[no-any-return]
+
+    def reply_id(self, message: Any) -> Hashable | None:
+        return message["serial"].removeprefix("s") if "ok" in message else None
+
+
+def asking(correlation: Correlation) -> Adapter:
+    class Asking(Chat):
+        def defaults(self) -> Mapping[str, Any]:
+            return {**super().defaults(), "correlation": correlation}
+
+    return Asking()
+
+
+@pytest.mark.parametrize(
+    "correlation", [TextIds(), FoundIds(), StrictIds(), ArrayIds()], ids=lambda c: type(c).__name__
+)
+def test_an_adapter_whose_ids_are_found_keeps_the_promise(correlation: Correlation) -> None:
+    assert {each.sentence: each.outcome for each in check_adapter(asking(correlation)).promises}[KNOWN_BY] == "kept"
+
+
+@pytest.mark.parametrize("correlation", [HiddenIds(), IdsFromElsewhere()], ids=lambda c: type(c).__name__)
+def test_an_adapter_that_would_wait_for_an_id_that_never_comes_is_found_out(correlation: Correlation) -> None:
+    report = check_adapter(asking(correlation))
+    assert f"{type(correlation).__name__}.reply_id reads " in broken(report)[KNOWN_BY]
+    assert "let request_id read what tag writes" in broken(report)[KNOWN_BY]
+
+
+def test_an_adapter_whose_answers_come_in_order_has_no_ids_to_be_judged_by() -> None:
+    assert KNOWN_BY in not_tried(check_adapter(asking(InOrder())))
+
+
 class SetsUpOnce(Chat):
     def setup_requests(self, info: Any) -> Sequence[Any]:
         return [{"op": "mode"}] if info.epoch == 1 else []
@@ -526,7 +604,7 @@ def test_the_report_names_hooks_defaults_and_what_is_broken(capsys: pytest.Captu
     assert lines[2] == "defaults   codec=JsonCodec, ping_interval=30.0"
     at = lines.index("BROKEN     its hooks answer anything with what they may")
     assert lines[at + 1].startswith("           - data_of raises KeyError: 'text' for {")
-    assert lines[-1] == "15 promises: 1 of 15 are broken"
+    assert lines[-1] == "16 promises: 1 of 16 are broken"
 
 
 def test_the_report_shows_no_secret(capsys: pytest.CaptureFixture[str]) -> None:
@@ -564,4 +642,4 @@ def test_it_runs_as_a_command() -> None:
         cwd=Path(__file__).parents[1],
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("15 promises: all 11 that were tried are kept\n")
+    assert done.stdout.endswith("16 promises: all 11 that were tried are kept\n")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
+from itertools import islice
 from typing import Any
+from unittest import SkipTest
 
 import attrs
 
@@ -28,11 +31,15 @@ from trio_nova.handlers import (
     Refused,
     SubscriptionHandler,
 )
+from trio_nova.handlers.correlation import ids_as_written, written_ids
 from trio_nova.messages import Ping, Pong
 from trio_nova.testing._peer import Peer
 from trio_nova.testing._words import HOSTILE_PAYLOADS, messages_of, words_of
 
-__all__ = ["ROLES", "StandIn", "Strategies", "shape"]
+__all__ = ["ROLES", "StandIn", "Strategies", "Tagged", "shape"]
+
+MAX_ANSWERS = 1000
+"""Answers in which the id of a question is looked for."""
 
 ROLES: Mapping[str, type] = {
     "connection_handler": ConnectionHandler,
@@ -45,6 +52,41 @@ ROLES: Mapping[str, type] = {
     "metrics_collector": MetricsCollector,
 }
 """The strategies that every session makes anew, by the field of Config that names them."""
+
+
+@attrs.frozen
+class Tagged:
+    """A question with an id of the session's."""
+
+    written: Any
+    """As the service reads it."""
+    leaves: Sequence[Any]
+    """Its values, among which the id is, as it was written."""
+    awaited: tuple[Hashable, ...]
+    """What the session takes for its id."""
+
+    def answers(self, strategies: Strategies) -> Iterator[Any]:
+        """Yield answers that a service may give: the question itself with one more field, or what has the id elsewhere.
+
+        Those to two questions correspond, one by one.
+        """
+        words = words_of(strategies.correlation.reply_id)
+        yield self.written
+        if isinstance(self.written, Mapping):
+            for word in words:
+                yield {**self.written, word: "x"}
+            yield {**dict.fromkeys(words, "x"), **self.written}
+            yield {name: value for name, value in self.written.items() if name != "method"}
+        yield from islice(messages_of(words, self.leaves), MAX_ANSWERS)
+
+    def read(self, correlation: Correlation, answer: Any) -> Hashable | None:
+        """Return the id that is read in an answer."""
+        try:
+            found = correlation.reply_id(answer)
+            hash(found)
+        except Exception:  # what hooks raise is for the tests of hooks to say
+            return None
+        return found
 
 
 @attrs.define(eq=False, slots=False)
@@ -113,6 +155,39 @@ class Strategies:
             except Exception:  # what hooks raise is for the tests of hooks to say
                 continue
         return None
+
+    @cached_property
+    def ids_asked_with(self) -> tuple[Tagged, Tagged]:
+        """One question twice, each time with another id of the session's.
+
+        Raises:
+            SkipTest: none was found that has a place for an id.
+        """
+        if not isinstance(self.codec, RawCodec):
+            for question in ({"method": "x"}, {"op": "x"}, ["x"], "x"):
+                with suppress(Exception):  # it is no question to this adapter
+                    if self.correlation.request_id(question) is None:
+                        return self._tagged(question, 421), self._tagged(question, 536)
+        raise SkipTest("it puts no ids into its questions, so their answers come in order")
+
+    def _tagged(self, question: Any, id: int) -> Tagged:
+        tagged = self.correlation.tag(question, id)
+        if tagged is None:
+            raise BadMessage("this kind of question has no place for an id")
+        awaited = written_ids(self.correlation, question, id, tagged)
+        written = self.codec.decode(self.encode(tagged))
+        if type(self.message).encode_message is not MessageHandler.encode_message:
+            awaited = ids_as_written(self.correlation, awaited, written)
+        return Tagged(written, self._leaves_of(written), awaited)
+
+    def _leaves_of(self, message: Any) -> list[Any]:
+        match message:
+            case Mapping():
+                return [leaf for value in message.values() for leaf in self._leaves_of(value)]
+            case list() | tuple():
+                return [leaf for value in message for leaf in self._leaves_of(value)]
+            case _:
+                return [message]
 
     def question_id(self, asked: Any) -> Hashable | None:
         """Return the id that a message bears as a question."""

@@ -35,6 +35,7 @@ from trio_nova._connection import Connection, ConnectionBlock, open_connection
 from trio_nova._feeds import Feed
 from trio_nova.adapter import HOOKS, Adapter, hook_faults, shadowed_hooks
 from trio_nova.core.backoff import ListBackoff
+from trio_nova.core.ledger import identity
 from trio_nova.core.session import State
 from trio_nova.errors import (
     AuthFailed,
@@ -231,6 +232,24 @@ class AdapterContract:
 
     def test_its_hooks_answer_anything_with_what_they_may(self) -> None:
         _insist_on_none(dict.fromkeys(fault for look in self._looks() if (fault := self._explore(*look)) is not None))
+
+    def test_an_answer_is_known_by_the_id_that_was_written(self) -> None:
+        correlation, (first, second) = self._judged.correlation, self._judged.ids_asked_with
+        answers = first.answers(self._judged), second.answers(self._judged)
+        read = [
+            found
+            for one, other in zip(*answers, strict=True)
+            # What does not change with the id is something else.
+            if (found := first.read(correlation, one)) is not None and found != second.read(correlation, other)
+        ]
+        label = _label(correlation, "reply_id")
+        if not read:
+            raise SkipTest(f"no answer was found in which {label} reads the id of a question")
+        if not {identity(id) for id in read} & {identity(id) for id in first.awaited}:
+            raise AssertionError(
+                f"{label} reads {_shown(read[0])} in an answer to {_shown(first.written)}, for which the session "
+                f"awaits {' or '.join(map(_shown, first.awaited))}: let request_id read what tag writes"
+            )
 
     def test_its_advice_after_an_error_is_to_retry_or_to_stop(self) -> None:
         handler = self._judged.error
