@@ -28,16 +28,24 @@ from trio_nova import (
     Connection,
     ConnectionHandler,
     ConnectionInfo,
+    Correlation,
     HandshakeRejected,
     JsonCodec,
+    LinkLost,
     ListBackoff,
+    MessageHandler,
     OutcomeUnknown,
     RawCodec,
     RequestFailed,
+    Retry,
     SessionOver,
     State,
+    Stop,
+    explain,
     open_connection,
 )
+from trio_nova.links import Transport
+from trio_nova.messages import Action
 from trio_nova.testing import ClosePayload, GenericVenue, Peer, ScriptedServer, echo
 
 URL = "ws://server.test/"
@@ -409,6 +417,160 @@ async def test_a_link_lost_amid_authentication_is_a_failed_attempt(autojump_cloc
     async with ScriptedServer(lose, Gate("open sesame")) as server:
         async with connect(server, retry_first_connect=True) as conn:
             assert conn.epoch == 2
+
+
+def closes_login(code: int, reason: str = "") -> Any:
+    async def close(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_json()
+        await peer.close(code, reason)
+
+    return close
+
+
+@pytest.mark.parametrize("code", [1008, 3000, 3003, 4000, 4401, 4999])
+@pytest.mark.parametrize("patient", [False, True])
+async def test_a_login_that_is_answered_by_a_close_is_refused_and_not_tried_again(
+    patient: bool, code: int, transport: Transport, autojump_clock: trio.abc.Clock
+) -> None:
+    async with ScriptedServer(then=closes_login(code, "bad key")) as server:
+        with pytest.raises(AuthFailed, match=f"amid the login, with code {code}: bad key") as caught:
+            async with connect(server, transport=transport, retry_first_connect=patient):
+                raise AssertionError("never entered")
+    assert len(server.dials) == 1
+    assert (caught.value.phase, caught.value.retry) == ("auth", "never")
+    assert isinstance(caught.value.__cause__, LinkLost)
+    assert caught.value.__cause__.code == code
+    assert "max_attempts" not in explain(caught.value)
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1011, 1012, 1013])
+async def test_a_service_that_goes_away_amid_the_login_is_dialled_again(
+    code: int, autojump_clock: trio.abc.Clock
+) -> None:
+    async with ScriptedServer(closes_login(code), Gate("open sesame")) as server:
+        async with connect(server, retry_first_connect=True) as conn:
+            assert conn.epoch == 2
+
+
+async def test_a_login_that_is_refused_by_a_close_ends_a_session_that_was_ready(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    gate = Gate("open sesame")
+    async with ScriptedServer(gate, then=closes_login(4003)) as server:
+        with pytest.raises(AuthFailed, match="4003"):
+            async with connect(server) as conn, conn.listen() as events:
+                assert gate.peer is not None
+                await gate.peer.drop()
+                await trio.sleep_forever()
+        told = [event.error async for event in events if isinstance(event, AuthUnsuccessful)]
+        assert [type(error) for error in told] == [AuthFailed]
+        assert len(server.dials) == 2
+
+
+async def test_a_provider_whose_credentials_are_refused_by_a_close_is_asked_once_more(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    asked = 0
+
+    async def provide() -> str:
+        nonlocal asked
+        asked += 1
+        return "open sesame"
+
+    async with ScriptedServer(closes_login(4401), Gate("open sesame")) as server:
+        async with connect(server, credentials=provide, retry_first_connect=True) as conn:
+            assert (asked, conn.epoch) == (2, 2)
+    async with ScriptedServer(then=closes_login(4401)) as server:
+        with pytest.raises(AuthFailed):
+            async with connect(server, credentials=provide, retry_first_connect=True):
+                raise AssertionError("never entered")
+        assert len(server.dials) == 2
+
+
+async def test_a_close_amid_the_login_is_told_to_handle_disconnect_whose_stop_ends_with_the_refusal(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class Stops(ConnectionHandler):
+        def handle_disconnect(self, lost: LinkLost) -> Action:
+            assert lost.code == 4401
+            return Stop(lost)
+
+    async with ScriptedServer(then=closes_login(4401)) as server:
+        with pytest.raises(AuthFailed, match="4401"):
+            async with connect(server, connection_handler=Stops, retry_first_connect=True):
+                raise AssertionError("never entered")
+        assert len(server.dials) == 1
+
+
+async def test_a_hook_that_knows_the_code_of_a_busy_service_has_it_dialled_again(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class Knows(ConnectionHandler):
+        def handle_disconnect(self, lost: LinkLost) -> Action:
+            return Retry(3.0) if lost.code == 4429 else None
+
+    async with ScriptedServer(closes_login(4429), Gate("open sesame")) as server:
+        async with connect(server, connection_handler=Knows, retry_first_connect=True) as conn:
+            assert conn.epoch == 2
+            assert trio.current_time() == 3.0
+
+
+async def test_a_hook_that_stops_at_the_services_words_before_the_close_ends_with_its_own_error(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async def explains(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_json()
+        await peer.send_json({"type": "error", "reason": "no such key"})
+        await peer.close(4401)
+
+    class Reads(MessageHandler):
+        def handle_message(self, kind: str, message: Any) -> Action:
+            return Stop(AuthFailed(message["reason"])) if message.get("type") == "error" else None
+
+    async with ScriptedServer(then=explains) as server:
+        with pytest.raises(AuthFailed):
+            async with connect(server, message_handler=Reads, retry_first_connect=True):
+                raise AssertionError("never entered")
+        assert len(server.dials) == 1
+
+
+async def test_without_a_login_a_close_of_the_services_own_is_a_lost_link(autojump_clock: trio.abc.Clock) -> None:
+    async def close(peer: Peer) -> None:
+        await peer.accept()
+        await peer.close(4401)
+
+    async with ScriptedServer(close, then=echo) as server:
+        async with connect(server, credentials=None, retry_first_connect=True) as conn:
+            await conn.wait_state(State.DISCONNECTED)
+            await conn.wait_ready()
+            assert conn.epoch == 2
+
+
+@pytest.mark.parametrize("marked", [False, True], ids=["by its type", "by what correlation calls an error"])
+async def test_the_reason_that_the_handler_reads_in_a_refusal_is_in_the_error(
+    marked: bool, autojump_clock: trio.abc.Clock
+) -> None:
+    class Reads(AuthHandler):
+        def handle_auth_response(self, message: Any) -> AuthOk | AuthRefused | None:
+            return AuthRefused("locked") if message.get("ok") is False else None
+
+    async def refuse(peer: Peer) -> None:
+        await peer.accept()
+        asked = await peer.receive_json()
+        answer = {"ok": False, "id": asked.get("id")}
+        await peer.send_json({**answer, "error": {"code": 17}} if marked else answer)
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(then=refuse) as server:
+        options: dict[str, Any] = {"auth_handler": Reads, "correlation": Correlation()}
+        with pytest.raises(AuthFailed, match=r"^the service refuses the credentials: locked$") as caught:
+            async with connect(server, **options):
+                raise AssertionError("never entered")
+    said = explain(caught.value).splitlines()
+    assert len(said) == len(set(said))
+    assert explain(caught.value).count("locked") == 1
 
 
 async def test_leaving_amid_authentication_is_quick(autojump_clock: trio.abc.Clock) -> None:

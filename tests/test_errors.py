@@ -198,6 +198,21 @@ def test_an_explanation_tells_the_causes_and_the_patience() -> None:
     ]
 
 
+def test_an_explanation_says_nothing_twice() -> None:
+    error = AuthFailed("the service refuses the credentials: locked")
+    error.__cause__ = RequestFailed("locked")
+    error.__cause__.__cause__ = OSError()
+    error.__cause__.__cause__.__cause__ = LinkLost(4401, "locked", 1, remote=True)
+    assert explain(error).splitlines() == [
+        "AuthFailed: the service refuses the credentials: locked",
+        "  because of OSError",
+        "  because of LinkLost: link 1 lost, code 4401 'locked'",
+        "  phase: auth",
+        "  retry: never",
+        f"  {AuthFailed.hint}",
+    ]
+
+
 def test_a_foreign_error_is_explained_as_far_as_it_goes() -> None:
     assert explain(KeyError("x")) == "KeyError: 'x'"
     assert explain(KeyError()) == "KeyError"

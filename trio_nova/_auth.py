@@ -19,6 +19,7 @@ from trio_nova._signal import Signal
 from trio_nova.config import configure
 from trio_nova.core.outbox import Lane
 from trio_nova.core.session import State
+from trio_nova.core.verdict import refuses_login
 from trio_nova.errors import (
     AuthFailed,
     ConnectFailed,
@@ -52,16 +53,26 @@ class _Exchange:
     refresh: bool
 
     async def ask(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None]) -> AuthOk:
-        reply = await self._requests.request(
-            message, matches=lambda m: judge(m) is not None, priority=_FIRST, lane=Lane.SETUP, purpose="auth"
-        )
+        try:
+            reply = await self._requests.request(
+                message, matches=lambda m: judge(m) is not None, priority=_FIRST, lane=Lane.SETUP, purpose="auth"
+            )
+        except RequestFailed as error:
+            match judge(error.reply):
+                case AuthRefused(reason):
+                    raise AuthFailed(self._words(reason), retry=error.retry) from error
+                case _:
+                    raise
         match judge(reply):
             case AuthOk() as ok:
                 return ok
             case AuthRefused(reason):
-                raise AuthFailed(f"the service refuses the credentials: {self._redactor.show(reason)}")
+                raise AuthFailed(self._words(reason))
             case _:
                 raise AuthFailed("the service's answer was not understood")
+
+    def _words(self, reason: str) -> str:
+        return f"the service refuses the credentials: {self._redactor.show(reason)}"
 
     async def request(self, message: Any) -> Any:
         return await self._requests.request(message, priority=_FIRST, lane=Lane.SETUP, purpose="auth")
@@ -205,18 +216,36 @@ class Authenticator:
             if not isinstance(ok, AuthOk):
                 raise TypeError(f"authenticate() returned {type(ok).__name__}, not AuthOk")
         except (AuthFailed, RequestFailed) as error:
-            if on_trial is None:
-                self._refusals += 1
-            # A provider may have handed out what has expired since: once more, with what it says next.
-            again = on_trial is None and callable(source) and self._refusals < 2
+            again = on_trial is None and self._may_be_stale()
             retry = RetryAdvice.BACKOFF if again or error.retry is RetryAdvice.BACKOFF else RetryAdvice.NEVER
-            raise AuthFailed(str(error), retry=retry) from error
+            if not isinstance(error, AuthFailed):
+                raise AuthFailed(str(error), retry=retry) from error
+            error.retry = retry
+            raise
         except NovaError:
             raise
         except Exception as exc:
             session.handler_failed(exc)
             raise AuthFailed(f"the auth handler failed: {type(exc).__name__}") from exc
         return ok
+
+    def refused_by(self, lost: LinkLost) -> AuthFailed | None:
+        """Return the refusal that a close amid the login is; None where the link was lost for another reason."""
+        if not self.needed or not lost.remote or not refuses_login(lost.code):
+            return None
+        said = f": {self._session.redactor.show(lost.reason)}" if lost.reason else ""
+        refused = AuthFailed(
+            f"the service closed the link amid the login, with code {lost.code}{said}",
+            retry=RetryAdvice.BACKOFF if self._may_be_stale() else RetryAdvice.NEVER,
+        )
+        refused.__cause__ = lost
+        self._session.emit(AuthUnsuccessful, refresh=False, error=refused)
+        return refused
+
+    def _may_be_stale(self) -> bool:
+        """Count a refusal; return whether a provider may have handed out what has expired, and is asked once more."""
+        self._refusals += 1
+        return callable(self._session.config.credentials) and self._refusals < 2
 
     async def keep_fresh(self) -> NovaError:
         """Authenticate the living link again before each grant expires; return the error when that fails for good.

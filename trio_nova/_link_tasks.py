@@ -82,6 +82,8 @@ class LinkTasks:
     _lost: LinkLost | None = attrs.field(default=None, init=False)
     setup_error: NovaError | None = attrs.field(default=None, init=False)
     """Why this link could not be set up, or not be kept authenticated."""
+    is_authenticated: bool = attrs.field(default=False, init=False)
+    """Whether the service knows who we are, where it is to."""
     _ending: trio.Event = attrs.field(factory=trio.Event, init=False)
     _pongs: dict[bytes, _AwaitedPong] = attrs.field(factory=dict, init=False)
     _probe_sent_at: float = attrs.field(default=math.inf, init=False)
@@ -190,6 +192,7 @@ class LinkTasks:
             if self._authenticator.needed:
                 session.apply(SessionEvent.AUTHENTICATE)
                 await self._authenticator.sign_in()
+                self.is_authenticated = True
                 if self._ending.is_set():
                     return  # the answer came while goodbye was being said
                 nursery.start_soon(self._keep_authenticated, name=f"nova:auth#{session.epoch}")

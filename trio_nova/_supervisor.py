@@ -82,8 +82,10 @@ class Supervisor:
             session.apply(SessionEvent.DIAL)
             ended = await self._dial_and_hold()
             answer: Action = None
-            if isinstance(ended, LinkLost):
-                answer = session.ask(session.handlers.connection.handle_disconnect, ended)
+            # A login may be refused by the loss of its link.
+            lost = ended.__cause__ if isinstance(ended, AuthFailed) else ended
+            if isinstance(lost, LinkLost):
+                answer = session.ask(session.handlers.connection.handle_disconnect, lost)
             if session.is_closing:
                 break
             if isinstance(answer, Reply | ReplyMany):
@@ -100,7 +102,7 @@ class Supervisor:
                     session.emit(RetryScheduled, delay=delay, attempt=session.attempts.made, error=ended)
                     await self._wait(delay)
                 case Stop(error):
-                    session.give_up(error)
+                    session.give_up(ended if error is lost else error)
                 case _:
                     session.close()
 
@@ -234,7 +236,9 @@ class Supervisor:
             duration=trio.current_time() - opened,
             detail=lost.detail,
         )
-        return tasks.setup_error or lost
+        if tasks.setup_error is not None or tasks.is_authenticated or session.goodbye is not None:
+            return tasks.setup_error or lost
+        return self._authenticator.refused_by(lost) or lost
 
     # ----------------------------------------------------------------- between links
 

@@ -380,7 +380,11 @@ def explain(exc: BaseException) -> str:
     lines = [f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__]
     seen, cause = {exc}, exc.__cause__
     while cause is not None and cause not in seen:
-        lines.append(f"  because of {type(cause).__name__}: {printable(str(cause))}")
+        said = printable(str(cause))
+        if not said:
+            lines.append(f"  because of {type(cause).__name__}")
+        elif said not in lines[-1]:
+            lines.append(f"  because of {type(cause).__name__}: {said}")
         seen.add(cause)
         cause = cause.__cause__
     if isinstance(exc, NovaError):

@@ -46,6 +46,7 @@ __all__ = [
     "of_error",
     "of_status",
     "parse_retry_after",
+    "refuses_login",
 ]
 
 
@@ -146,6 +147,15 @@ def of_error(error: Exception) -> Disposition:
             return _TRANSIENT
         case _:
             return _FATAL
+
+
+def refuses_login(code: int) -> bool:
+    """Return whether a link that is closed with this code amid the login was closed because of it.
+
+    That is what 1008, 3000, 3003 and the codes of the service's own are for; which of these mean what, only its
+    adapter can know.
+    """
+    return code in (1008, 3000, 3003) or 4000 <= code <= 4999
 
 
 def may_pass(error: Exception) -> bool:
