@@ -56,6 +56,8 @@ from trio_nova.secrets import (
 
 __all__ = ["Supervisor"]
 
+LAST_TURNS = 4
+"""Turns of Trio's loop that others get between the loss of a link and what follows from it."""
 _CONTEXTS: dict[type[Exception], str] = {LinkLost: "link", AuthFailed: "auth"}
 
 
@@ -85,6 +87,7 @@ class Supervisor:
             # A login may be refused by the loss of its link.
             lost = ended.__cause__ if isinstance(ended, AuthFailed) else ended
             if isinstance(lost, LinkLost):
+                await self._let_leave()
                 answer = session.ask(session.handlers.connection.handle_disconnect, lost)
             if session.is_closing:
                 break
@@ -255,6 +258,8 @@ class Supervisor:
         may_retry = session.opened.is_set or config.retry_first_connect
         once_more = self._may_be_stale(ended) or (session.was_ready and may_pass(ended))
         advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry, once_more=once_more)
+        if isinstance(answer, Close) or (answer is None and isinstance(advice, Close)):
+            return Close()  # the end, and no trouble
         second = session.report(ended, _CONTEXTS.get(type(ended), "connect"))
         if isinstance(second, Reply | ReplyMany):
             session.perform(second, session.epoch)
@@ -288,6 +293,18 @@ class Supervisor:
             not isinstance(headers, Mapping) or type(handler).connection_info is not ConnectionHandler.connection_info
         )
         return self._was_unauthorized
+
+    async def _let_leave(self) -> None:
+        """Give whoever leaves at what came last over a link the time to do so: then its loss is no trouble.
+
+        A service closes at the last word it is told, often in one packet with its answer.
+        """
+        for _ in range(LAST_TURNS):
+            if self._session.is_closing:
+                return
+            await trio.lowlevel.checkpoint()
+        if self._outbound.draining and self._outbound.outbox.idle:
+            self._session.close()
 
     async def _wait(self, delay: float) -> None:
         session = self._session
