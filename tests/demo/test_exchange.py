@@ -12,6 +12,7 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_client_stream
 
+from trio_nova.demo import market
 from trio_nova.demo.exchange import LARGEST_ORDER, Exchange
 from trio_nova.demo.journal import Fault, RateCount, Visit, schedule
 from trio_nova.demo.market import BOOK, CHANNELS, DELISTED, STATUS, Market, apply_levels
@@ -23,7 +24,7 @@ async def dialled(exchange: Exchange) -> AsyncIterator[WebSocketConnection]:
     async with trio.open_nursery() as nursery:
         port = await nursery.start(exchange.serve)
         async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-            with trio.fail_after(5):
+            with trio.fail_after(100):
                 yield await wrap_client_stream(nursery, stream, "127.0.0.1", "/")
         nursery.cancel_scope.cancel()
 
@@ -132,7 +133,7 @@ ORDER = b'{"type":"order","id":1,"order":{"number":1,"price":1.0,"quantity":1}}'
 ANSWER = encode_frame(Opcode.CLOSE, (1012).to_bytes(2), mask=True)
 
 
-async def hear(stream: trio.SocketStream, wanted: bytes) -> None:
+async def hear(stream: trio.SocketStream, wanted: bytes) -> bytes:
     """Read until these bytes have come; b"": until the exchange has hung up."""
     heard = b""
     while not wanted or wanted not in heard:
@@ -141,11 +142,14 @@ async def hear(stream: trio.SocketStream, wanted: bytes) -> None:
             break
         heard += data
     assert wanted in heard
+    return heard
 
 
 @asynccontextmanager
-async def told_of_a_restart(exchange: Exchange) -> AsyncIterator[trio.SocketStream]:
-    """Sign a client in that says nothing of itself, and read until the exchange has said goodbye."""
+async def told_of_a_restart(
+    exchange: Exchange, *channels: str, expect: bytes = b""
+) -> AsyncIterator[trio.SocketStream]:
+    """Sign a client in that says nothing of itself, and read until the exchange has said goodbye, and this before."""
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             port = await nursery.start(exchange.serve)
@@ -154,8 +158,13 @@ async def told_of_a_restart(exchange: Exchange) -> AsyncIterator[trio.SocketStre
                 await hear(stream, b"\r\n\r\n")
                 auth = msgspec.json.encode({"type": "auth", "token": await exchange.issue_token()})
                 await stream.send_all(encode_frame(Opcode.TEXT, auth, mask=True))
+                for channel in channels:
+                    subscribe = msgspec.json.encode({"type": "subscribe", "channel": channel})
+                    await stream.send_all(encode_frame(Opcode.TEXT, subscribe, mask=True))
+                    await hear(stream, b'"subscribed"')
                 exchange.open()
-                await hear(stream, GOODBYE)
+                heard = await hear(stream, GOODBYE)
+                assert expect in heard
                 yield stream
             nursery.cancel_scope.cancel()
 
@@ -166,6 +175,12 @@ async def test_a_ping_that_meets_the_goodbye_of_the_exchange_is_answered() -> No
         await hear(stream, encode_frame(Opcode.PONG, b"still there?"))
         await stream.send_all(ANSWER)
         await hear(stream, b"")
+
+
+async def test_nobody_is_struck_before_each_of_his_channels_has_spoken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(market._EVERY, STATUS, 120)  # three times the calm that comes before a fault
+    async with told_of_a_restart(Exchange([(0.0, Fault.RESTART)]), STATUS, expect=b'"state":"open"'):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ LARGEST_ORDER = 100
 GRANT = 3600.0
 """Seconds for which a token admits."""
 CALM = 0.2
-"""Seconds since a link was restored before it is struck: a fault upon a fault would blur the books."""
+"""Seconds for which a link was restored, and all its channels were heard, before it is struck: a fault upon a fault
+would blur the books."""
 PATIENCE = 2.0
 """Seconds that the exchange waits for a client in a handshake, at the beginning or the end."""
 
@@ -42,13 +43,27 @@ class Desk:
     line: Line
     visit: Visit
     since: float
-    """Trio's clock, seconds: when it got the last channel that it asked for."""
+    """Trio's clock, seconds: when a channel that it has got said something to it for the first time."""
+    spoken: set[str] = attrs.field(factory=set, init=False)
+    """The channels that have said something to it."""
     attendance: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     """Around all that is heard from the client."""
+
+    @property
+    def served(self) -> bool:
+        """Whether all the channels that it has got have said something to it."""
+        return self.spoken.issuperset(self.visit.granted)
 
     async def tell(self, message: Mapping[str, Any]) -> None:
         """Send a message, or let it be lost with a client that is gone."""
         await self.line.send(msgspec.json.encode(message))
+
+    async def publish(self, news: Mapping[str, Any]) -> None:
+        """Send a message of a channel."""
+        await self.tell(news)
+        if news["channel"] not in self.spoken:
+            self.spoken.add(news["channel"])
+            self.since = trio.current_time()
 
     async def dismiss(self, code: int, reason: str) -> None:
         """Say goodbye, and leave the client a while to answer."""
@@ -127,7 +142,7 @@ class Exchange:
 
     async def _publish(self, news: Mapping[str, Any]) -> None:
         if self._desk is not None and news["channel"] in self._desk.visit.granted:
-            await self._desk.tell(news)
+            await self._desk.publish(news)
 
     # ----------------------------------------------------------------- the client
 
@@ -205,7 +220,7 @@ class Exchange:
         visit.granted.append(channel)
         desk.since = trio.current_time()
         if channel == BOOK:
-            await desk.tell(self.market.snapshot())
+            await desk.publish(self.market.snapshot())
 
     async def _execute(self, desk: Desk, id: int, order: Order) -> None:
         if order.quantity > LARGEST_ORDER:
@@ -244,6 +259,7 @@ class Exchange:
         while True:
             while (desk := self._desk) is None:
                 await self._arrivals.park()
-            await trio.sleep_until(desk.since + CALM)
-            if desk is self._desk and trio.current_time() >= desk.since + CALM:
+            for _ in range(4):  # by steps: what was sent is to be read, however long the process stood still
+                await trio.sleep(CALM / 4)
+            if desk is self._desk and desk.served and trio.current_time() >= desk.since + CALM:
                 return desk

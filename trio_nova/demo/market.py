@@ -18,7 +18,7 @@ DELISTED = "trades.LUNA"
 """The one that the exchange takes off the market."""
 
 STEPS_PER_SECOND = 200
-_EVERY: Mapping[str, int] = {"trades.BTC": 2, "trades.ETH": 3, DELISTED: 20, "ticker.BTC": 10, BOOK: 5, STATUS: 40}
+_EVERY: dict[str, int] = {"trades.BTC": 2, "trades.ETH": 3, DELISTED: 20, "ticker.BTC": 10, BOOK: 5, STATUS: 40}
 """After how many steps each channel has something to say."""
 CHANNELS = tuple(_EVERY)
 
