@@ -372,6 +372,25 @@ async def test_an_http_proxy_needs_no_package(peer: Peer, monkeypatch: pytest.Mo
     )
 
 
+@pytest.mark.parametrize("user", ["a" * 256, "é"])  # SOCKS has a byte for the length, python-socks writes ASCII
+async def test_a_login_that_cannot_be_written_is_not_tried_again(peer: Peer, user: str) -> None:
+    exc = await failure(peer, f"socks5://{user}:CANARY@proxy.test", b"\x05\x02")
+    assert exc.retry == "never"
+
+
+@pytest.mark.parametrize("broken", ["__init__", "connect"])
+async def test_what_breaks_in_the_package_for_proxies_would_break_again(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    def breaks(*arguments: object, **options: object) -> None:
+        raise AttributeError("another python-socks than was asked for")
+
+    monkeypatch.setattr(f"python_socks.async_.trio.v2.Proxy.{broken}", breaks)
+    exc = await failure(peer, "socks5://proxy.test")
+    assert exc.retry == "never"
+    assert str(exc).endswith("cannot be used: AttributeError")
+
+
 async def test_cancelling_the_proxys_handshake_closes_the_stream(peer: Peer) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: open_stream(peer.dial(proxy=HTTP)))

@@ -197,16 +197,16 @@ def _socks_connector() -> Callable[[trio.abc.Stream, Dial, Proxy], Awaitable[Non
 
     async def connect(stream: trio.abc.Stream, dial: Dial, proxy: Proxy) -> None:
         kind = proxy.scheme[:6].upper()
-        connector = Connector(
-            proxy_type=python_socks.ProxyType[kind],
-            host=proxy.host,
-            port=proxy.port,
-            username=proxy.user.reveal().decode("utf-8", "replace") if proxy.wants_login else None,
-            password=proxy.password.reveal().decode("utf-8", "replace") if proxy.wants_login else None,
-            rdns=True,
-            forward=_Leg(stream),  # type: ignore[arg-type]
-        )
         try:
+            connector = Connector(
+                proxy_type=python_socks.ProxyType[kind],
+                host=proxy.host,
+                port=proxy.port,
+                username=proxy.user.reveal().decode("utf-8", "replace") if proxy.wants_login else None,
+                password=proxy.password.reveal().decode("utf-8", "replace") if proxy.wants_login else None,
+                rdns=True,
+                forward=_Leg(stream),  # type: ignore[arg-type]
+            )
             await connector.connect(dial.url.host, dial.url.port, timeout=float("inf"))
         except NovaError as exc:
             raise forget_locals(exc)  # noqa: B904 - it is the same one
@@ -220,7 +220,8 @@ def _socks_connector() -> Callable[[trio.abc.Stream, Dial, Proxy], Awaitable[Non
             raise
         except Exception as exc:
             why = f"the proxy {proxy} cannot be used: {type(exc).__name__}"
-            raise ConnectFailed(why, phase="proxy") from forget_locals(exc)
+            # Not the proxy's doing, whatever it answers: a login that cannot be written, or another python-socks.
+            raise ConnectFailed(why, phase="proxy", retry=RetryAdvice.NEVER) from forget_locals(exc)
 
     return connect
 
