@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import nox
@@ -21,6 +22,20 @@ DEBIAN_PACKAGES = {
     "tinyproxy": "tinyproxy-bin",
 }
 """Where the programs come from that the live tests run."""
+
+BY_VERSIONS = [
+    "tests/demo",
+    "tests/links",
+    "tests/testing",
+    "tests/test_auth.py",
+    "tests/test_codecs.py",
+    "tests/test_connection.py",
+    "tests/test_errors.py",
+    "tests/test_stories.py",
+    "tests/test_telemetry.py",
+    "tests/test_ways_out.py",
+]
+"""What uses most of other packages and of Python: it is run on more versions of them than one."""
 
 
 @nox.session
@@ -54,6 +69,41 @@ def sockets(session: nox.Session) -> None:
     """Run what proves the rows of docs/hostile-peers.md in memory once more, over pairs of sockets."""
     session.install(".[dev]")
     session.run("pytest", "-n", "auto", "-m", "fault and not live and not soak", "--sockets", *session.posargs)
+
+
+@nox.session
+def floors(session: nox.Session) -> None:
+    """Run what depends on versions on the lowest ones that pyproject.toml allows; `-- tests` runs all."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["cli"] + extras["proxy"] + extras["testing"] + extras["test"]
+    session.install(".", *(each.replace(">=", "==") for each in wanted if ">=" in each))
+    session.run("pytest", "-n", "auto", *(session.posargs or BY_VERSIONS))
+
+
+@nox.session(venv_backend="none")
+def pythons(session: nox.Session) -> None:
+    """Run what depends on versions on each Python of the classifiers that is on this machine; `-- tests` runs all."""
+    for version in nox.project.python_versions(nox.project.load_toml("pyproject.toml")):
+        python = find_python(version)
+        if python is None:
+            session.warn(f"no Python {version} on this machine")
+            continue
+        place = session.cache_dir / f"python{version}"
+        session.run(python, "-m", "venv", "--clear", str(place))
+        its_python = str(place / ("Scripts" if os.name == "nt" else "bin") / "python")
+        session.run(its_python, "-m", "pip", "install", "--quiet", ".[test]", "websockets>=17")
+        session.run(its_python, "-m", "pytest", "-n", "auto", *(session.posargs or BY_VERSIONS))
+
+
+def find_python(version: str) -> str | None:
+    """Return a command that runs this Python: of the PATH, or of pyenv, which keeps it there without letting it run."""
+    kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions").glob(f"{version}.*/bin/python")
+    for command in (f"python{version}", *map(str, kept)):
+        runs = shutil.which(command) and subprocess.run([command, "--version"], capture_output=True, check=False)
+        if runs and runs.returncode == 0:
+            return command
+    return None
 
 
 @nox.session
