@@ -637,7 +637,7 @@ def test_it_runs_as_a_command() -> None:
         [sys.executable, "-m", "trio_nova", "check", "trio_nova.adapters.echo:Echo"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
         cwd=Path(__file__).parents[1],
     )

@@ -359,7 +359,7 @@ async def test_a_question_that_a_socket_takes_at_once_needs_no_writer() -> None:
         while isinstance(frame := await peer.receive(), str):
             await peer.send_json({"id": json.loads(frame)["id"]})
 
-    with trio.fail_after(10):
+    with trio.fail_after(100):
         async with (
             ScriptedServer(answer).listen() as listening,
             open_connection(listening.url, codec=JsonCodec()) as conn,
@@ -379,7 +379,7 @@ async def test_a_question_that_a_socket_takes_a_part_of_at_once_leaves_whole() -
         await peer.send_json({"id": 1})
         await peer.serve_until_closed()
 
-    with trio.fail_after(20):
+    with trio.fail_after(100):
         async with (
             ScriptedServer(answer).listen() as listening,
             open_connection(listening.url, codec=JsonCodec()) as conn,

@@ -731,7 +731,7 @@ async def test_a_connection_reset_over_a_real_socket_is_not_fatal_and_leaves_no_
         await peer.reset()
 
     async with ScriptedServer(reset, echo).listen() as listening:
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             async with open_connection(listening.url, backoff=AT_ONCE) as conn:
                 await conn.send_text("first")
                 await conn.wait_state(State.DISCONNECTED)
@@ -742,7 +742,7 @@ async def test_a_connection_reset_over_a_real_socket_is_not_fatal_and_leaves_no_
 
 async def test_tls_is_verified_and_works_with_a_trusted_certificate() -> None:
     async with ScriptedServer(then=echo).listen(tls=True) as listening:
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             with pytest.raises(trio_nova.TlsFailed) as caught:
                 async with open_connection(listening.url, retry_first_connect=True):
                     raise AssertionError("never entered")
@@ -783,7 +783,7 @@ async def test_an_inbox_is_bounded_and_a_flood_is_felt_by_the_peer(autojump_cloc
     async def flood(peer: Peer) -> None:
         nonlocal sent
         await peer.accept()
-        for number in range(100_000):
+        for number in range(10_000):
             await peer.send(str(number))
             sent = number
 

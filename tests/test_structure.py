@@ -6,6 +6,7 @@ Everything is read from the sources, nothing is imported: a broken module does n
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -74,7 +75,7 @@ class Module:
         return ".".join(("trio_nova", *self.path.parent.parts))
 
     def tree(self) -> ast.Module:
-        return ast.parse(self.source, filename=str(self.path))
+        return parsed(self.source)
 
     def line(self, number: int) -> str:
         """Show one line as an editor's jump list would."""
@@ -99,6 +100,11 @@ class Import:
 
     def __str__(self) -> str:
         return self.by.line(self.number)
+
+
+@functools.cache
+def parsed(source: str) -> ast.Module:
+    return ast.parse(source)
 
 
 def package_of(texts: dict[str, str]) -> dict[str, Module]:
@@ -304,6 +310,64 @@ SOUND = {
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_a_rule_is_content_with_a_sound_package(rule: Rule) -> None:
     assert rule(package_of(SOUND)) == []
+
+
+# --------------------------------------------------------------------------- the tests
+
+SHARED_WITH_OTHERS = frozenset(
+    {f"time.{clock}{unit}" for clock in ("monotonic", "perf_counter", "time") for unit in ("", "_ns")}
+    | {"threading.active_count", "threading.enumerate"}
+)
+"""What depends on whoever else has the processor."""
+
+MAY_LOOK = {
+    "autobahn/run.py": "waits for a server in another process",
+    "conftest.py": "lets the clock of the wall stand still",
+    "bench": "measures, on a machine that does nothing else",
+    "links/test_upgrade.py": "Retry-After may be a date",
+    "live/conftest.py": "waits for servers in other processes",
+    "sim/mutants.py": "tells how long a hunt took",
+    "survival": "measures, on a machine that does nothing else",
+    "sweep/__main__.py": "tells how long a sweep took",
+    "test_ways_out.py": "looks for threads by the names that are ours alone",
+}
+"""The files and folders of tests that may look at it, and why no assertion of theirs fails by load."""
+
+
+def at_the_mercy_of_load(path: Path, source: str) -> list[str]:
+    """Find where a test looks at a clock of the wall, or at all the threads there are."""
+    if {path.as_posix(), path.parts[0]} & MAY_LOOK.keys():
+        return []
+    tree = ast.parse(source)
+    froms = [
+        (node.lineno, f"{node.module}.{alias.name}")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    ]
+    used = [(node.lineno, ast.unparse(node)) for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
+    return [f"tests/{path}:{number}: {what}" for number, what in froms + used if what in SHARED_WITH_OTHERS]
+
+
+def test_no_test_fails_because_the_machine_has_other_things_to_do() -> None:
+    offences = [
+        offence
+        for path in sorted(TESTS.rglob("*.py"))
+        for offence in at_the_mercy_of_load(path.relative_to(TESTS), path.read_text("utf-8"))
+    ]
+    remedy = (
+        "use virtual time (autojump_clock, over sockets too), time.process_time or an event, or say why in MAY_LOOK"
+    )
+    assert not offences, "\n".join([remedy, *offences])
+
+
+def test_a_look_at_the_wall_clock_is_found() -> None:
+    source = "import time\nfrom threading import enumerate\nbegan = time.monotonic()\nspent = time.process_time()"
+    assert at_the_mercy_of_load(Path("test_x.py"), source) == [
+        "tests/test_x.py:2: threading.enumerate",
+        "tests/test_x.py:3: time.monotonic",
+    ]
+    assert at_the_mercy_of_load(Path("bench/run.py"), source) == []
 
 
 def public_names(module: Module) -> list[str]:

@@ -27,7 +27,7 @@ from trio_nova.links import Transport
 from trio_nova.testing import Disconnected, Opcode, Peer, ScriptedServer, echo, encode_frame
 
 URL = "ws://server.test/"
-BOUND = 20.0
+BOUND = 100.0
 """Seconds, real ones at sockets, after which a test has failed."""
 EVERY_SECOND = ListBackoff([1.0])
 CANARY = "CANARY-7f3a"

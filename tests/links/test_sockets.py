@@ -44,7 +44,7 @@ async def linked(serve: Callable[[trio.SocketStream], Awaitable[object]], close_
             max_message_size=2**20,
             close_timeout=close_timeout,
         )
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             async with TrioWebsocketTransport().open(dial) as link:
                 yield link
         nursery.cancel_scope.cancel()

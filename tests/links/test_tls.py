@@ -51,7 +51,7 @@ async def serving(handler: Handler) -> AsyncIterator[int]:
 
     async with listener, trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        with trio.fail_after(20):
+        with trio.fail_after(100):
             yield listener.socket.getsockname()[1]
 
 

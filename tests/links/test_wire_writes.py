@@ -28,7 +28,7 @@ from trio_nova.messages import Frame, Ping, Pong
 from trio_nova.testing import ClosePayload, FromClient, memory_streams
 from trio_nova.testing._frames import ClientFrames, encode
 
-BOUND = 20.0
+BOUND = 100.0
 """Seconds, real ones, after which a test has failed."""
 LARGE = bytes(range(256)) * 800
 """More than the buffers between the two ends of a pair hold."""
@@ -262,9 +262,10 @@ async def test_a_text_that_utf_8_cannot_say_is_left_for_send_all_to_refuse() -> 
 async def test_after_a_cancelled_write_nothing_more_is_written() -> None:
     async with linked() as (link, server):
         assert link.send_nowait(LARGE) == "begun"
-        with trio.move_on_after(0.01) as scope:
-            await link.send_all([LARGE])
-        assert scope.cancelled_caught
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link.send_all, [LARGE])
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
         assert link.send_nowait("never") == "not"
         with pytest.raises(LinkLost):
             await link.send_all(["never"])

@@ -44,7 +44,7 @@ def scenario_of(kind: sim.ServerKind) -> sim.Scenario:
 
 
 def test_a_run_is_the_same_in_other_processes_whatever_the_hash_seed() -> None:
-    seeds = [2, 4, 5, 6]
+    seeds = [2, 5]
     found = []
     for hash_seed in ("0", "1"):
         printed = subprocess.run(
@@ -53,7 +53,7 @@ def test_a_run_is_the_same_in_other_processes_whatever_the_hash_seed() -> None:
             capture_output=True,
             check=True,
             text=True,
-            timeout=120,
+            timeout=600,
         ).stdout
         found.append(json.loads(printed))
     assert found[0] == found[1]

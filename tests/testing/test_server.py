@@ -577,7 +577,7 @@ async def test_the_test_itself_may_drop_the_connection() -> None:
 
 @asynccontextmanager
 async def _over_tcp(port: int, context: ssl.SSLContext | None = None) -> AsyncGenerator[RawClient, None]:
-    with trio.fail_after(30):
+    with trio.fail_after(100):
         stream: trio.abc.Stream = await trio.open_tcp_stream("127.0.0.1", port)
         if context is not None:
             assert isinstance(stream, trio.SocketStream)

@@ -793,7 +793,7 @@ async def test_a_test_waits_for_what_the_venue_sees(autojump_clock: MockClock) -
 async def test_a_venue_over_loopback(tls: bool) -> None:
     venue = Venue()
     async with venue.listen(tls=tls) as listening:
-        with trio.fail_after(30):
+        with trio.fail_after(100):
             stream: trio.abc.Stream = await trio.open_tcp_stream("127.0.0.1", listening.port)
             if tls:
                 assert isinstance(stream, trio.SocketStream)
