@@ -218,7 +218,7 @@ def test_an_unknown_option_suggests_the_near_one(name: str, near: str) -> None:
 
 
 def test_an_option_unlike_any_other_is_refused_without_a_guess() -> None:
-    with pytest.raises(ConfigError, match=r"^qqqq: there is no such option$"):
+    with pytest.raises(ConfigError, match=r"^qqqq: there is no such option\n"):
         configure(Config(), {"qqqq": 1})
 
 

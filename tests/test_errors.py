@@ -169,7 +169,8 @@ def test_an_error_survives_copying_and_pickling(error: NovaError) -> None:
 def test_notes_are_copied_too() -> None:
     error = LinkLost(1006)
     error.add_note("while trading")
-    assert pickle.loads(pickle.dumps(error)).__notes__ == ["while trading"]
+    assert pickle.loads(pickle.dumps(error)).__notes__ == error.__notes__
+    assert error.__notes__[1:] == ["while trading"]
 
 
 # --------------------------------------------------------------------------- explain

@@ -235,7 +235,7 @@ async def test_missing_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("NOVA_TOKEN", "CANARY")
     monkeypatch.setenv("NOVA_EMPTY", "")
     monkeypatch.delenv("NOVA_NONE", raising=False)
-    with pytest.raises(ConfigError, match=r"missing in the environment: NOVA_EMPTY, NOVA_NONE$") as caught:
+    with pytest.raises(ConfigError, match=r"missing in the environment: NOVA_EMPTY, NOVA_NONE\n") as caught:
         await ask_credentials(FromEnvironment("NOVA_TOKEN", "NOVA_EMPTY", "NOVA_NONE"))
     assert caught.value.field == "credentials"
 

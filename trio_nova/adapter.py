@@ -26,7 +26,7 @@ from urllib.parse import quote, urlencode
 import attrs
 
 from trio_nova.codecs import MixedCodec
-from trio_nova.config import Config, configure, default_config, target_url
+from trio_nova.config import Config, check_spelling, configure, default_config, target_url
 from trio_nova.errors import ConfigError
 from trio_nova.handlers import (
     AuthHandler,
@@ -362,5 +362,6 @@ def settle(target: object, config: Config | None, overrides: Mapping[str, Any]) 
     if isinstance(target, Adapter):
         for name, fault in hook_faults(type(target)).items():
             raise ConfigError(name, fault)
+        check_spelling(type(target), Adapter)
         return target.url(), configure(base, {**target.options(), **overrides})
     return target_url(target), configure(base, overrides)

@@ -72,6 +72,7 @@ __all__ = [
     "check_headers",
     "check_other_origin",
     "check_plaintext",
+    "check_spelling",
     "configure",
     "default_config",
     "made",
@@ -152,6 +153,13 @@ def _has(*methods: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     return validate
 
 
+def _is_spelt_like(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+        check_spelling(type(value), role)
+
+    return validate
+
+
 def _strategy(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     """Check a handler or a factory of one: that it is one, and that its hooks have the colour they must have."""
     hooks = [name for name, member in vars(role).items() if inspect.isfunction(member) and not name.startswith("_")]
@@ -183,7 +191,62 @@ def made(value: object, role: type[H], field: str) -> H:
             raise ConfigError(field, f"{name} needs arguments, but is called without for every session") from exc
     if not isinstance(value, role):
         raise ConfigError(field, f"its factory returned {value!r}, not a {role.__name__}")
+    check_spelling(type(value), role)
     return value
+
+
+_CALLBACKS: Mapping[str, tuple[str, ...]] = {
+    "on_open": ("handle_connect",),
+    "on_close": ("handle_disconnect",),
+    "on_message": ("handle_message", "handle_platform_message"),
+    "on_data": ("handle_message", "handle_platform_message"),
+    "handle_message": ("handle_platform_message",),
+}
+"""Hooks by the names that other libraries, or strategies, give them."""
+
+
+def check_spelling(kind: Any, role: Any) -> None:
+    """Refuse a class with a method that was to be a hook of `role`, and is none: nobody would call it.
+
+    That is one whose name is close to that of a hook, or stands for it in other libraries (`on_message`), where the
+    class does not override that hook itself: a method beside the hook is a helper of it. Names that begin with _, and
+    all that the library's own classes have, are never meant.
+
+    Raises:
+        ConfigError: naming both.
+    """
+    if (both := _nobody_calls(kind, role)) is not None:
+        raise ConfigError(both[0], f"nobody calls it; did you mean {both[1]}? One of your own begins with _")
+
+
+@functools.lru_cache(maxsize=256)
+def _nobody_calls(kind: type, role: type) -> tuple[str, str] | None:
+    """Return a method that nobody calls, and the hook that it was to be; asked for every session, so remembered."""
+    ours = [each for each in kind.__mro__ if each.__module__.partition(".")[0] == "trio_nova"]
+    known = {name for each in ours for name in vars(each)}
+    wanted = [name for name in vars(role) if not name.startswith("_") and _is_inherited(name, kind, role)]
+    for each in kind.__mro__:
+        if each in ours:
+            continue
+        for name, member in vars(each).items():
+            if name.startswith("_") or name in known or not inspect.isfunction(member):
+                continue
+            meant = [hook for hook in _other_names(name) if hook in wanted]
+            if "_" in name:
+                like = [hook for hook in wanted if abs(len(hook) - len(name)) <= 1]  # not handle_reconnect
+                meant += difflib.get_close_matches(name, like, n=1, cutoff=0.91)
+            if meant:
+                return f"{each.__name__}.{name}", meant[0]
+    return None
+
+
+def _is_inherited(name: str, kind: type, role: type) -> bool:
+    return callable(getattr(role, name)) and getattr(kind, name, None) is getattr(role, name)
+
+
+def _other_names(name: str) -> tuple[str, ...]:
+    event = name.removeprefix("on_")
+    return (*_CALLBACKS.get(name, ()), f"handle_{event}") if event != name else _CALLBACKS.get(name, ())
 
 
 def _takes_nothing(factory: Callable[..., object]) -> bool:
@@ -467,7 +530,9 @@ class Config:
     idle_timeout: float = attrs.field(default=math.inf, validator=_seconds())
     """Patience with a peer that sends nothing at all, not even a pong."""
     heartbeat: Heartbeat = attrs.field(
-        factory=PingHeartbeat, converter=_heartbeat, validator=_has("probe", "is_answer", "is_beat", "answer")
+        factory=PingHeartbeat,
+        converter=_heartbeat,
+        validator=[_has("probe", "is_answer", "is_beat", "answer"), _is_spelt_like(Heartbeat)],
     )
     """How to probe. "ping" and "off" are short for PingHeartbeat() and NoHeartbeat()."""
 
@@ -493,7 +558,8 @@ class Config:
     codec: Codec = attrs.field(factory=RawCodec, validator=_has("encode", "decode"))
     """Between messages and payloads."""
     correlation: Correlation = attrs.field(
-        factory=Correlation, validator=_has("request_id", "tag", "reply_id", "failure")
+        factory=Correlation,
+        validator=[_has("request_id", "tag", "reply_id", "failure"), _is_spelt_like(Correlation)],
     )
     """How answers are matched to questions."""
     credentials: CredentialsSource = attrs.field(default=None, converter=_masked_credentials, repr=False)
@@ -574,6 +640,28 @@ RECONFIGURABLE = frozenset(
 
 _FIELDS = attrs.fields_dict(Config)
 
+_IN_OTHER_WORDS: Mapping[str, str] = {
+    **dict.fromkeys(("ssl", "ssl_options", "sslopt", "tls", "verify", "cert"), "ssl_context"),
+    "timeout": "connect_timeout, or a cancel scope: with trio.fail_after(...)",
+    **dict.fromkeys(("open_timeout", "handshake_timeout", "opening_handshake_timeout"), "connect_timeout"),
+    **dict.fromkeys(("extra_headers", "additional_headers", "header", "http_headers"), "headers"),
+    **dict.fromkeys(("user_agent", "user_agent_header", "origin", "cookie", "cookies"), "headers"),
+    **dict.fromkeys(("ping_timeout", "heartbeat_timeout"), "pong_timeout"),
+    **dict.fromkeys(("heartbeat_interval", "keepalive", "keepalive_interval"), "ping_interval"),
+    **dict.fromkeys(("max_size", "max_msg_size", "max_payload"), "max_message_size"),
+    **dict.fromkeys(("max_queue", "queue_size"), "inbox_size"),
+    **dict.fromkeys(("protocols", "protocol"), "subprotocols"),
+    **dict.fromkeys(("proxies", "proxy_url", "trust_env"), 'proxy, a URL or "env"'),
+    **dict.fromkeys(("auth", "token", "api_key"), "credentials"),
+    **dict.fromkeys(("reconnect", "retries", "max_retries", "max_reconnects"), "max_attempts"),
+    **dict.fromkeys(("deflate", "compress", "extensions"), "compression"),
+    **dict.fromkeys(("on_message", "on_data"), "message_handler, whose hook is handle_message"),
+    **dict.fromkeys(("on_open", "on_connect"), "connection_handler, whose hook is handle_connect"),
+    **dict.fromkeys(("on_close", "on_disconnect"), "connection_handler, whose hook is handle_disconnect"),
+    "on_error": "error_handler, whose hook is handle_error",
+}
+"""What other libraries call it, and what it is here."""
+
 
 @discreet
 @functools.cache
@@ -592,7 +680,7 @@ def configure(base: Config, changes: Mapping[str, Any]) -> Config:
         raise ConfigError("config", f"must be a Config, not {type(base).__name__}")
     for name in changes:
         if name not in _FIELDS:
-            near = difflib.get_close_matches(name, _FIELDS, n=1)
+            near = [_IN_OTHER_WORDS[name]] if name in _IN_OTHER_WORDS else difflib.get_close_matches(name, _FIELDS, n=1)
             raise ConfigError(name, "there is no such option" + (f"; did you mean {near[0]}?" if near else ""))
     changed = {name: value for name, value in changes.items() if value is not getattr(base, name)}
     config = _with(base, changed) if changed else base

@@ -122,6 +122,21 @@ class NovaError(Exception):
         if retry_after is not None:
             self.retry_after = retry_after
 
+    @property
+    def __notes__(self) -> list[str]:
+        """What `explain` adds to the message, for the traceback; and what `add_note` adds.
+
+        Made when it is first looked at: phase and hint may be set after the error was made.
+        """
+        notes: list[str] = self.__dict__.setdefault("__notes__", [])
+        if not notes:
+            notes.append("\n".join(_advice(self)))
+        return notes
+
+    @__notes__.setter
+    def __notes__(self, notes: list[str]) -> None:  # of a copy
+        self.__dict__["__notes__"] = notes
+
     def words(self) -> str | None:
         """Return the message, made anew from the fields; None where it quotes none of them.
 
@@ -388,10 +403,12 @@ def explain(exc: BaseException) -> str:
         seen.add(cause)
         cause = cause.__cause__
     if isinstance(exc, NovaError):
-        if exc.phase is not None:
-            lines.append(f"  phase: {exc.phase}")
-        after = f" {exc.retry_after:g} s" if exc.retry_after is not None else ""
-        lines.append(f"  retry: {exc.retry}{after}")
-        if exc.hint:
-            lines.append(f"  {exc.hint}")
+        lines += _advice(exc)
     return "\n".join(lines)
+
+
+def _advice(exc: NovaError) -> list[str]:
+    after = f" {exc.retry_after:g} s" if exc.retry_after is not None else ""
+    lines = [f"  phase: {exc.phase}"] if exc.phase is not None else []
+    lines.append(f"  retry: {exc.retry}{after}")
+    return [*lines, f"  {exc.hint}"] if exc.hint else lines

@@ -36,6 +36,9 @@ _NO_COMMON_GROUND = (
     "INSUFFICIENT_SECURITY",
 )
 
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG", "RECORD_LAYER_FAILURE")
+"""What OpenSSL says of an answer that is no TLS at all, such as one in HTTP."""
+
 _CUT_OFF = (ssl.SSLEOFError, ssl.SSLZeroReturnError, ssl.SSLSyscallError)
 
 _context: ssl.SSLContext | None = None
@@ -134,8 +137,9 @@ def tls_failure(exc: BaseException, host: str, port: int) -> TlsFailed | None:
     if any(mark in library_reason for mark in _NO_COMMON_GROUND):
         return TlsFailed(f"no TLS version or cipher in common with {at}: {library_reason}", reason="protocol")
     # A plain HTTP answer, or none of TLS's: often a server that is being set up, so worth another attempt.
+    plain = "; if it is a plain port, write ws://" if library_reason in _NO_TLS else ""
     return TlsFailed(
-        f"{at} does not speak TLS properly: {library_reason or 'unknown'}",
+        f"{at} does not speak TLS properly: {library_reason or 'unknown'}{plain}",
         reason="protocol",
         retry=RetryAdvice.BACKOFF,
     )

@@ -95,7 +95,10 @@ class HeadReader:
     def _check_lines(self, size: int) -> None:
         """Refuse what never becomes a head, rather than wait for an end that does not come."""
         if self._checked < 7 and not self._buffer.startswith(b"HTTP/1."[: len(self._buffer)]):
-            raise HandshakeInvalid("not HTTP/1", rule="status-line", said=bytes(self._buffer))
+            # The alert with which a server of TLS answers a plain request (RFC 8446 section 5.1), or its handshake.
+            tls = self._buffer.startswith((b"\x15", b"\x16"))
+            what = "not HTTP/1, but TLS: write wss://" if tls else "not HTTP/1"
+            raise HandshakeInvalid(what, rule="status-line", said=bytes(self._buffer))
         at = self._buffer.find(b"\n", self._checked, size)
         while at >= 0:
             if at == 0 or self._buffer[at - 1] != 0x0D:
