@@ -28,7 +28,7 @@ from trio_nova.errors import (
     SessionOver,
 )
 from trio_nova.handlers import ConnectionHandler, ConnectionInfo, RateLimitHandler
-from trio_nova.links import Link
+from trio_nova.links import Link, Transit
 from trio_nova.messages import (
     ClockJumped,
     Frame,
@@ -87,6 +87,8 @@ class LinkTasks:
     _ending: trio.Event = attrs.field(factory=trio.Event, init=False)
     _pongs: dict[bytes, _AwaitedPong] = attrs.field(factory=dict, init=False)
     _probe_sent_at: float = attrs.field(default=math.inf, init=False)
+    _transit: Transit | None = attrs.field(default=None, init=False)
+    """How far what was written had got when the last probe was, or since then."""
 
     def __attrs_post_init__(self) -> None:
         config = self._session.config
@@ -334,6 +336,7 @@ class LinkTasks:
         This process may have stood still beyond the deadline, with the answer waiting in the operating system. Each
         turn asks that for news; only those count in which reading waits for it.
         """
+        self._look_at_transit()
         turns = 0
         for _ in range(MAX_LAST_TURNS):
             await trio.lowlevel.checkpoint()
@@ -345,6 +348,13 @@ class LinkTasks:
             if turns == LAST_TURNS:
                 break
         return False
+
+    def _look_at_transit(self) -> None:
+        """Note what the peer's machine has taken since the probe was written, if there was much before it."""
+        before, now = self._transit, self._link.transit
+        if before is not None and now is not None and before.waiting and now.acknowledged > before.acknowledged:
+            self._transit = now
+            self.pulse.delivered(now.last_ack)
 
     def _probe(self) -> None:
         session = self._session
@@ -378,6 +388,7 @@ class LinkTasks:
     def _probe_written(self, outgoing: Outgoing, error: NovaError | None) -> None:
         if error is None:
             self._probe_sent_at = trio.current_time()
+            self._transit = self._link.transit
             is_beat, answered = not isinstance(outgoing.frame, Ping), self._session.config.heartbeat.answered
             self.pulse.probe_written(self._probe_sent_at, is_beat=is_beat, answered=answered)
             self._session.counts.pings_sent += is_beat  # a ping is counted where it is written

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -191,7 +192,8 @@ async def test_a_black_hole_is_noticed_in_time_at_a_socket_whether_or_not_somebo
 ) -> None:
     for last_try in (False, False, True):  # somebody else may need the processor: the best of three counts
         took = await noticed_at_a_socket_after(transport, step, sends, clock)
-        if took <= 0.2 + 0.3 + 0.05:
+        # The peer's kernel takes a few bytes more when ours asks it again, after 0.2 s or so: that is life, too.
+        if took <= 0.2 + 0.3 + 0.05 + (0.25 if sends else 0.0):
             break
         assert not last_try, took
 
@@ -618,3 +620,50 @@ async def test_a_wall_clock_that_is_set_changes_nothing_but_a_probe(autojump_clo
     assert [type(event) for event in told] == [ClockJumped]
     assert [entry for entry in seen if entry[1] != "ping"] == [entry for entry in expected if entry[1] != "ping"]
     assert len(seen) <= len(expected) + 1
+
+
+# --------------------------------------------------------------------------- an uplink that has become slow
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the operating system does not tell")
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+@pytest.mark.parametrize(("clock", "size"), [("pong", 150_000), ("write", 60_000_000)])
+async def test_a_peer_that_takes_what_is_in_the_kernel_bit_by_bit_is_alive_and_dead_once_it_takes_no_more(
+    clock: str, size: int, tls: bool, transport: Transport, autojump_clock: MockClock
+) -> None:
+    last_taken = 0.0
+
+    async def take_little(peer: Peer) -> None:
+        nonlocal last_taken
+        await peer.accept()
+        while trio.current_time() < 60.0:  # all that the kernel holds before the ping is taken by then
+            await trio.sleep(1.0)
+            with trio.move_on_after(0.5):
+                await peer._stream.receive_some(4096)
+                last_taken = trio.current_time()
+        await trio.sleep_forever()
+
+    async def dial(host: str, port: int) -> trio.abc.Stream:
+        stream = await trio.open_tcp_stream(host, port)
+        stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, 1_000_000)
+        return stream
+
+    events: list[Event] = []
+    server = ScriptedServer(take_little)
+    async with server, server.listen(tls=tls, receive_buffer=4096) as listening, trio.open_nursery() as nursery:
+        options: dict[str, Any] = {"ssl_context": listening.client_ssl_context} if tls else {}
+        options |= {"ping_interval": 2.0, "pong_timeout": 5.0, "max_attempts": 0, "transport": transport}
+        with pytest.raises(trio_nova.LinkLost, match=f"by the {clock} clock"):
+            async with trio_nova.open_connection(listening.url, stream_factory=dial, **options) as conn:
+
+                async def listen() -> None:
+                    async with conn.listen() as heard:
+                        events.extend([event async for event in heard])
+
+                nursery.start_soon(listen)
+                with suppress(trio_nova.OutcomeUnknown):
+                    await conn.send(bytes(size))
+                await conn.wait_closed()
+    lost_at = next(event.at for event in events if isinstance(event, trio_nova.PeerSilent))
+    assert lost_at > 30.0
+    assert lost_at <= (last_taken if clock == "pong" else 60.0) + 8.0

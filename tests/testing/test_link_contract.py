@@ -31,6 +31,10 @@ class Sound:
         return self.good.response_headers
 
     @property
+    def transit(self) -> None:
+        return None
+
+    @property
     def heard_at(self) -> float:
         return self.good.heard_at
 

@@ -8,6 +8,8 @@
   writer would keep the ping from leaving, and a dead peer from being noticed.
 * *idle*: nothing at all for `idle_timeout`, for services that ping by themselves.
 
+What the peer's machine still acknowledges of earlier writes counts for both, where the operating system tells.
+
 So a dead peer is noticed within `ping_interval + pong_timeout`, whether or not somebody is sending.
 While the user's own code holds up reading, no pong can be seen: silence is then held against nobody.
 """
@@ -73,6 +75,11 @@ class Pulse:
         """Bytes arrived at `at`, if they were not heard of by then: they lie where messages are made of them."""
         if at > self.last_heard:
             self.heard(at)
+
+    def delivered(self, at: float) -> None:
+        """At `at` the peer's machine took some of what stands before the probe: the answer cannot be due yet."""
+        if self._pong_due < math.inf:
+            self._pong_due = max(self._pong_due, at + self.pong_timeout)
 
     def probe_queued(self, now: float) -> None:
         """A ping waits for the writer: until it has left, only the write clock can run out."""

@@ -15,6 +15,7 @@ from trio_nova.links._seam import Sent as Sent
 from trio_nova.links._seam import StreamFactory as StreamFactory
 from trio_nova.links._seam import Transport as Transport
 from trio_nova.links._seam import refuse_what_lacks as refuse_what_lacks
+from trio_nova.links._uplink import Transit as Transit
 from trio_nova.links.trio_websocket import AdoptedTransport as AdoptedTransport
 from trio_nova.links.trio_websocket import TrioWebsocketTransport as TrioWebsocketTransport
 from trio_nova.links.wire import WireTransport as WireTransport

@@ -28,6 +28,7 @@ from trio_nova.links._inbox import Inbox
 from trio_nova.links._patience import Patience
 from trio_nova.links._seam import Dial
 from trio_nova.links._upgrade import Response, canonical_head, judge_upgrade
+from trio_nova.links._uplink import Uplink
 
 __all__ = ["Guard"]
 
@@ -48,8 +49,8 @@ class Guard(trio.abc.Stream):
     response: Response | None = attrs.field(default=None, init=False)
     """The server's 101 response, once it was found right."""
     subprotocol: str | None = attrs.field(default=None, init=False)
-    stalled_since: float | None = attrs.field(default=None, init=False)
-    """Trio's time when the peer last accepted a part of the write under way; None: none is under way."""
+    uplink: Uplink = attrs.field(init=False)
+    _stalled_since: float | None = attrs.field(default=None, init=False)
     ending: Ending | None = attrs.field(default=None, init=False)
     """Why no frame will come any more; the first reason stays."""
     mute: bool = attrs.field(default=False, init=False)
@@ -68,6 +69,7 @@ class Guard(trio.abc.Stream):
 
     def __attrs_post_init__(self) -> None:
         self._scanner = FrameScanner(self.dial.max_message_size)
+        self.uplink = Uplink.of(self.stream)
         self._patience = Patience(self.dial.message_timeout)
 
     # ----------------------------------------------------------------------- what trio-websocket calls
@@ -107,6 +109,12 @@ class Guard(trio.abc.Stream):
         await self.stream.aclose()
 
     # ----------------------------------------------------------------------- what the link calls
+
+    @property
+    def stalled_since(self) -> float | None:
+        """Trio's time when the peer last accepted a part of the write under way; None: none is under way."""
+        since = self._stalled_since
+        return None if since is None else self.uplink.stalled_since(since)
 
     def end(self, ending: Ending) -> None:
         """Note why the link ended, unless that is known already."""
@@ -214,12 +222,14 @@ class Guard(trio.abc.Stream):
 
     async def _write(self, data: bytes | bytearray | memoryview) -> None:
         """Write in slices, so that a slow peer and a silent one can be told apart. Holds `_writing`."""
-        self.stalled_since = trio.current_time()
+        self._stalled_since = trio.current_time()
+        self.uplink.mark()
         try:
             with memoryview(data) as whole:
                 for at in range(0, len(whole), CHUNK):
                     await self.stream.send_all(whole[at : at + CHUNK])
-                    self.stalled_since = trio.current_time()
+                    self._stalled_since = trio.current_time()
+                    self.uplink.mark()
         except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as exc:
             self.mute = True
             self.write_error = exc
@@ -227,7 +237,7 @@ class Guard(trio.abc.Stream):
             self.mute = True  # half a frame may be out: another one would be read as its rest
             raise
         finally:
-            self.stalled_since = None
+            self._stalled_since = None
 
 
 def _close_frame(code: int, reason: str) -> bytes:

@@ -20,6 +20,7 @@ import trio
 from trio_nova.errors import ConfigError, Phase
 from trio_nova.links._cookies import Cookie
 from trio_nova.links._deflate import Deflate
+from trio_nova.links._uplink import Transit
 from trio_nova.messages import Frame
 from trio_nova.secrets import Secret, as_secret_text, hide_tokens
 from trio_nova.urls import Url
@@ -129,6 +130,11 @@ class Link(Protocol):
     @property
     def stalled_since(self) -> float | None:
         """Trio's time when the peer last accepted a byte of the write under way; None when none is under way."""
+        ...
+
+    @property
+    def transit(self) -> Transit | None:
+        """How far what was written has got; None where the operating system does not tell."""
         ...
 
     @property

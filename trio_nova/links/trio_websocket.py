@@ -30,6 +30,7 @@ from trio_nova.links._handshake import CHUNK
 from trio_nova.links._inbox import Inbox
 from trio_nova.links._seam import Dial, Link, Sent, refuse_what_lacks
 from trio_nova.links._upgrade import upgrade_headers
+from trio_nova.links._uplink import Transit
 from trio_nova.messages import Frame, Ping, Pong
 from trio_nova.secrets import redacted
 
@@ -131,6 +132,10 @@ class _Link(ABC):
     @property
     @abstractmethod
     def stalled_since(self) -> float | None: ...
+
+    @property
+    def transit(self) -> Transit | None:
+        return None
 
     @abstractmethod
     async def _serve(self) -> None:
@@ -270,6 +275,10 @@ class _GuardedLink(_Link):
     @property
     def stalled_since(self) -> float | None:
         return self._guard.stalled_since
+
+    @property
+    def transit(self) -> Transit | None:
+        return self._guard.uplink.look()
 
     @property
     def _ended(self) -> Ending | None:

@@ -32,6 +32,7 @@ from trio_nova.links._ending import FAREWELL_WAIT, Ending
 from trio_nova.links._handshake import CHUNK, receive_rejection, receive_response
 from trio_nova.links._patience import Patience
 from trio_nova.links._seam import Dial, Link, Sent
+from trio_nova.links._uplink import Transit, Uplink, socket_below
 from trio_nova.links._wire import WireProtocol
 from trio_nova.messages import Frame
 
@@ -75,7 +76,8 @@ class _WireLink:
     def __init__(self, dial: Dial, stream: trio.abc.Stream) -> None:
         self._dial = dial
         self._stream = stream
-        self._socket = _socket_below(stream)
+        self._socket = socket_below(stream)
+        self._uplink = Uplink.of(stream)
         self._is_socket = isinstance(stream, trio.SocketStream) and _has_descriptor(stream.socket)
         """Whether the stream is no more than a socket, so that bytes can be read without asking it."""
         self._write_some: Callable[[bytes], int] | None = getattr(stream, "send_some_nowait", None)
@@ -235,7 +237,12 @@ class _WireLink:
 
     @property
     def stalled_since(self) -> float | None:
-        return self._stalled_since
+        since = self._stalled_since
+        return None if since is None else self._uplink.stalled_since(since)
+
+    @property
+    def transit(self) -> Transit | None:
+        return self._uplink.look()
 
     def send_nowait(self, frame: Frame) -> Sent:
         """Write one frame as far as that can be done without waiting; see `Link.send_nowait`."""
@@ -314,10 +321,12 @@ class _WireLink:
         if sent == len(data):
             return
         self._stalled_since = trio.current_time()
+        self._uplink.mark()
         with memoryview(data) as whole:
             for at in range(sent, len(data), CHUNK):
                 await self._stream.send_all(whole[at : at + CHUNK])
                 self._stalled_since = trio.current_time()
+                self._uplink.mark()
 
     # ----------------------------------------------------------------- what the protocol answers
 
@@ -396,13 +405,6 @@ class _WireLink:
         """Note why the link ended, unless that is known already."""
         if self._ending is None:
             self._ending = ending
-
-
-def _socket_below(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
-    """Return the socket whose closing closes the stream at once, where there is one."""
-    while isinstance(stream, trio.SSLStream):
-        stream = stream.transport_stream
-    return stream.socket if isinstance(stream, trio.SocketStream) else None
 
 
 def _write_to(sock: trio.socket.SocketType, data: bytes) -> int:
