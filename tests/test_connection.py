@@ -272,10 +272,11 @@ async def test_a_full_inbox_drops_what_its_policy_says_and_says_so(autojump_cloc
 async def test_the_fill_of_the_inbox_is_told(autojump_clock: trio.abc.Clock) -> None:
     async with (
         ScriptedServer(send_ten) as server,
-        open_connection(URL, stream_factory=server.stream_factory, inbox_size=5) as conn,
+        open_connection(URL, stream_factory=server.stream_factory, inbox_size=9, inbox_bytes=1000) as conn,
         conn.listen() as events,
     ):
         await trio.sleep(2)
+        assert (conn.health().reading, conn.health().full) == (False, "inbox")
         for number in range(10):
             assert await conn.receive() == str(number)
         await wait_all_tasks_blocked()
@@ -283,6 +284,8 @@ async def test_the_fill_of_the_inbox_is_told(autojump_clock: trio.abc.Clock) -> 
     kinds = [type(event) for event in seen if not isinstance(event, StateChanged)]
     assert kinds[:2] == [HighWater, ConsumerLagged]
     assert set(kinds[2:]) == {ConsumerCaughtUp, LowWater}
+    lagged = next(event for event in seen if isinstance(event, ConsumerLagged))
+    assert (lagged.where, lagged.waiting) == ("inbox", 10)
     caught_up = next(event for event in seen if isinstance(event, ConsumerCaughtUp))
     assert caught_up.stalled == pytest.approx(2.0)
 

@@ -232,7 +232,7 @@ async def test_an_answer_behind_messages_that_nobody_receives_is_held_up_and_sho
     async def answer_one(peer: Peer) -> None:
         await peer.send_json({"id": (await peer.receive_json())["id"]})
 
-    async with ScriptedServer(chat) as server, connect(server, inbox_size=3) as conn, trio.open_nursery() as nursery:
+    async with ScriptedServer(chat) as server, connect(server, inbox_bytes=500) as conn, trio.open_nursery() as nursery:
         assert conn.health().status == "ok"
         nursery.start_soon(conn.request, {})
         await trio.sleep(1.0)

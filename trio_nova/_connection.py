@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
 from typing import Any, NoReturn
@@ -15,7 +15,7 @@ from trio_nova._auth import Authenticator
 from trio_nova._events import Listener, ListenerOverflow
 from trio_nova._feeds import Feed, FeedOptions
 from trio_nova._inbound import Inbound
-from trio_nova._mailbox import Receiver
+from trio_nova._mailbox import Mailbox, Receiver
 from trio_nova._outbound import Outbound, check_payload
 from trio_nova._requests import Requests
 from trio_nova._session import Session
@@ -86,7 +86,9 @@ class Health:
     failures_in_a_row: int
     last_error: Exception | None
     reading: bool
-    """False while reading stands still: paused, or because the inbox is full."""
+    """False while reading stands still: paused, or because `inbox_bytes` wait to be taken."""
+    full: str = ""
+    """Then, what holds most of it: "inbox", the channel of a feed, or "handlers"."""
     details: Mapping[str, object] = attrs.field(factory=dict)
     """What `ConnectionHandler.status` adds."""
 
@@ -184,6 +186,7 @@ class Connection:
             failures_in_a_row=session.attempts.made,
             last_error=session.last_error,
             reading=not (self._inbound.pauses or self._inbound.clogged),
+            full=self._inbound.find_fullest()[0] if self._inbound.clogged else "",
             details=session.status(),
         )
 
@@ -483,8 +486,8 @@ class Connection:
         await self._session.wait_state(state)
 
     async def wait_closed(self) -> None:
-        """Wait until the session is over."""
-        await self._session.over.wait()
+        """Wait until the session is over, and, where it failed, what was received is taken; see `open_connection`."""
+        await self._session.seen_out.wait()
 
     async def reconnect(self, reason: str = "") -> None:
         """Close the present link, open another at once, and wait until it is ready.
@@ -563,7 +566,9 @@ def open_connection(target: Target, *, config: Config | None = None, **overrides
     goodbye, and takes no longer than `close_timeout`, whatever the peer does and however it is left.
 
     What the block raises leaves it unwrapped. Where the session fails (it gives up, or a handler raises)
-    the block is cancelled, and that error leaves in its place. Only where both raised is it a group.
+    the block is cancelled, and that error leaves in its place. Only where both raised is it a group. If
+    messages wait then for somebody who has been receiving, the block is cancelled once these are taken and more
+    is asked for, or once nothing has been taken for `close_timeout`.
 
     Args:
         target: a ws:// or wss:// URL, or an `Adapter` (its class, where that needs no arguments).
@@ -615,6 +620,10 @@ class ConnectionBlock:
         self.supervisor = Supervisor(
             session, self.inbound, self.outbound, self.requests, self.authenticator, self.subscriptions
         )
+        session.on_failure = self._failed
+        self._untaken: Sequence[Mailbox[Any]] = ()
+        """What consumers were still to take from when the session failed."""
+        self._seeing_out = trio.CancelScope()
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._tasks: trio.CancelScope | None = None
         """Around all tasks of the session, and shielded; None: they have not begun."""
@@ -674,6 +683,7 @@ class ConnectionBlock:
     async def _leave(self, manager: AbstractAsyncContextManager[trio.Nursery]) -> None:
         """End the session and wait until nothing of it is left. A KeyboardInterrupt cuts it short, and goes on up."""
         self._nursery.cancel_scope.shield = True
+        self._seeing_out.cancel(reason="the connection block was left")
         self.session.close()
         try:
             await self.session.over.wait()
@@ -710,6 +720,31 @@ class ConnectionBlock:
                 session.close()
             self.supervisor.finish()
             session.over.set()
+        try:
+            await self._see_out()
+        finally:
+            session.seen_out.set()
+
+    def _failed(self) -> None:
+        """Cancel the block, unless somebody in it is still to take what was received before: then see that out."""
+        self._untaken = self.inbound.find_untaken()
+        if not self._untaken:
+            self.session.block.cancel(reason="the session has failed")
+
+    async def _see_out(self) -> None:
+        """Let consumers take what they were still to take when the session failed, then cancel the block.
+
+        One who takes nothing for `close_timeout` is waited for no longer.
+        """
+        if not self._untaken:
+            return
+        session = self.session
+        with self._seeing_out:
+            patience = trio.CancelScope()
+            while not patience.cancelled_caught and not all(mailbox.is_finished for mailbox in self._untaken):
+                with trio.move_on_after(session.config.close_timeout) as patience:
+                    await session.looked.wait()
+        session.block.cancel(reason="the session has failed")
 
 
 def _check_priority(priority: object) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import attrs
+import trio
 
-from trio_nova._mailbox import Mailbox, Receiver, Source
+from trio_nova._mailbox import Mailbox, Receiver
+from trio_nova._session import Session
 from trio_nova.core import check_bool, check_callable, check_count, number, one_of
+from trio_nova.core.bounded import Room
 from trio_nova.errors import Lagged
+from trio_nova.messages import HighWater, LowWater
 
 __all__ = ["Feed", "FeedOptions"]
 
+NOTICE_SIZE = 512
+"""Bytes that a notice between the messages of a feed is charged."""
 FeedOverflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "fail"]
 
 
@@ -22,11 +29,15 @@ class FeedOptions:
     """How one feed holds what its consumer has not yet taken."""
 
     size: int = attrs.field(default=1024, validator=check_count)
-    """Messages that may wait."""
+    """Messages that may wait; with "block", only the mark by which `HighWater` and `LowWater` are told."""
     overflow: FeedOverflow = attrs.field(
         default="block", validator=one_of("block", "drop_oldest", "drop_newest", "fail")
     )
-    """When full: "block" stops reading for the whole connection; "fail" ends the feed with Lagged."""
+    """When full: "drop_oldest" or "drop_newest"; "fail" ends the feed with Lagged. "block" keeps all that comes.
+
+    What waits in the feeds that block, and in the inbox, has one bound, `Config.inbox_bytes`: there reading stops.
+    Each of the others holds at most as many bytes, too.
+    """
     conflate: Callable[[Any], Hashable] | None = attrs.field(
         default=None, validator=attrs.validators.optional(check_callable)
     )
@@ -56,14 +67,25 @@ class Feed(Receiver[Any]):
     """Of each conflation key, the serial number of its message in the queue."""
 
     @classmethod
-    def _of(cls, channel: str, options: FeedOptions, source: Source, notice: Callable[[int], Any]) -> Feed:
-        overflow = "block" if options.overflow == "fail" else options.overflow
+    def _of(
+        cls,
+        channel: str,
+        options: FeedOptions,
+        session: Session,
+        notice: Callable[[int], Any],
+    ) -> Feed:
+        def tell(kind: type[HighWater | LowWater]) -> None:
+            session.emit(kind, messages=len(mailbox), size=mailbox.size, where=channel)
+
         mailbox: Mailbox[Any] = Mailbox(
             max_items=options.size,
-            overflow=overflow,
-            sized=False,
+            room=session.room if options.overflow == "block" else session.make_room(),
+            overflow="block" if options.overflow == "fail" else options.overflow,
             notice=notice if options.notices else None,
-            source=source,
+            source=session.source,
+            looked=session.looked,
+            on_high_water=partial(tell, HighWater) if options.overflow == "block" else None,
+            on_low_water=partial(tell, LowWater) if options.overflow == "block" else None,
         )
         mailbox.prepare()
         return cls(mailbox, channel, options)
@@ -81,18 +103,14 @@ class Feed(Receiver[Any]):
     # ----------------------------------------------------------------- the session's side
 
     @property
-    def _clogged(self) -> bool:
-        return bool(self._mailbox.backlog)
-
-    @property
     def _crowded(self) -> bool:
         return self._mailbox.crowded
 
     async def _give_turns(self) -> None:
         await self._mailbox.give_turns()
 
-    def _put(self, message: Any) -> bool:
-        """Take a message in; where this returns False, reading must stop until there is room."""
+    def _put(self, message: Any, size: int) -> None:
+        """Take a message in."""
         mailbox = self._mailbox
         if self.options.conflate is not None:
             try:
@@ -100,25 +118,27 @@ class Feed(Receiver[Any]):
                 serial = self._latest.get(key)
             except Exception as error:
                 self._end(error)  # a matter between that function and the consumer
-                return True
-            if serial is not None and mailbox.replace(serial, message, 0):
-                return True
+                return
+            if serial is not None and mailbox.replace(serial, message, size):
+                return
             self._latest[key] = mailbox.next_serial
-            if len(self._latest) > 2 * self.options.size:
+            if len(self._latest) > 2 * max(self.options.size, len(mailbox)):
                 taken = mailbox.next_serial - len(mailbox)
                 self._latest = {key: serial for key, serial in self._latest.items() if serial >= taken}
         if self.options.overflow == "fail" and mailbox.full:
             self._end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
-        return mailbox.put_nowait(message, 0)
+        mailbox.put_nowait(message, size)
 
     def _tell(self, notice: Any) -> None:
         """Put a notice between the messages, where the consumer asked for notices."""
         if self.options.notices:
-            self._mailbox.put_nowait(notice, 0)
+            self._mailbox.put_nowait(notice, NOTICE_SIZE)
 
     def _end(self, error: Exception | None = None) -> None:
         """Let what is there be received; after that raise `error`, or end."""
         self._mailbox.close(error)
 
-    async def _wait_for_room(self) -> None:
-        await self._mailbox.wait_for_room()
+    def _leave(self) -> None:
+        """End with the block of the subscription; what still waits may be taken, and holds up nobody."""
+        self._end(trio.ClosedResourceError("the block of this subscription was left"))
+        self._mailbox.move_to(Room())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
@@ -15,6 +16,7 @@ from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova._subscriptions import Subscriptions
 from trio_nova.codecs import batch_decoder
+from trio_nova.core.bounded import OVERHEAD
 from trio_nova.errors import BadMessage
 from trio_nova.handlers import ConnectionHandler, Correlation, Heartbeat, MessageHandler
 from trio_nova.messages import (
@@ -32,8 +34,8 @@ from trio_nova.messages import (
 
 __all__ = ["Inbound"]
 
-MAX_STAGED = 256
-"""Frames that may wait for hooks; beyond them reading stops."""
+SETUP_ROOM = 1024 * 1024
+"""Bytes beyond `inbox_bytes` that may wait while a link is set up: else nobody could answer for it."""
 
 
 @attrs.frozen
@@ -41,6 +43,7 @@ class _Staged:
     frame: Frame = attrs.field(repr=False)
     message: Any = attrs.field(repr=False)
     epoch: int
+    charge: int = 0
     is_data: bool = False
     """Whether a feed has it: it does not go to the inbox as well."""
     is_rest: bool = False
@@ -71,6 +74,8 @@ class Inbound:
     _splits: bool = attrs.field(init=False)
     _decode_all: Callable[[Sequence[Any]], Sequence[Any]] | None = attrs.field(init=False)
     """Decodes a whole batch of payloads, where no hook wants to see them one by one."""
+    _received_at: float = attrs.field(default=-math.inf, init=False)
+    """When something was last received."""
     announced: int = attrs.field(default=0, init=False)
     """Messages that the overflow policy has dropped."""
 
@@ -81,11 +86,12 @@ class Inbound:
         self._hears_frames = type(handlers.connection).handle_frame is not ConnectionHandler.handle_frame
         self.inbox = Mailbox(
             max_items=config.inbox_size,
-            max_bytes=config.inbox_bytes,
+            room=self._session.room if config.overflow == "block" else self._session.make_room(),
             overflow=config.overflow,
             on_high_water=self._high_water,
             on_low_water=self._low_water,
             source=None if self.has_hooks else self._session.source,
+            looked=self._session.looked,
         )
         self.receiver = Receiver(self.inbox)
         self._validates = type(handlers.message).validate_message is not MessageHandler.validate_message
@@ -99,7 +105,7 @@ class Inbound:
         hooked = self._hears_messages or self._hears_frames or self._validates or self._probed or self._splits
         self._decode_all = None if hooked else batch_decoder(config.codec)
         if self.has_hooks:
-            self._staged = Mailbox(max_items=MAX_STAGED)
+            self._staged = Mailbox(room=self._session.room)
 
     # ----------------------------------------------------------------- the reader's side
 
@@ -110,13 +116,21 @@ class Inbound:
 
     @property
     def clogged(self) -> bool:
-        """Whether reading must stop: something received has found no room yet."""
-        if self.inbox.backlog or (self._staged is not None and self._staged.backlog):
-            return True
-        return self._subscriptions.clogged
+        """Whether reading must stop, as too much of what was received waits."""
+        room = self._session.room
+        return room.held >= (room.limit if self._session.ready else room.limit + SETUP_ROOM)
+
+    def find_fullest(self) -> tuple[str, int]:
+        """Return what holds most of what waits, "inbox", "handlers" or a channel; and how many messages wait there."""
+        places: list[tuple[str, Mailbox[Any]]] = [*self._subscriptions.mailboxes, ("inbox", self.inbox)]
+        if self._staged is not None:
+            places.append(("handlers", self._staged))
+        name, mailbox = max(places, key=lambda place: place[1].size)
+        return name, len(mailbox)
 
     def take_in(self, frames: Sequence[Frame], on_probe_answer: Any) -> None:
-        """Take in what a link returned. If `clogged` then, `wait_for_room` before you read on."""
+        """Take in what a link returned, all of it: where it is `clogged` then, read no more."""
+        self._received_at = trio.current_time()
         size = 0
         try:
             size = sum(map(len, frames))  # type: ignore[arg-type]
@@ -129,11 +143,14 @@ class Inbound:
         self._count(len(frames), size)
         if self._requests.expecting or self._subscriptions.active:
             now, owner = trio.current_time(), self._owner
-            rest = [each for each in zip(messages, frames, strict=True) if owner(each[0], now) is None]
-            self._keep([(message, len(frame)) for message, frame in rest])  # type: ignore[arg-type]
-        elif (given := self.inbox.hand(messages)) < len(messages):
-            sizes = list(map(len, frames[given:]))  # type: ignore[arg-type]
-            self._keep_all(messages[given:] if given else messages, sizes, sum(sizes) if given else size)
+            rest = [each for each in zip(messages, frames, strict=True) if owner(*each, now) is None]  # type: ignore[arg-type]
+            if rest:
+                messages, frames = zip(*rest, strict=True)
+            else:
+                return
+        if (given := self.inbox.hand(messages)) < len(messages):
+            messages = messages[given:] if given else messages
+            self._keep(messages, self.inbox.room.charge_all(frames[given:], messages))  # type: ignore[arg-type]
 
     def _decode_together(self, frames: Sequence[Any]) -> Sequence[Any] | None:
         """Decode the messages of a batch; None where they must be looked at one by one."""
@@ -154,16 +171,16 @@ class Inbound:
         session, now = self._session, trio.current_time()
         wants_events = session.hub.wants_messages
         decode = session.config.codec.decode
-        taken: list[tuple[Any, int]] = []
-        staged: list[tuple[_Staged, int]] = []
+        taken: list[Any] = []
+        sizes: list[int] = []
         size = messages = pings = pings_size = 0
         for frame in frames:
             if isinstance(frame, Ping | Pong):
                 if isinstance(frame, Ping):
                     pings += 1
                     pings_size += len(frame.payload)
-                if self._hears_frames:
-                    staged.append((_Staged(frame, None, session.epoch), len(frame.payload)))
+                if self._hears_frames and self._staged is not None:
+                    self._staged.put_nowait(_Staged(frame, None, session.epoch), len(frame.payload) + OVERHEAD)
                 continue
             length = len(frame)
             messages += 1
@@ -183,6 +200,10 @@ class Inbound:
                     session.handler_failed(exc)
                     continue
             parts = self._parts(message) if self._splits else None
+            charge = None
+            if parts:
+                length = -(-length // len(parts))  # each has its share of what the frame takes
+                charge = session.room.weigh(frame, message) // len(parts) + OVERHEAD
             shown = False
             for part in (message,) if parts is None else parts:
                 if self._probed and self._is_heartbeat(part, on_probe_answer):
@@ -196,23 +217,23 @@ class Inbound:
                         size=length,
                         message=part,
                     )
-                owner = self._owner(part, now)
+                owner = self._owner(part, frame, now, charge)
                 if owner == "answer":
                     continue
-                if self.has_hooks:
-                    staged.append((_Staged(frame, part, session.epoch, owner == "data", shown), length))
+                if self._staged is not None:
+                    size_here = self._staged.room.charge(frame, part) if charge is None else charge
+                    staged = _Staged(frame, part, session.epoch, size_here, owner == "data", shown)
+                    self._staged.put_nowait(staged, size_here)
                     shown = True
                 elif owner is None:
-                    taken.append((part, length))
+                    taken.append(part)
+                    sizes.append(self.inbox.room.charge(frame, part) if charge is None else charge)
         if pings:
             self._outbound.count_pongs(pings, pings_size)
         if messages:
             self._count(messages, size)
-        if staged:
-            assert self._staged is not None
-            for each, length in staged:
-                self._staged.put_nowait(each, length)
-        self._keep(taken)
+        if taken:
+            self._keep(taken, sizes)
 
     def _parts(self, message: Any) -> Sequence[Any] | None:
         """Return the messages that came in one frame, unless all together are an answer; None for a single message."""
@@ -225,14 +246,19 @@ class Inbound:
             return None
         return parts
 
-    def _owner(self, message: Any, now: float) -> Literal["answer", "data"] | None:
-        """Give a message to whoever asked for it or to the feeds; return which it was, None for an ordinary one."""
+    def _owner(
+        self, message: Any, frame: str | bytes, now: float, charge: int | None = None
+    ) -> Literal["answer", "data"] | None:
+        """Give a message to whoever asked for it or to the feeds; return which it was, None for an ordinary one.
+
+        `charge` is what it is charged where it waits; None: as what came in `frame` is.
+        """
         requests, subscriptions = self._requests, self._subscriptions
         try:
             found = requests.take(message, subscriptions.is_data) if requests.expecting else None
             if found == "answer":
                 return "answer"
-            owner = subscriptions.take(message, now) if subscriptions.active else None
+            owner = subscriptions.take(message, now, frame, charge) if subscriptions.active else None
             if owner is None and found == "unmatched":
                 requests.unclaimed()
             return owner
@@ -249,13 +275,6 @@ class Inbound:
         """Let those who receive run: they take few messages at a time."""
         await self.inbox.give_turns()
         await self._subscriptions.give_turns()
-
-    async def wait_for_room(self) -> None:
-        """Wait until all that was taken in has found its place. Cancelling loses nothing."""
-        if self._staged is not None:
-            await self._staged.wait_for_room()
-        await self.inbox.wait_for_room()
-        await self._subscriptions.wait_for_room()
 
     def pause(self) -> None:
         """Stop reading, until `resume` has been called as often: what one read may still bring is kept back."""
@@ -292,23 +311,35 @@ class Inbound:
             return False
         return True
 
-    def _keep(self, taken: Sequence[tuple[Any, int]]) -> None:
-        """Put messages, each with its size, into the inbox."""
-        if taken:
-            messages, sizes = zip(*taken, strict=True)
-            self._keep_all(messages, sizes, sum(sizes))
-
-    def _keep_all(self, messages: Sequence[Any], sizes: Sequence[int], size: int) -> None:
-        """Put messages into the inbox; until somebody receives, what others have seen may make room for the new."""
+    def _keep(self, messages: Sequence[Any], sizes: Sequence[int]) -> None:
+        """Put messages into the inbox; see `_is_forgetful`."""
         inbox = self.inbox
-        seen_elsewhere = self._hears_messages or self._session.hub.messages_are_heard
-        forgetful = seen_elsewhere and not inbox.claimed
-        inbox.overflow = "drop_oldest" if forgetful else self._session.config.overflow
-        inbox.put_all_nowait(messages, sizes, size)
-        if forgetful:
+        inbox.overflow = "drop_oldest" if self._is_forgetful else self._session.config.overflow
+        inbox.put_all_nowait(messages, sizes)
+        if inbox.dropped > self.announced:
+            self._tell_dropped()
+
+    @property
+    def _is_forgetful(self) -> bool:
+        """Whether the program seems to want nothing of the inbox: then the newest `inbox_size` messages are enough.
+
+        It has never received, and gets what it wants in other ways: by handlers or a listener, or by feeds.
+        """
+        return not self.inbox.claimed and (self._all_are_seen or self._subscriptions.has_feeds)
+
+    @property
+    def _all_are_seen(self) -> bool:
+        """Whether all messages are shown to handlers or to a listener, so that none is lost that is dropped."""
+        return self._hears_messages or self._session.hub.messages_are_heard
+
+    def _tell_dropped(self, *, at_once: bool = False) -> None:
+        """Tell how many messages were dropped; while nobody receives, the first, and then so many at a time."""
+        inbox = self.inbox
+        count = inbox.dropped - self.announced
+        if self._all_are_seen and not inbox.claimed:
             self.announced = inbox.dropped
-        elif inbox.dropped > self.announced:
-            count, self.announced = inbox.dropped - self.announced, inbox.dropped
+        elif inbox.claimed or at_once or self.announced == 0 or count >= inbox.max_items:
+            self.announced = inbox.dropped
             self._session.emit(Dropped, count=count, where="inbox")
 
     # ----------------------------------------------------------------- the dispatcher's side
@@ -319,7 +350,6 @@ class Inbound:
         receiver = Receiver(self._staged)
         while True:
             self._show(await receiver.receive())
-            await self.inbox.wait_for_room()
             await self._outbound.wait_replies_written()
 
     def _show(self, staged: _Staged) -> None:
@@ -333,13 +363,29 @@ class Inbound:
         if self._hears_messages:
             session.perform(session.ask(session.handlers.message.handle_message, kind, staged.message), staged.epoch)
         if not staged.is_data:
-            self._keep([(staged.message, len(frame))])
+            self._keep((staged.message,), (staged.charge,))
 
     # ----------------------------------------------------------------- ends
 
+    def find_untaken(self) -> list[Mailbox[Any]]:
+        """Return the inbox and the feeds whose consumers are busy with what was received, or have more of it to take.
+
+        One who has been given nothing for `close_timeout` counts as one who has stopped receiving.
+        """
+        feeds = [feed._mailbox for feed in self._subscriptions.feeds]
+        is_recent = trio.current_time() <= self._received_at + self._session.config.close_timeout
+        found = [
+            mailbox
+            for mailbox in (self.inbox, *feeds)
+            if mailbox.claimed and (mailbox.ready or (is_recent and not mailbox.is_waited_on))
+        ]
+        if self._staged is not None and self._staged.ready and self.inbox.claimed and self.inbox not in found:
+            found.append(self.inbox)  # where the end will put it
+        return found
+
     def end(self) -> None:
         """Let what is there be received; after that receiving raises SessionOver."""
-        left = [] if self._staged is None else self._staged.drain()
+        left = [] if self._staged is None else self._staged.pop_all()
         if self._session.goodbye is None:
             for staged in left:
                 self._show(staged)
@@ -348,7 +394,9 @@ class Inbound:
             self._session.emit(Dropped, count=len(left), where="handlers")
             for staged in left:
                 if not staged.is_data and not isinstance(staged.frame, Ping | Pong):
-                    self._keep([(staged.message, len(staged.frame))])
+                    self._keep((staged.message,), (staged.charge,))
+        if self.inbox.dropped > self.announced:
+            self._tell_dropped(at_once=True)
         self.inbox.close(self._session.session_over() if self._session.failure is not None else None)
         self.inbox.on_high_water = self.inbox.on_low_water = None
 

@@ -102,6 +102,7 @@ class LinkTasks:
         reader = self._reader = Reader(
             session,
             self._inbound,
+            self._requests,
             self._link,
             self.pulse,
             self.pulse_changed,

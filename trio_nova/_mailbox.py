@@ -1,7 +1,8 @@
-"""A bounded queue that one side waits to fill and the other to empty."""
+"""A bounded queue that the session fills, and from which consumers wait to take."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
@@ -50,7 +51,7 @@ class Source:
 
 @attrs.define(eq=False, kw_only=True)
 class Mailbox(BoundedQueue[T]):
-    """What the session puts and a consumer takes, in order: a queue at both ends of which somebody may wait.
+    """What the session puts and a consumer takes, in order.
 
     A task that waits for an item is given it without it ever lying in the queue; or it fills the mailbox itself,
     if it is the only one that waits, and no other reads from the source.
@@ -61,25 +62,31 @@ class Mailbox(BoundedQueue[T]):
 
     on_high_water: Callable[[], None] | None = None
     on_low_water: Callable[[], None] | None = None
+    looked: Bell | None = None
+    """Rung, after it was closed, whenever somebody has taken something, or has found that there is nothing more."""
     notice: Callable[[int], T] | None = None
     """Makes the item that stands where so many were dropped; None: nothing stands there."""
     claimed: bool = attrs.field(default=False, init=False)
     """Whether anybody has ever received from it."""
-    backlog: list[tuple[T, int]] = attrs.field(factory=list, init=False, repr=False)
-    """The rest of a batch that did not fit: it has been received, so it must not be lost. For those who look."""
     _takers: OrderedDict[trio.lowlevel.Task, bool] | None = attrs.field(default=None, init=False)
     """Those who wait, the longest first, and whether each wants all there is. Then nothing is in the queue."""
-    _has_room: Bell = attrs.field(factory=Bell, init=False)
-    """What those wait for who have put more than there was room for."""
+    _mark: float = attrs.field(default=math.inf, init=False)
+    """Items with which the high water is told."""
     _is_high: bool = attrs.field(default=False, init=False)
     _is_closed: bool = attrs.field(default=False, init=False)
+    is_finished: bool = attrs.field(default=False, init=False)
+    """Whether somebody has found that there is nothing more."""
     _error: Exception | None = attrs.field(default=None, init=False)
     plain: bool = attrs.field(default=True, init=False)
-    """Whether taking an item is no more than that: nothing waits for room, nobody is to be told."""
+    """Whether taking an item is no more than that: nobody is to be told."""
     _reader: Reader | None = attrs.field(default=None, init=False)
     """What the task that waits reads from."""
     turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
     """How many items may be taken before other tasks get to run."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.on_high_water is not None:
+            self._mark = _HIGH_WATER * self.max_items
 
     @property
     def crowded(self) -> bool:
@@ -117,42 +124,42 @@ class Mailbox(BoundedQueue[T]):
             self.source.was_awaited = True
         return given
 
-    def put_nowait(self, item: T, size: int) -> bool:
-        """Take an item in; False where something waits for room now: then `wait_for_room`."""
-        if self.plain and self._takers is None and self.on_high_water is None and self.offer(item, size):
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for the next item, which then never lies in the queue."""
+        return self._takers is not None
+
+    @property
+    def is_waited_on(self) -> bool:
+        """Whether somebody waits for the next item, or reads the link until it comes."""
+        return self._takers is not None or self._reader is not None
+
+    def put_nowait(self, item: T, size: int) -> None:
+        """Take an item in."""
+        if self.plain and self._takers is None and len(self) + 1 < self._mark:
+            self.offer(item, size)
             if self.dropped:
                 self._look()
             if self._reader is not None:
                 self._reader.look_again(self)
-            return True
-        return self.put_all_nowait((item,), (size,), size)
+            return
+        self.put_all_nowait((item,), (size,))
 
-    def put_all_nowait(self, items: Sequence[T], sizes: Sequence[int], size: int) -> bool:
-        """Take items in, oldest first, of `size` bytes together; returns like `put_nowait`."""
+    def put_all_nowait(self, items: Sequence[T], sizes: Sequence[int]) -> None:
+        """Take items in, oldest first, each with its size."""
         if self._is_closed:
-            return True
+            return
         if self._takers and (given := self.hand(items)):
             items, sizes = items[given:], sizes[given:]
             if not items:
-                return True
-            size = sum(sizes)
-        if self.backlog or not self.offer_all(items, sizes, size):
-            self.backlog.extend(zip(items, sizes, strict=True))
-            self._admit()
-            self._look()
+                return
+        self.offer_all(items, sizes)
         if self.on_high_water is not None and not self._is_high and self.fill >= _HIGH_WATER:
             self._is_high = True
-            self._look()
             self.on_high_water()
+        self._look()
         if self._reader is not None:
             self._reader.look_again(self)
-        return not self.backlog
-
-    async def wait_for_room(self) -> None:
-        """Wait until all that was put has been taken in. Cancelling loses nothing: it stays put."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        while self.backlog and not self._is_closed:
-            await self._has_room.wait()
 
     # ----------------------------------------------------------------- taking
 
@@ -245,12 +252,6 @@ class Mailbox(BoundedQueue[T]):
         self.turns = _FULL_CHECKPOINT_EVERY
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def drain(self) -> list[T]:
-        """Remove and return all that was put, whether or not there was room for it."""
-        items = [*self.pop_all(), *(item for item, _ in self.backlog)]
-        self.backlog.clear()
-        return items
-
     def wake_takers(self) -> None:
         """Make all who wait look again."""
         takers, self._takers = self._takers, None
@@ -266,25 +267,21 @@ class Mailbox(BoundedQueue[T]):
             self._error = error
             self._look()
             self.wake_takers()
-            self._has_room.ring()
 
     def _check_open(self) -> None:
         if self._is_closed:
+            self.is_finished = True
+            if self.looked is not None:
+                self.looked.ring()
             raise self._error or SessionOver("the session is over: nothing will be received any more")
 
-    def _admit(self) -> None:
-        backlog, admitted = self.backlog, 0
-        while admitted < len(backlog) and self.offer(*backlog[admitted]):
-            admitted += 1
-        del backlog[:admitted]
-
     def _taken(self) -> None:
+        if self.room.on_take is not None:
+            self.room.on_take()
         if self.plain:
             return
-        if self.backlog:
-            self._admit()
-            if not self.backlog:
-                self._has_room.ring()
+        if self._is_closed and self.looked is not None:
+            self.looked.ring()
         if self._is_high and self.fill <= _LOW_WATER:
             self._is_high = False
             if self.on_low_water is not None:
@@ -292,7 +289,7 @@ class Mailbox(BoundedQueue[T]):
         self._look()
 
     def _look(self) -> None:
-        self.plain = not (self.backlog or self._is_high or self._is_closed or self.has_losses)
+        self.plain = not (self._is_high or self._is_closed or self.has_losses)
 
 
 @attrs.define(eq=False)
@@ -316,7 +313,10 @@ class Receiver(Generic[T]):
             await trio.lowlevel.checkpoint_if_cancelled()
             mailbox.turns -= 1
             if mailbox.sized:
-                mailbox.size -= mailbox.sizes.popleft()
+                room = mailbox.room
+                room.held -= mailbox.sizes.popleft()
+                if room.on_take is not None:
+                    room.on_take()
             return mailbox.items.popleft()
         item: T = await mailbox.take(self, every=False)
         return item

@@ -16,6 +16,7 @@ import attrs
 import trio
 
 from trio_nova._inbound import Inbound
+from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.core.pulse import Pulse
@@ -25,6 +26,9 @@ from trio_nova.messages import ConsumerCaughtUp, ConsumerLagged, Frame
 
 __all__ = ["Reader"]
 
+PATIENCE = 20.0
+"""Seconds for which an answer is awaited that cannot be read, while nothing is taken; or `pong_timeout`, if less."""
+
 
 @attrs.define(eq=False)
 class Reader:
@@ -32,6 +36,7 @@ class Reader:
 
     _session: Session
     _inbound: Inbound
+    _requests: Requests
     _link: Link
     _pulse: Pulse
     _pulse_changed: Signal
@@ -112,16 +117,41 @@ class Reader:
         self._pulse.hold()
         lagged = inbound.clogged
         if lagged:
-            session.emit(ConsumerLagged)
+            where, waiting = inbound.find_fullest()
+            session.emit(ConsumerLagged, where=where, waiting=waiting)
         try:
             while inbound.pauses:
                 await inbound.resumed.wait()
-            await inbound.wait_for_room()
+            await self._wait_for_room()
         finally:
             self._pulse.release(trio.current_time())
             self._pulse_changed.set()
         if lagged:
             session.emit(ConsumerCaughtUp, stalled=trio.current_time() - since)
+
+    async def _wait_for_room(self) -> None:
+        """Wait until less waits. Where nothing at all is taken, let nobody wait for an answer that cannot be read.
+
+        Who asks may be the very one who alone could make room.
+        """
+        session, inbound, requests, has_room = self._session, self._inbound, self._requests, Signal()
+        taken_at = trio.current_time()
+
+        def look() -> None:
+            nonlocal taken_at
+            taken_at = trio.current_time()
+            if not inbound.clogged:
+                has_room.set()
+
+        session.room.on_take = look
+        requests.stand_still(still=True)
+        try:
+            while inbound.clogged:
+                patience = min(session.config.pong_timeout, PATIENCE)
+                await has_room.wait(requests.give_up_hope(taken_at, patience, inbound.find_fullest))
+        finally:
+            session.room.on_take = None
+            requests.stand_still(still=False)
 
     # ----------------------------------------------------------------- in a task that waits
 

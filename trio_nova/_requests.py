@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, Literal, Protocol
@@ -14,7 +16,7 @@ from trio_nova._mailbox import Reader
 from trio_nova._outbound import Outbound
 from trio_nova._session import Session
 from trio_nova.codecs import JsonCodec, MixedCodec, RawCodec
-from trio_nova.core.ledger import Identity, Late, Ledger, Pending, Unmatched, identity
+from trio_nova.core.ledger import MAX_GIVEN_UP, Identity, Late, Ledger, Pending, Unmatched, identity
 from trio_nova.core.outbox import Lane, Outgoing, Purpose
 from trio_nova.core.session import State
 from trio_nova.errors import (
@@ -27,6 +29,7 @@ from trio_nova.errors import (
     OutcomeUnknown,
     RequestFailed,
     SessionOver,
+    printable,
 )
 from trio_nova.handlers import Correlation
 from trio_nova.handlers.correlation import ids_as_written, written_ids
@@ -46,6 +49,8 @@ class _Waiter:
     outgoing: Outgoing | None = None
     epoch: int = 0
     """The link that the question was written on; 0 while it is not."""
+    since: float = attrs.field(factory=trio.current_time)
+    """When it was written, or else asked."""
     missed: int = 0
     """The link that was lost already when the question was asked, though not everybody knew; else 0."""
     on_answer: Callable[[Any], object] | None = None
@@ -119,6 +124,8 @@ class Requests:
     _told_unread: bool = attrs.field(default=False, init=False)
     under_way: int = attrs.field(default=0, init=False)
     """How many questions wait for their answer, or to be asked again."""
+    _held_up: deque[Pending] = attrs.field(factory=lambda: deque(maxlen=MAX_GIVEN_UP), init=False)
+    """Those that were given up as reading stood still: only while it goes on can their answers be late."""
     renewal: Renewal | None = attrs.field(default=None, init=False)
     """The authenticator puts itself here."""
 
@@ -211,7 +218,7 @@ class Requests:
             if error is not None:
                 self._settle(pending, outcome.Error(error))
             else:
-                waiter.epoch = session.epoch
+                waiter.epoch, waiter.since = session.epoch, trio.current_time()
                 session.emit(RequestSent)
                 if when_written is not None:
                     when_written()
@@ -323,7 +330,7 @@ class Requests:
                     self._session.source.was_awaited = True
                 return True
             case Late():
-                self._tell_unmatched(late=True)
+                self._tell_unmatched(late=True, id="" if id is None else printable(str(id)))
                 return True
             case None:
                 return False
@@ -339,9 +346,46 @@ class Requests:
             )
             self._session.note(ConfigError("correlation", why), "request")
 
-    def _tell_unmatched(self, *, late: bool) -> None:
+    def _tell_unmatched(self, *, late: bool, id: str = "") -> None:
         self._session.counts.answers_unmatched += 1
-        self._session.emit(AnswerUnmatched, late=late)
+        self._session.emit(AnswerUnmatched, late=late, id=id)
+
+    # ----------------------------------------------------------------- where reading stands still
+
+    def stand_still(self, *, still: bool) -> None:
+        """Take note that reading stands still, or goes on: meanwhile nothing that was given up is forgotten."""
+        now = trio.current_time()
+        for pending in self._held_up:
+            pending.given_up_at = math.inf if still else now
+
+    def give_up_hope(self, taken_at: float, patience: float, find_fullest: Callable[[], tuple[str, int]]) -> float:
+        """Settle the program's questions whose answers cannot be read; return when to look again.
+
+        These are the ones for which nobody has taken anything in the last `patience` seconds, `taken_at` being
+        when somebody last did: reading stands still until somebody does.
+        """
+        now = trio.current_time()
+        look_again = now + patience
+        for pending, waiter in list(self._pending.items()):
+            outgoing = waiter.outgoing
+            if outgoing is None or outgoing.purpose != "query":
+                continue
+            due = max(taken_at, waiter.since) + patience
+            if due > now:
+                look_again = min(look_again, due)
+                continue
+            when_settled = outgoing.when_settled
+            where, waiting = find_fullest()
+            why = f"reading stands still: {waiting} messages wait in {where!r}, and nobody takes them"
+            if waiter.epoch:
+                self._settle(pending, outcome.Error(OutcomeUnknown(why, where=where, waiting=waiting)))
+                pending.given_up_at = math.inf
+                self._held_up.append(pending)
+            elif self._outbound.withdraw(outgoing):
+                self._settle(pending, outcome.Error(NotSent(why)))
+            else:
+                outgoing.when_settled = when_settled  # it is being written
+        return look_again
 
     # ----------------------------------------------------------------- ends
 
@@ -358,6 +402,7 @@ class Requests:
             elif waiter.outgoing is not None and self._outbound.withdraw(waiter.outgoing):
                 self._fail(pending, NotSent("the link was lost before it was written"), lost)
         self._ledger.link_lost()
+        self._held_up.clear()
 
     def end(self) -> None:
         """Settle all that is left: no answer can come any more."""

@@ -14,9 +14,10 @@ import trio
 
 from trio_nova._events import Hub
 from trio_nova._mailbox import Source
-from trio_nova._signal import Latch
-from trio_nova.codecs import RawCodec
+from trio_nova._signal import Bell, Latch
+from trio_nova.codecs import RawCodec, weigher
 from trio_nova.config import Config, check_plaintext, made
+from trio_nova.core.bounded import Room
 from trio_nova.core.outbox import Lane
 from trio_nova.core.recovery import wait_wished_for
 from trio_nova.core.session import TERMINAL, SessionEvent, State, StateMachine
@@ -135,6 +136,10 @@ def _no_replies(messages: Sequence[Any], lane: Lane) -> None:
     raise AssertionError("a session without a send side")
 
 
+def _no_block() -> None:
+    """Tell nobody of a failure: the session is over."""
+
+
 def _no_tasks(*args: Any, name: str) -> None:
     raise AssertionError("a session that has not begun")
 
@@ -148,6 +153,8 @@ class Session:
     id: str = attrs.field(default=attrs.Factory(lambda self: self.config.entropy(8).hex(), takes_self=True))
     handlers: Handlers = attrs.field(init=False)
     hub: Hub = attrs.field(init=False)
+    room: Room = attrs.field(init=False)
+    """Room for all that was received, waits, and must not be dropped: where it is full reading stops."""
     attempts: Attempts = attrs.field(init=False)
     counts: Counts = attrs.field(factory=Counts, init=False)
     redactor: Redactor = attrs.field(factory=Redactor, init=False)
@@ -177,6 +184,12 @@ class Session:
     """Set at the first READY, or at the end where that never comes."""
     over: Latch = attrs.field(factory=Latch, init=False)
     """Set when the session has come to its end."""
+    seen_out: Latch = attrs.field(factory=Latch, init=False)
+    """Set when the session is over, and those have had their time who were still to take what was received."""
+    looked: Bell = attrs.field(factory=Bell, init=False)
+    """Rung after the end, whenever a consumer has taken something, or has found that there is nothing more."""
+    on_failure: Callable[[], object] = attrs.field(default=_no_block, init=False)
+    """Told when `failure` is set, which is to leave the user's block."""
     block: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     """Around the user's block."""
     _machine: StateMachine = attrs.field(factory=StateMachine, init=False)
@@ -186,8 +199,13 @@ class Session:
         self.keep_secret(self.config)
         self.handlers = Handlers.of(self.config)
         self.check_credentials(self.config)
+        self.room = self.make_room()
         self.hub = Hub(self.handlers.logging, self.handlers.metrics, self.config.events)
         self.attempts = Attempts(self.config.max_attempts, self.config.min_uptime)
+
+    def make_room(self) -> Room:
+        """Return room for `inbox_bytes`, in which messages of the session's codec are weighed."""
+        return Room(self.config.inbox_bytes, weigher(self.config.codec))
 
     # ----------------------------------------------------------------- what can be read
 
@@ -313,14 +331,14 @@ class Session:
         if self.failure is None and not self.is_over:
             self.failure = error
             self.close(code)
-            self.block.cancel(reason="the session has failed")
+            self.on_failure()
 
     def give_up(self, error: BaseException) -> None:
         """End the session with `error` where there is no link to say goodbye on."""
         self.failure = error
         if not self.is_over:
             self.apply(SessionEvent.GIVE_UP)
-        self.block.cancel(reason="the session has failed")
+        self.on_failure()
 
     def redial(self, delay: float, reason: str = "") -> None:
         """Want another link in `delay` seconds, in place of the present one if there is one."""
@@ -339,7 +357,7 @@ class Session:
 
     def let_go(self) -> None:
         """Hold on to nothing that holds on to us: what is left of a session is freed at once, without a collector."""
-        self.send_replies, self.start_soon, self.on_leave = _no_replies, _no_tasks, None
+        self.send_replies, self.start_soon, self.on_leave, self.on_failure = _no_replies, _no_tasks, None, _no_block
 
     def reconfigure(self, config: Config, changed: tuple[str, ...]) -> None:
         """Use other options from now on; ConfigError where they would send secrets in plain text."""

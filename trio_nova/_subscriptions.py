@@ -12,11 +12,14 @@ import attrs
 import trio
 
 from trio_nova._feeds import Feed, FeedOptions
+from trio_nova._mailbox import Mailbox
 from trio_nova._outbound import Outbound
 from trio_nova._questions import Questions
 from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._signal import Bell, Latch, Signal
+from trio_nova.codecs import weigh_message
+from trio_nova.core.bounded import OVERHEAD
 from trio_nova.core.outbox import Lane
 from trio_nova.core.partings import Partings
 from trio_nova.core.sequence import BackInStep, Deliver, Duplicate, GapFound, Held, NeedSnapshot, Renewed, Tracker
@@ -118,8 +121,6 @@ class Subscriptions:
     # These are seldom used: an empty dict is much smaller than an empty set.
     _imported: dict[Hashable, None] = attrs.field(factory=dict, init=False)
     """What is wanted without a feed."""
-    _clogged: dict[Feed, None] = attrs.field(factory=dict, init=False)
-    """Feeds in which something already received has found no room."""
     _crowded: dict[Feed, None] = attrs.field(factory=dict, init=False)
     """Feeds in which much waits."""
     _aging: dict[_Desk, None] = attrs.field(factory=dict, init=False)
@@ -128,6 +129,10 @@ class Subscriptions:
     """Those that are to be asked for anew, to get a snapshot."""
     _early: list[tuple[Hashable, Any]] = attrs.field(factory=list, init=False)
     """Data under names of the service's own that it has not told yet: an answer that is awaited may."""
+    _payload: str | bytes | None = attrs.field(default=None, init=False)
+    """What the message came in that is being taken in; None where that is not known any more."""
+    _known_charge: int | None = attrs.field(default=None, init=False)
+    """What it is charged, where it was not alone in that payload."""
     _partings: Partings | None = attrs.field(default=None, init=False)
     """What was given up on this link; None: nothing yet."""
     unclaimed: int = attrs.field(default=0, init=False)
@@ -162,7 +167,7 @@ class Subscriptions:
             raise ConfigError("params", f"{channel!r} is subscribed to already, with other params")
         is_first = desk is None or not desk.feeds
         tracker = handler.tracker(Channel(key, channel, params)) if is_first else None
-        feed = Feed._of(channel, options, session.source, lambda count: self._dropped(count, channel))
+        feed = Feed._of(channel, options, session, lambda count: self._dropped(count, channel))
         subscription = self.book.want(key, channel, params, trio.current_time())
         if desk is None:
             desk = self._desks[key] = _Desk(subscription)
@@ -181,8 +186,7 @@ class Subscriptions:
             self._look_at(desk)
             desk.feeds = tuple(each for each in desk.feeds if each is not feed)
             desk.newcomers = tuple(each for each in desk.newcomers if each is not feed)
-            feed._end(trio.ClosedResourceError("the block of this subscription was left"))
-            self._clogged.pop(feed, None)
+            feed._leave()
             self._release(key)
 
     def _seat(self, desk: _Desk, feed: Feed, is_first: bool) -> None:
@@ -568,11 +572,19 @@ class Subscriptions:
     # ----------------------------------------------------------------- the reader's side
 
     @property
-    def clogged(self) -> bool:
-        """Whether a feed that may not drop has no room."""
-        if self._clogged:
-            self._clogged = dict.fromkeys(feed for feed in self._clogged if feed._clogged)
-        return bool(self._clogged)
+    def has_feeds(self) -> bool:
+        """Whether the program reads any feed."""
+        return any(desk.feeds for desk in self._desks.values())
+
+    @property
+    def feeds(self) -> Sequence[Feed]:
+        """Those that the program reads."""
+        return [feed for desk in self._desks.values() for feed in desk.feeds]
+
+    @property
+    def mailboxes(self) -> Sequence[tuple[str, Mailbox[Any]]]:
+        """Where the messages of all feeds wait that may not drop any, each with the name of its channel."""
+        return [(feed.channel, feed._mailbox) for feed in self.feeds if feed.options.overflow == "block"]
 
     @property
     def crowded(self) -> bool:
@@ -583,11 +595,6 @@ class Subscriptions:
         """Let the consumers of crowded feeds run; see `Inbound.give_turns`."""
         while self._crowded:
             await self._crowded.popitem()[0]._give_turns()
-
-    async def wait_for_room(self) -> None:
-        """Wait until every feed has room. Cancelling loses nothing."""
-        while self.clogged:
-            await next(iter(self._clogged))._wait_for_room()
 
     def is_data(self, message: Any) -> bool:
         """Whether `message` is of a channel of ours, or one given up a moment ago: data, or a grant that is awaited."""
@@ -605,8 +612,20 @@ class Subscriptions:
         entries = [book.find(answer.key) for answer in named]
         return any(entry is not None and entry.state is SubscriptionState.REQUESTED for entry in entries)
 
-    def take(self, message: Any, now: float) -> Literal["answer", "data"] | None:
-        """Take in what belongs to a subscription, and return what it is; None where it goes further."""
+    def take(
+        self, message: Any, now: float, payload: str | bytes, charge: int | None = None
+    ) -> Literal["answer", "data"] | None:
+        """Take in what belongs to a subscription, and return what it is; None where it goes further.
+
+        `charge` is what it is charged where it waits; None: as what came as `payload` is.
+        """
+        self._payload, self._known_charge = payload, charge
+        try:
+            return self._take(message, now)
+        finally:
+            self._payload = None  # it may be large
+
+    def _take(self, message: Any, now: float) -> Literal["answer", "data"] | None:
         handler = self._session.handlers.subscription
         if self.book.requested and self._take_answer(message):
             return "answer"
@@ -643,6 +662,7 @@ class Subscriptions:
     def _claim_early(self, server_id: Hashable, desk: _Desk) -> None:
         """Deliver what came under a name before the answer that tells it."""
         waiting, self._early = self._early, []
+        self._payload = None
         for key, message in waiting:
             if key == server_id:
                 self._deliver(desk, message, trio.current_time())
@@ -712,6 +732,7 @@ class Subscriptions:
                     self._notify(desk, Resynced, channel=desk.subscription.channel)
                 desk.newcomers = ()
                 for each in messages:
+                    self._payload = None
                     self._put(desk, each)
 
     def _put(self, desk: _Desk, message: Any, feeds: Sequence[Feed] | None = None) -> None:
@@ -724,10 +745,18 @@ class Subscriptions:
             self._give(feed, data)
 
     def _give(self, feed: Feed, data: Any) -> None:
-        if not feed._put(data):
-            self._clogged[feed] = None
-        elif feed._crowded:
+        feed._put(data, self._charge(feed, data))
+        if feed._crowded:
             self._crowded[feed] = None
+
+    def _charge(self, feed: Feed, data: Any) -> int:
+        """Return what a message is charged that is to wait in `feed`; what is awaited there never does."""
+        mailbox, payload = feed._mailbox, self._payload
+        if mailbox.is_awaited:
+            return 0
+        if payload is None:
+            return weigh_message(data) + OVERHEAD
+        return mailbox.room.charge(payload, data) if self._known_charge is None else self._known_charge
 
     def _look_at(self, desk: _Desk) -> None:
         """Let the next message look at its desk again, as that is about to change."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from decimal import Decimal
+from sys import getsizeof
 from typing import Any, Protocol
 
 import attrs
@@ -23,6 +24,10 @@ class Codec(Protocol):
     A codec may also have a method `decode_all`, from a sequence of payloads to their messages, in their
     order. It is asked instead of `decode` where no hook wants to see each payload; if it raises, `decode`
     is asked about each. So it must be pure. A subclass that overrides `decode` alone is asked that.
+
+    And it may have a method `weigh(payload, message) -> int`, which returns how many bytes the message takes
+    in memory. It is asked where many wait to be received; a codec without one is taken to make messages that
+    are no larger than their payloads.
     """
 
     def encode(self, message: Any) -> str | bytes:
@@ -107,6 +112,10 @@ class JsonCodec:
         except _UNREADABLE as exc:
             raise BadMessage(f"not the JSON that was expected: {type(exc).__name__}") from exc
 
+    def weigh(self, payload: str | bytes, message: Any) -> int:
+        """Return about what the message takes in memory."""
+        return weigh_json(payload)
+
 
 @attrs.frozen
 class MixedCodec:
@@ -133,6 +142,43 @@ class MixedCodec:
             except _UNREADABLE:
                 return payload
         return payload
+
+    def weigh(self, payload: str | bytes, message: Any) -> int:
+        """Return about what the message takes in memory."""
+        return getsizeof(payload) if message is payload else weigh_json(payload)
+
+
+MARK_WEIGHT = 64
+"""Bytes that an array, an object, or one of their items takes in memory beside its text."""
+
+
+def weigh_json(payload: str | bytes) -> int:
+    """Return about what a JSON text takes in memory once decoded: tens of times its size, if it is all brackets."""
+    size = getsizeof(payload)
+    # One character beyond ASCII makes all of its text as wide: text that is escaped, or in UTF-8, does not show it.
+    if isinstance(payload, bytes):
+        marks = payload.count(b"[") + payload.count(b"{") + payload.count(b",")
+        widens = not payload.isascii() or b"\\u" in payload
+    else:
+        marks = payload.count("[") + payload.count("{") + payload.count(",")
+        widens = "\\u" in payload
+    return (4 * len(payload) if widens else size) + MARK_WEIGHT * marks
+
+
+def weigh_message(message: Any) -> int:
+    """Return about what a message takes in memory whose payload is not at hand."""
+    if isinstance(message, str | bytes):
+        return getsizeof(message)
+    try:
+        return weigh_json(msgspec.json.encode(message))
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
+        return getsizeof(message)
+
+
+def weigher(codec: Codec) -> Callable[[str | bytes, Any], int]:
+    """Return what weighs the codec's messages: its own `weigh`, where it has one."""
+    weigh = getattr(codec, "weigh", None)
+    return weigh if callable(weigh) else lambda payload, message: getsizeof(payload)
 
 
 def batch_decoder(codec: Codec) -> Callable[[Sequence[str | bytes]], Sequence[Any]] | None:

@@ -550,9 +550,12 @@ class Config:
     when_down: WhenDown = attrs.field(default="wait", validator=_when_down)
     """What a send does while there is no ready link: "wait", "fail" (NotSent), or wait within a `Buffer`'s bounds."""
     inbox_size: int = attrs.field(default=1024, validator=_count(least=1))
-    """Messages that wait to be received."""
-    inbox_bytes: int = attrs.field(default=16 * 1024 * 1024, validator=_count(least=1))
-    """Bytes that wait to be received."""
+    """Messages that wait to be received; where `overflow` is "block", only the mark by which `HighWater` is told."""
+    inbox_bytes: int = attrs.field(default=64 * 1024 * 1024, validator=_count(least=1))
+    """Bytes that wait to be received, in memory, in the inbox and in all feeds that block: there reading stops.
+
+    An inbox that drops, and each feed that drops or fails, holds at most as many again.
+    """
     overflow: Overflow = attrs.field(default="block", validator=one_of(*OVERFLOWS))
     """What a full inbox does: "block" stops reading, so that the peer feels it; "drop_oldest"; "drop_newest"."""
     codec: Codec = attrs.field(factory=RawCodec, validator=_has("encode", "decode"))

@@ -330,10 +330,19 @@ class NotSent(NovaError):
 
 
 class OutcomeUnknown(NovaError):
-    """The link was lost while the message was being written: it may have arrived."""
+    """The message may have arrived: the link was lost while it was being written, or its answer cannot be read.
+
+    The latter is so where reading stands still: `where` is then what nobody takes from, "inbox" or the channel of
+    a feed, and `waiting` how many messages wait there.
+    """
 
     phase = "ready"
     hint = "Ask the service whether it arrived before you send it again."
+
+    def __init__(self, message: str = "", *, where: str = "", waiting: int = 0) -> None:
+        super().__init__(message)
+        self.where = where
+        self.waiting = waiting
 
 
 class Expired(NovaError):

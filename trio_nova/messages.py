@@ -308,23 +308,32 @@ class ClockJumped(ConnectionEvent):
 
 @attrs.frozen(kw_only=True)
 class HighWater(ConnectionEvent):
-    """The inbox is filled to 0.8 of its bound."""
+    """The inbox, or a feed that blocks, is filled to 0.8 of its mark; or what waits in all of them, of its bound."""
 
     messages: int
     size: int
+    where: str = "inbox"
+    """"inbox", or the channel of a feed."""
 
 
 @attrs.frozen(kw_only=True)
 class LowWater(ConnectionEvent):
-    """The inbox has emptied to half its bound again."""
+    """It has emptied to half of that again."""
 
     messages: int
     size: int
+    where: str = "inbox"
+    """"inbox", or the channel of a feed."""
 
 
 @attrs.frozen(kw_only=True)
 class ConsumerLagged(ConnectionEvent):
-    """The inbox is full: reading has stopped, and the peer feels it. Its silence is not held against it."""
+    """`inbox_bytes` wait: reading has stopped, and the peer feels it. Its silence is not held against it."""
+
+    where: str = ""
+    """What holds most of it: "inbox", the channel of a feed, or "handlers"."""
+    waiting: int = 0
+    """Messages that wait there."""
 
 
 @attrs.frozen(kw_only=True)
@@ -437,6 +446,8 @@ class AnswerUnmatched(ConnectionEvent):
     """
 
     late: bool
+    id: str = ""
+    """Of a late one, the id that it bears, escaped and cut; "" where it bears none."""
 
 
 @attrs.frozen(kw_only=True)

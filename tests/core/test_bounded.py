@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trio_nova.core.bounded import OVERFLOWS, BoundedQueue, Overflow
+from trio_nova.core.bounded import OVERFLOWS, OVERHEAD, BoundedQueue, Overflow, Room
 
 
 def drained(queue: BoundedQueue[int]) -> list[tuple[int, int | None]]:
@@ -29,11 +29,37 @@ def test_a_queue_without_bounds_is_never_full() -> None:
     assert (len(queue), queue.full, queue.fill) == (1000, False, 0.0)
 
 
-def test_a_blocking_queue_refuses_what_does_not_fit_and_is_unchanged() -> None:
+def test_a_blocking_queue_refuses_nothing_and_says_when_it_is_full() -> None:
     queue = BoundedQueue[int](max_items=2)
-    assert [queue.offer(item, 1) for item in range(3)] == [True, True, False]
-    assert (queue.dropped, queue.size, queue.has_losses) == (0, 2, False)
-    assert drained(queue) == [(0, 0), (0, 1), (0, None)]
+    full = []
+    for item in range(3):
+        queue.offer(item, 1)
+        full.append(queue.full)
+    assert full == [False, True, True]
+    assert (queue.dropped, queue.size, queue.has_losses) == (0, 3, False)
+    assert drained(queue) == [(0, 0), (0, 1), (0, 2), (0, None)]
+
+
+def test_queues_that_share_a_room_are_full_together() -> None:
+    room = Room(100)
+    one, other = BoundedQueue[int](room=room), BoundedQueue[int](room=room)
+    one.offer_all([1, 2], [30, 30])
+    other.offer(3, 40)
+    assert (room.held, one.full, other.full, one.size, other.size) == (100, True, True, 60, 40)
+    assert one.replace(0, 9, 10)
+    assert (room.held, one.full, one.pop_all(), room.held) == (80, False, [9, 2], 40)
+    other.move_to(Room())
+    assert (room.held, other.size) == (0, 40)
+
+
+def test_what_waits_is_charged_cheaply_until_much_does_and_then_by_what_it_takes() -> None:
+    room = Room(128 * 1000, lambda payload, message: 50 * len(payload))
+    assert room.charge("x" * 100, None) == 100 + OVERHEAD
+    assert room.charge_all(["x" * 100] * 5, [None] * 5) == [100 + OVERHEAD] * 5
+    assert room.charge_all(["x" * 100] * 6, [None] * 6) == [5000 + OVERHEAD] * 6
+    assert room.charge("x" * 1000, None) == 50_000 + OVERHEAD
+    room.held = 1000
+    assert room.charge("x", None) == 50 + OVERHEAD
 
 
 def test_dropping_the_oldest_keeps_the_newest_and_tells_the_loss_first() -> None:
@@ -60,7 +86,7 @@ def test_a_loss_at_the_end_is_told_before_anything_else_comes() -> None:
 
 
 def test_a_large_item_drops_as_many_small_ones_as_it_takes() -> None:
-    queue = BoundedQueue[int](max_bytes=100, overflow="drop_oldest")
+    queue = BoundedQueue[int](room=Room(100), overflow="drop_oldest")
     offer_all(queue, range(99))
     for item in range(99, 200):
         queue.offer(item, 1000)
@@ -70,10 +96,11 @@ def test_a_large_item_drops_as_many_small_ones_as_it_takes() -> None:
 
 
 def test_one_item_fits_into_an_empty_queue_however_large() -> None:
-    queue = BoundedQueue[int](max_bytes=10)
-    assert queue.offer(0, 10**6)
+    queue = BoundedQueue[int](room=Room(10), overflow="drop_newest")
+    queue.offer(0, 10**6)
     assert queue.full
-    assert not queue.offer(1, 0)
+    queue.offer(1, 0)
+    assert drained(queue) == [(0, 0), (1, None)]
 
 
 def test_a_loss_nobody_asks_about_is_forgotten_with_the_item_it_stood_before() -> None:
@@ -103,7 +130,7 @@ def test_popping_from_an_empty_queue_raises_and_changes_nothing() -> None:
 
 @given(st.integers(1, 20), st.integers(1, 100), st.lists(st.integers(0, 50), max_size=20))
 def test_the_fill_is_1_exactly_when_it_is_full(max_items: int, max_bytes: int, sizes: list[int]) -> None:
-    queue = BoundedQueue[int](max_items, max_bytes)
+    queue = BoundedQueue[int](max_items, Room(max_bytes))
     for size in sizes:
         queue.offer(0, size)
         assert (queue.fill >= 1.0) == queue.full
@@ -126,15 +153,12 @@ class AnyUse(RuleBasedStateMachine):
         overflow=st.sampled_from(OVERFLOWS),
     )
     def make(self, max_items: float, max_bytes: float, overflow: Overflow) -> None:
-        self.queue = BoundedQueue(max_items, max_bytes, overflow)
+        self.queue = BoundedQueue(max_items, Room(max_bytes), overflow)
 
     @rule(size=st.integers(0, 50))
     def offer(self, size: int) -> None:
-        full = self.queue.full
-        taken = self.queue.offer(len(self.sizes), size)
-        assert taken is not (full and self.queue.overflow == "block")
-        if taken:
-            self.sizes.append(size)
+        self.queue.offer(len(self.sizes), size)
+        self.sizes.append(size)
 
     @rule()
     def take(self) -> None:
@@ -153,8 +177,10 @@ class AnyUse(RuleBasedStateMachine):
     @invariant()
     def bounded(self) -> None:
         queue = self.queue
-        assert 0 <= len(queue) <= queue.max_items
-        assert 0 <= queue.size < queue.max_bytes + 50
+        if queue.overflow != "block":
+            assert 0 <= len(queue) <= queue.max_items
+            assert 0 <= queue.size < queue.room.limit + 50
+        assert queue.size == queue.room.held
         assert queue.size == 0 or len(queue)
 
     @invariant()

@@ -33,7 +33,6 @@ from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
 from trio_nova._supervisor import Supervisor
 from trio_nova.core import backoff, recovery
-from trio_nova.core.bounded import BoundedQueue
 from trio_nova.core.ledger import Ledger
 from trio_nova.core.limits import RollingWindow
 from trio_nova.core.outbox import Outbox
@@ -498,7 +497,7 @@ mutant(
     "bottomless inbox",
     "The inbox takes whatever comes.",
     "M1",
-    Edit(BoundedQueue, "offer_all", "if len(self) + len(items) > self.max_items", "if False"),
+    Edit(Reader, "run", "inbound.pauses or inbound.clogged", "inbound.pauses"),
 )
 mutant(
     "restless heartbeat",

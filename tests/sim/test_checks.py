@@ -353,7 +353,7 @@ def more_waits_to_be_sent_than_was_asked_for(records: Records) -> Records:
 @forgery("M1")
 def more_waits_to_be_received_than_may(records: Records) -> Records:
     index = first(records, "client.peaks")
-    return replaced(records, index, changed(records[index], inbox=65))
+    return replaced(records, index, changed(records[index], inbox=10**6))
 
 
 @forgery("M3")

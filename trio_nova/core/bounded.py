@@ -1,25 +1,69 @@
 """A bounded queue, and what happens when it is full.
 
-The inbox, every listener and every feed hold one of these. The bound counts messages and bytes; one
-message always fits into an empty queue, so the bytes can exceed their bound by at most one message.
+The inbox, every listener and every feed hold one of these. A queue that drops is bounded in items and in
+bytes; one item always fits into an empty queue, so the bytes can exceed their bound by at most one item.
+
+A queue that blocks refuses nothing: what has been received must not be lost. Whoever fills it stops while
+its room, which it may share with other queues, is full.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from typing import Generic, Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Sequence
+from sys import getsizeof
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import attrs
 
-__all__ = ["OVERFLOWS", "BoundedQueue", "Overflow"]
+__all__ = ["OVERFLOWS", "OVERHEAD", "BoundedQueue", "Overflow", "Room"]
 
 T = TypeVar("T")
 
 Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest"]
 """What a full queue does: make the one who puts wait, or drop and count."""
+OVERHEAD = 96
+"""Bytes that each message which waits is charged beside its own: an object and its places in queues."""
+CHEAP = 128
+"""What part of a room is filled by the sizes that messages had on the wire: beyond it they are weighed."""
 OVERFLOWS: tuple[Overflow, ...] = ("block", "drop_oldest", "drop_newest")
+
+
+@attrs.define(eq=False)
+class Room:
+    """The bytes that one queue may hold, or several together."""
+
+    limit: float = math.inf
+    weigh: Callable[[str | bytes, Any], int] = lambda payload, message: getsizeof(payload)
+    """Returns what a message takes in memory, from its payload and itself."""
+    held: int = attrs.field(default=0, init=False)
+    """Bytes held."""
+    on_take: Callable[[], object] | None = attrs.field(default=None, init=False)
+    """Called when something was taken, while somebody waits for that."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing more is to be taken in."""
+        return self.held >= self.limit
+
+    def charge(self, payload: str | bytes, message: Any) -> int:
+        """Return what one message is charged that is to wait here.
+
+        To weigh it may take longer than all else that is done to it, so that is done only where much waits.
+        """
+        size = len(payload) + OVERHEAD
+        if (self.held + size) * CHEAP <= self.limit:
+            return size
+        return self.weigh(payload, message) + OVERHEAD
+
+    def charge_all(self, payloads: Sequence[str | bytes], messages: Sequence[Any]) -> list[int]:
+        """Return what each of several messages is charged; see `charge`."""
+        sizes = [len(payload) + OVERHEAD for payload in payloads]
+        if (self.held + sum(sizes)) * CHEAP <= self.limit:
+            return sizes
+        weigh = self.weigh
+        return [weigh(payload, message) + OVERHEAD for payload, message in zip(payloads, messages, strict=True)]
 
 
 @attrs.define
@@ -27,12 +71,12 @@ class BoundedQueue(Generic[T]):
     """Items in order, with their sizes."""
 
     max_items: float = math.inf
-    max_bytes: float = math.inf
+    """Where it blocks this is no bound: only `full` and `fill` heed it."""
+    room: Room = attrs.field(factory=Room)
+    """What its items take room in."""
     overflow: Overflow = "block"
     sized: bool = attrs.field(default=True, kw_only=True)
     """Whether items have sizes; else each counts as 0 bytes, whatever is said."""
-    size: int = attrs.field(default=0, init=False)
-    """Bytes held."""
     dropped: int = attrs.field(default=0, init=False)
     """Items dropped since the queue was made."""
     items: deque[T] | None = attrs.field(default=None, init=False, repr=False)
@@ -48,32 +92,34 @@ class BoundedQueue(Generic[T]):
         return len(self.items) if self.items else 0
 
     @property
+    def size(self) -> int:
+        """Bytes that it holds itself."""
+        return sum(self.sizes) if self.sized and self.items else 0
+
+    @property
     def full(self) -> bool:
-        """Whether there is no room for one more."""
-        return len(self) >= self.max_items or self.size >= self.max_bytes
+        """Whether it is at a bound."""
+        return len(self) >= self.max_items or self.room.is_full
 
     @property
     def fill(self) -> float:
         """How full it is: 0.0 is empty, 1.0 is at a bound."""
-        return max(len(self) / self.max_items, self.size / self.max_bytes)
+        return max(len(self) / self.max_items, self.room.held / self.room.limit)
 
-    def offer(self, item: T, size: int) -> bool:
-        """Take `item` in, as the overflow policy says; False where it is full and the policy is to block."""
-        if self.full:
-            if self.overflow == "block":
-                return False
+    def offer(self, item: T, size: int) -> None:
+        """Take `item` in, as the overflow policy says."""
+        if self.overflow != "block" and self.full:
             if self.overflow == "drop_newest":
                 self.dropped += 1
                 self._lose(self._taken_in, 1)
-                return True
-            while self.full:  # one large item may stand where many small ones did
-                self._drop_oldest()
+                return
+            while self.items and self.full:  # one large item may stand where many small ones did
+                self.drop_oldest()
         (self.items if self.items is not None else self.prepare()).append(item)
         if self.sized:
             self.sizes.append(size)
-            self.size += size
+            self.room.held += size
         self._taken_in += 1
-        return True
 
     def prepare(self) -> deque[T]:
         """Make now what else the first item makes, and return the empty `items`."""
@@ -82,16 +128,17 @@ class BoundedQueue(Generic[T]):
             self.sizes = deque()
         return self.items
 
-    def offer_all(self, items: Sequence[T], sizes: Sequence[int], size: int) -> bool:
-        """Take items in, of `size` bytes together, if there is room for all of them; else none."""
-        if len(self) + len(items) > self.max_items or self.size + size > self.max_bytes:
-            return False
+    def offer_all(self, items: Sequence[T], sizes: Sequence[int]) -> None:
+        """Take items in, oldest first, each as the overflow policy says."""
+        if self.overflow != "block":
+            for item, size in zip(items, sizes, strict=True):
+                self.offer(item, size)
+            return
         (self.items if self.items is not None else self.prepare()).extend(items)
         if self.sized:
             self.sizes.extend(sizes)
-            self.size += size
+            self.room.held += sum(sizes)
         self._taken_in += len(items)
-        return True
 
     @property
     def next_serial(self) -> int:
@@ -105,7 +152,7 @@ class BoundedQueue(Generic[T]):
             return False
         self.items[place] = item
         if self.sized:
-            self.size += size - self.sizes[place]
+            self.room.held += size - self.sizes[place]
             self.sizes[place] = size
         return True
 
@@ -119,7 +166,7 @@ class BoundedQueue(Generic[T]):
             raise IndexError("nothing is in the queue")
         item = self.items.popleft()
         if self.sized:
-            self.size -= self.sizes.popleft()
+            self.room.held -= self.sizes.popleft()
         if self._lost:
             self._lost.pop(self._first - 1, None)
         return item
@@ -131,8 +178,8 @@ class BoundedQueue(Generic[T]):
             items += self.items
             self.items.clear()
             if self.sized:
+                self.room.held -= sum(self.sizes)
                 self.sizes.clear()
-                self.size = 0
         if self._lost:
             self._lost = {serial: lost for serial, lost in self._lost.items() if serial == self._taken_in}
         return items
@@ -150,7 +197,14 @@ class BoundedQueue(Generic[T]):
     def _lose(self, serial: int, count: int) -> None:
         self._lost[serial] = self._lost.get(serial, 0) + count
 
-    def _drop_oldest(self) -> None:
+    def move_to(self, room: Room) -> None:
+        """Hold what it holds in another room from now on."""
+        self.room.held -= self.size
+        self.room = room
+        room.held += self.size
+
+    def drop_oldest(self) -> None:
+        """Drop the oldest item, and count it."""
         lost = self.take_lost() + 1
         self.pop()
         self._lose(self._first, lost)

@@ -202,7 +202,7 @@ def _taken(other: Pending, id: Hashable, now: float) -> str:
     """Return why an id cannot be used now."""
     if not other.given_up:
         return f"a request with the id {id!r} is under way already"
-    since = now - other.given_up_at
+    since = max(now - other.given_up_at, 0.0)  # it lies ahead while reading stands still
     return (
         f"a request with the id {id!r} was given up {since:.3g} s ago and may still be answered: ask with "
         f"another id, or in {LATEST - since:.3g} s"

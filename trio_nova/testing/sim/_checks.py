@@ -35,7 +35,7 @@ from trio_nova.testing.sim._scenario import (
     DETOUR,
     ELSEWHERE,
     ILLEGAL_NUMBER,
-    INBOX_SIZE,
+    INBOX_BYTES,
     LIMIT_PERIOD,
     MIN_UPTIME,
     PING_INTERVAL,
@@ -59,6 +59,8 @@ MOST_DIALS = 25
 """In a minute: the back-off's mean is a third of that."""
 MOST_WAITING = 20
 """Messages that may wait to be sent beside those of calls: heartbeats, subscriptions, what answers the service."""
+MOST_AT_ONCE = 65_536
+"""Bytes that what one read brings may take in memory."""
 MOST_STEPS_EACH = 3
 """Steps that the tasks of sessions may take for each thing that happens to them or that they do."""
 LONGEST_SEND = 30.0
@@ -930,8 +932,8 @@ def _queues(history: History) -> Found:
             yield rest.at, f"{rest['inbox']} messages wait to be received, {rest['outbox']} to be sent"
     most_calls = history.most_calls
     for record in history.all("client.peaks"):
-        if record["inbox"] > INBOX_SIZE:
-            yield record.at, f"{record['inbox']} messages waited to be received, and {INBOX_SIZE} may"
+        if record["inbox"] > INBOX_BYTES + MOST_AT_ONCE:
+            yield record.at, f"{record['inbox']} bytes waited to be received, and {INBOX_BYTES + MOST_AT_ONCE} may"
         if record["outbox"] > (most := most_calls[_owner(record)] + MOST_WAITING):
             yield record.at, f"{record['outbox']} messages waited to be sent, and {most} may"
 

@@ -35,8 +35,8 @@ LIMIT_PERIOD = 10.0
 BUDGET_PERIOD = 10.0
 BUDGET_RESERVE = 0.6
 """Seconds; all of these are the same in every run, so that the journal can be judged without its program."""
-INBOX_SIZE = 64
-"""Messages that may wait to be received: few, so that a flood fills it."""
+INBOX_BYTES = 16_384
+"""That may wait to be received: few, so that a flood fills it."""
 
 ServerKind: TypeAlias = Literal["json", "deribit", "node", "gateway"]
 """A plain JSON service; one like Deribit; one like an Ethereum node, with a new id for each subscription; a gateway

@@ -37,7 +37,7 @@ from trio_nova.testing.sim._scenario import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
     ILLEGAL_NUMBER,
-    INBOX_SIZE,
+    INBOX_BYTES,
     LIMIT_PERIOD,
     MAX_MESSAGE,
     MIN_UPTIME,
@@ -134,7 +134,7 @@ class Client:
             "backoff": ExponentialBackoff(base=2.0, cap=BACKOFF_CAP),
             "min_uptime": MIN_UPTIME,
             "max_message_size": MAX_MESSAGE,
-            "inbox_size": INBOX_SIZE,
+            "inbox_bytes": INBOX_BYTES,
             "when_down": when_down if scenario.when_down == "buffer" else scenario.when_down,
             "retry_first_connect": scenario.patient,
             # Soon at full pace again after a complaint: the storm of the end shall not last.
@@ -230,7 +230,7 @@ class Client:
 
     def _watch_peaks(self, conn: Connection) -> None:
         statistics = conn.statistics()
-        self.peaks["inbox"] = max(self.peaks["inbox"], statistics.inbox_messages)
+        self.peaks["inbox"] = max(self.peaks["inbox"], statistics.inbox_bytes)
         self.peaks["outbox"] = max(self.peaks["outbox"], statistics.outbox_messages)
 
     # ------------------------------------------------------------------- feeds
