@@ -17,12 +17,14 @@ from trio_nova import (
     Gap,
     JsonCodec,
     ListBackoff,
+    PingHeartbeat,
     SequenceNumber,
     State,
     SubscriptionHandler,
     open_connection,
 )
 from trio_nova.core.sequence import Tracker
+from trio_nova.links import Transport
 from trio_nova.testing import GenericVenue, never
 
 URL = "ws://venue.test/"
@@ -198,3 +200,118 @@ async def test_a_gap_is_told_where_data_came_before_a_confirmation_that_never_ca
                     venue.publish("ticks")
                     items = [await feed.receive() for _ in range(3)]
     assert shown(items) == [1, ("lost", 1) if numbered else ("unknown", None), 3]
+
+
+# --------------------------------------------------------------------------- one sequence over all channels
+
+
+@attrs.define(eq=False)
+class OverAll(SubscriptionHandler):
+    """Watches `n`, which counts all messages of a link; those of books are snapshots or changes."""
+
+    def link_tracker(self) -> Tracker:
+        return Tracker(SequenceNumber(lambda message: message.get("n")))
+
+    def tracker(self, channel: Channel) -> Tracker | None:
+        if channel.name != "book":
+            return None
+        changes = SequenceNumber(
+            lambda message: message.get("seq"), is_snapshot=lambda message: message["data"] == "snapshot"
+        )
+        return Tracker(changes, resync=True)
+
+
+class Counting:
+    """Says things on the newest link, each with the next number of that link."""
+
+    def __init__(self, venue: GenericVenue, first: int = 0) -> None:
+        self.venue = venue
+        self.next = first
+
+    def say(self, **message: Any) -> None:
+        self.venue.send({**message, "n": self.next})
+        self.next += 1
+
+
+def kinds(items: list[Any]) -> list[Any]:
+    return [item["n"] if isinstance(item, dict) else type(item).__name__ for item in items]
+
+
+@pytest.mark.parametrize("splits", [False, True], ids=["in batches", "one by one"])
+async def test_one_sequence_over_all_channels_of_a_link_gives_no_false_alarms(
+    splits: bool, transport: Transport, autojump_clock: trio.abc.Clock
+) -> None:
+    options: dict[str, Any] = {"transport": transport, "heartbeat": Beats()} if splits else {"transport": transport}
+    async with GenericVenue() as venue, connect(venue, OverAll(), **options) as conn:
+        async with conn.subscribe("a", feed=NOTICES) as a, conn.subscribe("b", feed=NOTICES) as b:
+            link = Counting(venue, first=40)
+            for channel in ("a", "b", "a", "nobody", "b"):
+                link.say(channel=channel, data=1)
+            link.say(type="news")
+            link.say(type="beat")
+            link.say(channel="a", data=2)
+            await wait_all_tasks_blocked()
+            assert kinds(await a.receive_batch()) == [40, 42, 47]
+            assert kinds(await b.receive_batch()) == [41, 44]
+
+
+@pytest.mark.parametrize("shown_by", ["a", "nobody", None])
+async def test_a_gap_in_the_sequence_of_a_link_is_told_once_to_the_readers_of_each_channel(
+    shown_by: str | None, transport: Transport, autojump_clock: trio.abc.Clock
+) -> None:
+    async with GenericVenue() as venue, connect(venue, OverAll(), transport=transport) as conn:
+        async with conn.subscribe("a", feed=NOTICES) as a, conn.subscribe("b", feed=NOTICES) as b:
+            link = Counting(venue)
+            link.say(channel="a", data=1)
+            link.say(channel="b", data=1)
+            link.next += 3
+            link.say(**({"channel": shown_by} if shown_by else {"type": "news"}), data=2)
+            link.say(channel="b", data=3)
+            link.say(channel="a", data=3)
+            await wait_all_tasks_blocked()
+            of_a, of_b = await a.receive_batch(), await b.receive_batch()
+            assert kinds(of_a) == [0, "Gap", *([5] if shown_by == "a" else []), 7]
+            assert kinds(of_b) == [1, "Gap", 6]
+            assert (of_b[1].outcome, of_b[1].lost, of_b[1].epoch_from, of_b[1].epoch_to) == ("unknown", None, 1, 1)
+
+
+async def test_the_sequence_of_a_link_begins_anew_with_the_next_link(autojump_clock: trio.abc.Clock) -> None:
+    async with GenericVenue() as venue, connect(venue, OverAll()) as conn:
+        async with conn.subscribe("a", feed=NOTICES) as a, conn.subscribe("b", feed=NOTICES) as b:
+            link = Counting(venue, first=70)
+            link.say(channel="a", data=1)
+            link.say(channel="b", data=1)
+            await wait_all_tasks_blocked()
+            venue.drop()
+            await conn.wait_state(State.RECONNECTING)
+            await conn.wait_ready()
+            link = Counting(venue)
+            for channel in ("a", "b", "a", "b"):
+                link.say(channel=channel, data=1)
+            await wait_all_tasks_blocked()
+            assert kinds(await a.receive_batch()) == [70, "Gap", 0, 2]
+            assert kinds(await b.receive_batch()) == [71, "Gap", 1, 3]
+
+
+async def test_a_gap_in_the_sequence_of_a_link_has_its_books_asked_for_anew(autojump_clock: trio.abc.Clock) -> None:
+    async with GenericVenue() as venue, connect(venue, OverAll()) as conn:
+        async with conn.subscribe("a", feed=NOTICES) as a, conn.subscribe("book", feed=NOTICES) as book:
+            link = Counting(venue)
+            link.say(channel="book", seq=5, data="snapshot")
+            link.say(channel="a", data=1)
+            link.next += 1
+            link.say(channel="book", seq=6, data="change")
+            await wait_all_tasks_blocked()
+            assert [asked.method for asked in venue.link.journal[2:]] == ["unsubscribe", "subscribe"]
+            link.say(channel="book", seq=6, data="snapshot")
+            link.say(channel="book", seq=7, data="change")
+            await wait_all_tasks_blocked()
+            assert kinds(await book.receive_batch()) == [0, "Gap", "Resynced", 4, 5]
+            assert kinds(await a.receive_batch()) == [1, "Gap"]
+
+
+class Beats(PingHeartbeat):
+    """Takes messages of one type for the service's heartbeat."""
+
+    def is_beat(self, message: Any) -> bool:
+        return bool(message.get("type") == "beat")

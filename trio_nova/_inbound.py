@@ -207,6 +207,7 @@ class Inbound:
             shown = False
             for part in (message,) if parts is None else parts:
                 if self._probed and self._is_heartbeat(part, on_probe_answer):
+                    self._watch(part)
                     continue
                 if wants_events:
                     session.emit(
@@ -246,6 +247,11 @@ class Inbound:
             return None
         return parts
 
+    def _watch(self, message: Any) -> None:
+        """Show a message to what watches the sequence of the whole link."""
+        if (tracker := self._subscriptions.link_tracker) is not None:
+            self._subscriptions.watch(tracker, message)
+
     def _owner(
         self, message: Any, frame: str | bytes, now: float, charge: int | None = None
     ) -> Literal["answer", "data"] | None:
@@ -254,6 +260,7 @@ class Inbound:
         `charge` is what it is charged where it waits; None: as what came in `frame` is.
         """
         requests, subscriptions = self._requests, self._subscriptions
+        self._watch(message)
         try:
             found = requests.take(message, subscriptions.is_data) if requests.expecting else None
             if found == "answer":

@@ -113,6 +113,8 @@ class Subscriptions:
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     """Where the subscriber runs: that of a link that may be asked."""
     _running: bool = attrs.field(default=False, init=False)
+    link_tracker: Tracker | None = attrs.field(default=None, init=False)
+    """What is to be shown every message of this link; see `watch`."""
     _at_rest: bool = attrs.field(default=True, init=False)
     """Whether the subscriber has nothing to ask for, and no answer to wait for."""
     _restored: Latch = attrs.field(factory=Latch, init=False)
@@ -267,13 +269,18 @@ class Subscriptions:
     @property
     def active(self) -> bool:
         """Whether `take` must be asked about what arrives."""
-        return bool(self._desks) or self._session.handlers.subscription.drops_unclaimed
+        handler = self._session.handlers.subscription
+        return bool(self._desks) or handler.drops_unclaimed or self.link_tracker is not None
 
     def open(self, nursery: trio.Nursery) -> None:
         """The link may be asked from now on: it is authenticated, where it must be."""
         self.book.link_up(self._session.epoch)
         self._nursery = nursery
         self._questions.forget()
+        try:
+            self.link_tracker = self._session.handlers.subscription.link_tracker()
+        except Exception as exc:
+            self._session.handler_failed(exc)
         self._restored = Latch()
         self._restore_began = trio.current_time()
         self._unclaimed_told = False
@@ -311,7 +318,7 @@ class Subscriptions:
         self._resyncs.clear()
         self._direct.clear()
         self._early.clear()
-        self._partings = None
+        self._partings = self.link_tracker = None
         self._nursery, self._running = None, False
 
     def end(self) -> None:
@@ -612,6 +619,25 @@ class Subscriptions:
         entries = [book.find(answer.key) for answer in named]
         return any(entry is not None and entry.state is SubscriptionState.REQUESTED for entry in entries)
 
+    def watch(self, tracker: Tracker, message: Any) -> None:
+        """Tell every channel that cannot tell by itself where something is missing before a message of the link."""
+        try:
+            verdict = tracker.see(message)
+        except Exception as exc:
+            self._session.note(exc, "message")
+            return
+        if not isinstance(verdict, GapFound):
+            return
+        for desk in list(self._desks.values()):
+            has_begun = desk.subscription.state is SubscriptionState.CONFIRMED or desk.last is not None
+            if has_begun and (desk.tracker is None or (desk.tracker.resync and desk.tracker.in_step)):
+                self._tell_gap(
+                    desk, "unknown", cause="messages of this link are missing, nobody knows of which channel"
+                )
+                if desk.tracker is not None:
+                    desk.tracker.distrust()
+                    self._resync(desk)
+
     def take(
         self, message: Any, now: float, payload: str | bytes, charge: int | None = None
     ) -> Literal["answer", "data"] | None:
@@ -831,7 +857,13 @@ class Subscriptions:
             desk.changed.ring()
         self.changed.set()
 
-    def _tell_gap(self, desk: _Desk, result: Literal["resumed", "lost", "unknown"], count: int | None = None) -> None:
+    def _tell_gap(
+        self,
+        desk: _Desk,
+        result: Literal["resumed", "lost", "unknown"],
+        count: int | None = None,
+        cause: str = "its messages were broken off",
+    ) -> None:
         """Say that messages may be missing here: over the loss of a link, or in the middle of one."""
         lost, desk.lost = desk.lost, None
         now, epoch = trio.current_time(), self._session.epoch
@@ -843,7 +875,7 @@ class Subscriptions:
             epoch_to=epoch,
             since=now if lost is None else desk.lost_at,
             until=now,
-            cause="its messages were broken off" if lost is None else str(lost),
+            cause=cause if lost is None else str(lost),
             outcome=result,
             lost=count,
         )

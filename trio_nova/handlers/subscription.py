@@ -137,6 +137,15 @@ class SubscriptionHandler:
         """Return what watches the sequence of a channel's messages for gaps; None where they bear no sequence."""
         return None
 
+    def link_tracker(self) -> Tracker | None:
+        """Return what watches one sequence that runs through all messages of a link; None where there is none.
+
+        Asked for each link, and shown every message of it, of whatever kind. Nobody knows whose messages a gap in it
+        has swallowed: it is told to the readers of every channel but those whose own tracker counts their messages,
+        and books are asked for anew.
+        """
+        return None
+
     def resume(self, channel: Channel, last: Any) -> Mapping[str, Any]:
         """Return the params with which to ask for `channel` again after `last`; as they are where it cannot resume."""
         return channel.params
