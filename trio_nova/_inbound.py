@@ -241,6 +241,8 @@ class Inbound:
         try:
             parts = self._session.config.correlation.parts(message)
             if parts is not None and self._requests.take_batch(message):
+                for part in parts:
+                    self._watch(part)
                 return ()
         except Exception as exc:
             self._session.handler_failed(exc)
