@@ -8,7 +8,8 @@ for what is documented, which stands in `_Plain.verdict`:
   illegal (1002) even where it is also too big;
 * a length not in its shortest form is illegal (RFC 6455 section 5.2), and so is one with its top bit set;
 * a fragment is charged 64 bytes besides its payload;
-* a close frame between two fragments is a close frame like any other (RFC 6455 section 5.4).
+* a close frame between two fragments is a close frame like any other (RFC 6455 section 5.4), and a ping or
+  pong there does not count as a part of the message.
 
 What is compressed is undone by `PlainDeflate` in its place: message by message, each from its beginning.
 """
@@ -254,10 +255,16 @@ class _Plain:
         if code is None:
             if frame.opcode == CLOSE and self.kind:
                 self.replace_protocol()
-            self.protocol.receive_data(frame.data)
-            for event in self.protocol.events_received():
+            protocol = self.protocol
+            if self.kind and frame.opcode > CLOSE and frame.whole and not frame.data[1] & 0x80:
+                protocol = _plain_protocol(self.limit)
+            protocol.receive_data(frame.data)
+            for event in protocol.events_received():
                 assert isinstance(event, WebSocketFrame)
                 code = self.assemble(event) or code
+            if protocol is not self.protocol:
+                code = int(protocol.close_sent.code) if protocol.close_sent else code
+                self.sent += b"".join(protocol.data_to_send()) if code is None else b""
         if code is not None:
             self.protocol.fail(code)
         self.sent += b"".join(self.protocol.data_to_send())
