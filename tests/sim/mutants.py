@@ -197,7 +197,7 @@ mutant(
     "Ids are used again and those given up are forgotten: a late answer settles a newer question.",
     "S4",
     Edit(Ledger, "allot", "self._last_id += 1", "self._last_id = self._last_id % 5 + 1"),
-    Edit(Ledger, "give_up", "self._given_up[pending.id] = None", "pass"),
+    Edit(Ledger, "give_up", "self._given_up[pending] = None", "self._forget(pending)"),
 )
 mutant(
     "sticky send",
