@@ -13,6 +13,7 @@ from trio._core import _run
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import trio_nova
+from tests.hostile.conftest import at_a_socket
 from trio_nova import (
     AuthHandler,
     ConfigError,
@@ -387,9 +388,13 @@ async def test_leaving_is_bounded_at_a_socket_too(
         with suppress(OutcomeUnknown):
             await conn.send_bytes(bytes(50_000_000))
 
-    async with ScriptedServer(peer).listen(receive_buffer=2048) as listening, trio.open_nursery() as outside:
+    async with ScriptedServer(peer) as server, trio.open_nursery() as outside:
         async with open_connection(
-            listening.url, transport=transport, close_timeout=CLOSE_TIMEOUT, pong_timeout=1000.0
+            URL,
+            stream_factory=at_a_socket(server),
+            transport=transport,
+            close_timeout=CLOSE_TIMEOUT,
+            pong_timeout=1000.0,
         ) as conn:
             if blocked:
                 outside.start_soon(send)
@@ -405,8 +410,14 @@ async def test_a_call_that_waits_at_a_socket_returns_at_once_when_it_is_cancelle
     autojump_clock: MockClock, transport: Transport, call: str
 ) -> None:
     async with (
-        ScriptedServer(deaf).listen(receive_buffer=2048) as listening,
-        open_connection(listening.url, transport=transport, close_timeout=CLOSE_TIMEOUT, pong_timeout=1000.0) as conn,
+        ScriptedServer(deaf) as server,
+        open_connection(
+            URL,
+            stream_factory=at_a_socket(server),
+            transport=transport,
+            close_timeout=CLOSE_TIMEOUT,
+            pong_timeout=1000.0,
+        ) as conn,
     ):
         began = trio.current_time()
         with trio.move_on_at(began + 0.25) as scope:
