@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
 import pytest
 import trio
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trio_nova import (
+    Action,
     BecameReady,
     Buffer,
     CloseInfo,
@@ -25,6 +31,7 @@ from trio_nova import (
     ListBackoff,
     LowWater,
     MessageEvent,
+    MessageHandler,
     NotSent,
     OutcomeUnknown,
     OwnershipTransferred,
@@ -723,3 +730,114 @@ async def test_what_a_link_brings_while_a_reconnect_says_goodbye_on_it_is_not_lo
             with trio.fail_after(60.0):
                 received = [await conn.receive() for _ in range(3)]
     assert received == ["on its way when the goodbye came", "said before the answer to it", "echo"]
+
+
+# --------------------------------------------------------------------------- where it must not be used
+
+
+CALLS: dict[str, Callable[[Connection], Awaitable[object]]] = {
+    "send": lambda conn: conn.send("x"),
+    "send_text": lambda conn: conn.send_text("x"),
+    "send_bytes": lambda conn: conn.send_bytes(b"x"),
+    "send_json": lambda conn: conn.send_json("x"),
+    "request": lambda conn: conn.request("x"),
+    "subscribe": lambda conn: conn.subscribe("x").__aenter__(),
+    "receive": lambda conn: conn.receive(),
+    "receive_batch": lambda conn: conn.receive_batch(),
+    "ping": lambda conn: conn.ping(),
+    "wait_state": lambda conn: conn.wait_state(State.CLOSED),
+    "wait_closed": lambda conn: conn.wait_closed(),
+    "reconnect": lambda conn: conn.reconnect(),
+    "drain": lambda conn: conn.drain(),
+    "aclose": lambda conn: conn.aclose(),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_call_from_another_run_of_trio_is_an_error_and_harms_nothing(
+    name: str, transport: Transport, autojump_clock: trio.abc.Clock
+) -> None:
+    async def call(conn: Connection) -> None:
+        with pytest.raises(ConfigError, match=r"belongs to another trio\.run"):
+            await CALLS[name](conn)
+
+    async with (
+        ScriptedServer(echo) as server,
+        open_connection(URL, stream_factory=server.stream_factory, transport=transport) as conn,
+    ):
+        await trio.to_thread.run_sync(trio.run, call, conn)
+        with pytest.raises(ConfigError, match=r"belongs to another trio\.run"):
+            await trio.to_thread.run_sync(conn.receive_nowait)
+        await conn.send("still here")
+        assert await conn.receive() == "still here"
+        assert conn.epoch == 1
+
+
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+async def test_a_hook_that_raises_what_cannot_leave_a_coroutine_is_told_as_what_it_is(
+    error: type[Exception], autojump_clock: trio.abc.Clock
+) -> None:
+    class Stops(MessageHandler):
+        def handle_message(self, kind: str, message: Any) -> Action:
+            raise error("spent")
+
+    with pytest.raises(
+        RuntimeError, match=rf"a hook raised {error.__name__} in handle_message\(\) at test_connec"
+    ) as caught:
+        async with (
+            ScriptedServer(echo) as server,
+            open_connection(URL, stream_factory=server.stream_factory, message_handler=Stops) as conn,
+        ):
+            await conn.send("x")
+            await conn.wait_closed()
+    assert isinstance(caught.value.__cause__, error)
+
+
+@pytest.mark.parametrize("error", [StopIteration, StopAsyncIteration])
+async def test_a_matcher_that_raises_what_cannot_leave_a_coroutine_is_told_as_what_it_is(
+    error: type[Exception], autojump_clock: trio.abc.Clock
+) -> None:
+    def matches(message: Any) -> bool:
+        raise error("spent")
+
+    async with (
+        ScriptedServer(echo) as server,
+        open_connection(URL, stream_factory=server.stream_factory) as conn,
+    ):
+        with pytest.raises(RuntimeError, match=rf"a hook raised {error.__name__} in matches\(\)") as caught:
+            await conn.request("x", matches=matches)
+        assert isinstance(caught.value.__cause__, error)
+
+
+def test_a_block_in_a_generator_that_is_dropped_says_goodbye_and_is_told_and_nothing_hangs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    goodbyes: list[object] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send("a", "b")
+        goodbyes.append(await peer.receive())
+
+    async def messages(server: ScriptedServer) -> AsyncIterator[Any]:
+        async with open_connection(URL, stream_factory=server.stream_factory) as conn:
+            async for message in conn:
+                yield message
+
+    async def main() -> None:
+        async with ScriptedServer(script) as server:
+            async for message in messages(server):
+                assert message == "a"
+                break
+            gc.collect()
+            await trio.sleep(1.0)
+
+    with (
+        warnings.catch_warnings(record=True),
+        pytest.raises((RuntimeError, AssertionError, BaseExceptionGroup)),  # Trio's: its stack of scopes is corrupted
+    ):
+        warnings.simplefilter("always")
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    gc.collect()
+    assert goodbyes == [ClosePayload(1000, "")]
+    assert "a connection block was left in another task" in caplog.text

@@ -216,6 +216,7 @@ class Connection:
             ConfigError: `priority` is not a whole number.
             SessionOver: the session has ended.
         """
+        self._session.check_run()
         if priority != 0:
             _check_priority(priority)
         outbound = self._outbound
@@ -229,6 +230,7 @@ class Connection:
 
     async def send_text(self, text: str) -> None:
         """Send a text frame with exactly this text; otherwise like `send`."""
+        self._session.check_run()
         try:
             if not isinstance(text, str):
                 raise BadMessage(f"send_text takes a str, not a {type(text).__name__}")
@@ -239,6 +241,7 @@ class Connection:
 
     async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Send a binary frame with exactly these bytes; otherwise like `send`."""
+        self._session.check_run()
         try:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise BadMessage(f"send_bytes takes bytes, not a {type(data).__name__}")
@@ -250,6 +253,7 @@ class Connection:
     @discreet
     async def send_json(self, message: Any) -> None:
         """Send a message as JSON in a text frame, whatever the codec; otherwise like `send`."""
+        self._session.check_run()
         outbound = self._outbound
         await outbound.send(encode_json(message), outbound.kind_of(message))
 
@@ -286,6 +290,7 @@ class Connection:
         An answer that stands behind messages which nobody receives is held up with them, once they fill
         the inbox and `overflow` is "block".
         """
+        self._session.check_run()
         if priority != 0:
             _check_priority(priority)
         if matches is not None and not callable(matches):
@@ -316,6 +321,7 @@ class Connection:
                 already, with other `params`; or nothing here can read the service's confirmation.
             SessionOver: the session has ended.
         """
+        self._session.check_run()
         if not isinstance(channel, str):
             raise ConfigError("channel", f"must be a str, not {type(channel).__name__}")
         if not isinstance(feed, FeedOptions | None):
@@ -335,6 +341,7 @@ class Connection:
         Raises:
             ConfigError: it is not what `export_subscriptions` returns; nothing is changed.
         """
+        self._session.check_run()
         try:
             rows = msgspec.json.decode(text, type=list[Any])
         except (msgspec.MsgspecError, RecursionError, TypeError) as exc:
@@ -347,6 +354,7 @@ class Connection:
         Raises:
             ConfigError: it was not imported.
         """
+        self._session.check_run()
         self._subscriptions.unload(channel, params)
 
     def subscriptions(self) -> Mapping[str, str]:
@@ -366,6 +374,7 @@ class Connection:
             NotSent, OutcomeUnknown: the link was lost meanwhile.
             SessionOver: the session has ended.
         """
+        self._session.check_run()
         session = self._session
         session.check_open()
         await session.wait_state(State.READY)
@@ -385,6 +394,7 @@ class Connection:
             LinkLost: the link ended before the pong came.
             SessionOver: the session has ended.
         """
+        self._session.check_run()
         self._session.check_open()
         if self._supervisor.link is None:
             await trio.lowlevel.checkpoint()
@@ -403,18 +413,22 @@ class Connection:
             SessionOver: nothing will come any more.
             ReceiverMoved: `hand_over` gave the receive side to somebody else.
         """
+        self._session.check_run()
         return await self._receiver.receive()
 
     def receive_nowait(self) -> Any:
         """Return the next message; raises trio.WouldBlock where there is none, else like `receive`."""
+        self._session.check_run()
         return self._receiver.receive_nowait()
 
     async def receive_batch(self) -> list[Any]:
         """Return all messages there are, at least one, waiting for it if need be; raises like `receive`."""
+        self._session.check_run()
         return await self._receiver.receive_batch()
 
     def __aiter__(self) -> Receiver[Any]:
         """Iterate over messages until the session is over."""
+        self._session.check_run()
         return self._receiver
 
     def hand_over(self, to: str = "") -> Receiver[Any]:
@@ -425,6 +439,7 @@ class Connection:
         Args:
             to: who gets it, for the event OwnershipTransferred.
         """
+        self._session.check_run()
         inbound = self._inbound
         inbound.receiver = inbound.receiver.move()
         self._session.emit(OwnershipTransferred, to=to)
@@ -433,6 +448,7 @@ class Connection:
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         """Stop reading while in the block: the peer feels it, and its silence is not held against it."""
+        self._session.check_run()
         self._inbound.pause()
         try:
             yield
@@ -453,6 +469,7 @@ class Connection:
             overflow: "drop_oldest", "drop_newest", or "fail": then receiving raises Lagged.
             messages: whether to be told of every message too, as `MessageEvent`.
         """
+        self._session.check_run()
         listener = Listener.of_size(size, overflow, messages)
         self._session.hub.add(listener)
         if self._session.is_over:
@@ -479,6 +496,7 @@ class Connection:
             SessionOver: the session has ended in another.
             ConfigError: there is no such state.
         """
+        self._session.check_run()
         try:
             state = State(state)
         except ValueError:
@@ -487,6 +505,7 @@ class Connection:
 
     async def wait_closed(self) -> None:
         """Wait until the session is over, and, where it failed, what was received is taken; see `open_connection`."""
+        self._session.check_run()
         await self._session.seen_out.wait()
 
     async def reconnect(self, reason: str = "") -> None:
@@ -498,6 +517,7 @@ class Connection:
         Raises:
             SessionOver: the session ended before.
         """
+        self._session.check_run()
         check_close(1000, reason)
         session = self._session
         session.check_open()
@@ -514,6 +534,7 @@ class Connection:
         Raises:
             ConfigError: naming an option that does not exist, has a wrong value, or cannot be changed now.
         """
+        self._session.check_run()
         for name in changes:
             if name in attrs.fields_dict(Config) and name not in RECONFIGURABLE:
                 raise ConfigError(name, "cannot be changed while the session lives")
@@ -529,6 +550,7 @@ class Connection:
         until whoever asked gives up. So bound this, as you do a request, by a cancel scope. Cancelling stops
         waiting, and leaves the connection draining: `aclose` then closes it.
         """
+        self._session.check_run()
         session, outbound = self._session, self._outbound
         outbound.draining = True
         await trio.lowlevel.checkpoint()
@@ -550,6 +572,7 @@ class Connection:
         Raises:
             ConfigError: a close frame may not carry this code, or this reason.
         """
+        self._session.check_run()
         check_close(code, reason)
         self._session.close(code, reason)
         await self._session.over.wait()
@@ -625,6 +648,8 @@ class ConnectionBlock:
         """What consumers were still to take from when the session failed."""
         self._seeing_out = trio.CancelScope()
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._task: trio.lowlevel.Task | None = None
+        """Who entered the block, and is to leave it."""
         self._tasks: trio.CancelScope | None = None
         """Around all tasks of the session, and shielded; None: they have not begun."""
 
@@ -642,6 +667,7 @@ class ConnectionBlock:
             )
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
+        session.root, self._task = trio.lowlevel.current_root_task(), trio.lowlevel.current_task()
         self._nursery.start_soon(self._serve, name="nova:supervisor")
         try:
             await session.opened.wait()
@@ -665,6 +691,8 @@ class ConnectionBlock:
         trace: TracebackType | None,
     ) -> None:
         assert self._manager is not None
+        if trio.lowlevel.current_task() is not self._task:
+            await self._leave_from_afar()
         rest = raised
         try:
             if self.session.block.__exit__(kind, raised, trace):
@@ -679,6 +707,20 @@ class ConnectionBlock:
             raise BaseExceptionGroup("both the session and the block that used it failed", [rest, failure]) from None
         if rest is not raised and rest is not None:
             _raise_with_own_context(rest)
+
+    async def _leave_from_afar(self) -> NoReturn:
+        """End the session of a block that another task leaves than entered it, which no block of Trio survives.
+
+        So does the finalizer of an asynchronous generator that was dropped amid the block. To leave the nursery
+        would wait without end; whoever entered the block is told by Trio that its scopes are corrupted.
+        """
+        self.session.close()
+        with trio.CancelScope(shield=True):
+            await self.session.over.wait()
+        raise RuntimeError(
+            "a connection block was left in another task than entered it, as when an asynchronous generator around it "
+            "is dropped: enter the generator with `async with contextlib.aclosing(...)`"
+        )
 
     async def _leave(self, manager: AbstractAsyncContextManager[trio.Nursery]) -> None:
         """End the session and wait until nothing of it is left. A KeyboardInterrupt cuts it short, and goes on up."""

@@ -14,7 +14,7 @@ import trio
 
 from trio_nova._mailbox import Reader
 from trio_nova._outbound import Outbound
-from trio_nova._session import Session
+from trio_nova._session import Session, able_to_leave
 from trio_nova.codecs import JsonCodec, MixedCodec, RawCodec
 from trio_nova.core.ledger import MAX_GIVEN_UP, Identity, Late, Ledger, Pending, Unmatched, identity
 from trio_nova.core.outbox import Lane, Outgoing, Purpose
@@ -319,7 +319,7 @@ class Requests:
         now = trio.current_time()
         while isinstance(match := self._ledger.match(message, id, now, in_order=in_order), Unmatched):
             # A matter between that function and whoever asks with it; the message may be for another.
-            self._settle(match.pending, outcome.Error(match.error))
+            self._settle(match.pending, outcome.Error(able_to_leave(match.error)))
         match match:
             case Pending() as pending:
                 waiter = self._pending.pop(pending, None)

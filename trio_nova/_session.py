@@ -7,7 +7,7 @@ traffic are `_outbound` and `_inbound`; `_link_tasks` and `_supervisor` have the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import trio
@@ -56,6 +56,7 @@ from trio_nova.secrets import (
     Secret,
     ask_credentials,
     forget_locals,
+    place_of,
     secrets_in,
     secrets_in_headers,
     secrets_in_subprotocols,
@@ -63,7 +64,9 @@ from trio_nova.secrets import (
 )
 from trio_nova.urls import Url
 
-__all__ = ["Counts", "Goodbye", "Handlers", "Session"]
+__all__ = ["Counts", "Goodbye", "Handlers", "Session", "able_to_leave"]
+
+E = TypeVar("E", bound=BaseException)
 
 
 @attrs.frozen(kw_only=True)
@@ -132,6 +135,15 @@ _QUOTES = frozenset({"cause", "channel", "detail", "reason", "to", "where"})
 """Fields of events that may repeat what somebody else said."""
 
 
+def able_to_leave(error: E) -> E | RuntimeError:
+    """Return `error`; or what can be raised in its place, where Python lets it leave no coroutine (PEP 479)."""
+    if not isinstance(error, StopIteration | StopAsyncIteration):
+        return error
+    instead = RuntimeError(f"a hook raised {type(error).__name__}{place_of(error)}")
+    instead.__cause__ = error
+    return instead
+
+
 def _no_replies(messages: Sequence[Any], lane: Lane) -> None:
     raise AssertionError("a session without a send side")
 
@@ -190,6 +202,8 @@ class Session:
     """Rung after the end, whenever a consumer has taken something, or has found that there is nothing more."""
     on_failure: Callable[[], object] = attrs.field(default=_no_block, init=False)
     """Told when `failure` is set, which is to leave the user's block."""
+    root: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
+    """The root of the run of Trio that the session lives in."""
     block: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     """Around the user's block."""
     _machine: StateMachine = attrs.field(factory=StateMachine, init=False)
@@ -303,6 +317,18 @@ class Session:
         """Whether the session is over, or on its way there."""
         return self.is_over or (self.goodbye is not None and self.goodbye.then is None)
 
+    def check_run(self) -> None:
+        """Raise ConfigError in another run of Trio than the session's, or in none: nothing here is safe there."""
+        try:
+            if trio.lowlevel.current_root_task() is self.root:
+                return
+        except RuntimeError:  # there is no run at all
+            pass
+        raise ConfigError(
+            "connection",
+            "it belongs to another trio.run: call it there, as by trio.from_thread.run with its trio_token",
+        )
+
     def check_open(self) -> None:
         """Raise SessionOver if the session is over, or will be in a moment."""
         if self.is_closing:
@@ -329,13 +355,13 @@ class Session:
     def fail(self, error: BaseException, code: int = 1011) -> None:
         """End the session with `error`, which leaves the user's block. The first error counts."""
         if self.failure is None and not self.is_over:
-            self.failure = error
+            self.failure = able_to_leave(error)
             self.close(code)
             self.on_failure()
 
     def give_up(self, error: BaseException) -> None:
         """End the session with `error` where there is no link to say goodbye on."""
-        self.failure = error
+        self.failure = able_to_leave(error)
         if not self.is_over:
             self.apply(SessionEvent.GIVE_UP)
         self.on_failure()

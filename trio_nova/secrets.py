@@ -44,6 +44,7 @@ __all__ = [
     "hide_tokens",
     "is_secret_name",
     "learn_here",
+    "place_of",
     "redacted",
     "secret_parameter",
     "secrets_in",
@@ -268,12 +269,13 @@ async def ask_provider(provider: Callable[[], Awaitable[T]], what: str, phase: P
     except (AuthFailed, ConfigError, ConnectFailed):
         raise
     except Exception as exc:
-        why = f"{type(exc).__name__}{_place(exc)}"
+        why = f"{type(exc).__name__}{place_of(exc)}"
     # Outside of the except block: else the error would be found in __context__.
     raise ConnectFailed(f"the provider of {what} failed: {why}", phase=phase, retry=RetryAdvice.BACKOFF)
 
 
-def _place(exc: BaseException) -> str:
+def place_of(exc: BaseException) -> str:
+    """Return where `exc` was raised, in words to be added to its name; "" where that is not known."""
     trace = exc.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

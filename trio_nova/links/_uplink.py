@@ -18,7 +18,7 @@ __all__ = ["Transit", "Uplink", "socket_below"]
 
 _TCP_INFO = socket.TCP_INFO if sys.platform == "linux" else 0
 _UNACKNOWLEDGED, _LAST_ACK, _ACKNOWLEDGED, _UNSENT = 24, 56, 120, 144
-"""Where in Linux's struct tcp_info they stand: tcpi_unacked, tcpi_last_ack_recv, tcpi_bytes_acked, tcpi_notsent_bytes."""
+"""Where tcpi_unacked, tcpi_last_ack_recv, tcpi_bytes_acked and tcpi_notsent_bytes stand in Linux's struct tcp_info."""
 _INFO_SIZE = 148
 
 
