@@ -123,7 +123,7 @@ class NovaError(Exception):
             self.retry_after = retry_after
 
     @property
-    def __notes__(self) -> list[str]:
+    def __notes__(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What `explain` adds to the message, for the traceback; and what `add_note` adds.
 
         Made when it is first looked at: phase and hint may be set after the error was made.
