@@ -565,11 +565,10 @@ async def test_the_reason_that_the_handler_reads_in_a_refusal_is_in_the_error(
 
     async with ScriptedServer(then=refuse) as server:
         options: dict[str, Any] = {"auth_handler": Reads, "correlation": Correlation()}
-        with pytest.raises(AuthFailed, match=r"^the service refuses the credentials: locked$") as caught:
+        with pytest.raises(AuthFailed) as caught:
             async with connect(server, **options):
                 raise AssertionError("never entered")
-    said = explain(caught.value).splitlines()
-    assert len(said) == len(set(said))
+    assert str(caught.value) == "the service refuses the credentials: locked"
     assert explain(caught.value).count("locked") == 1
 
 
