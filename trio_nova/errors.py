@@ -123,7 +123,7 @@ class NovaError(Exception):
             self.retry_after = retry_after
 
     @property
-    def __notes__(self) -> list[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def __notes__(self) -> list[str]:
         """What `explain` adds to the message, for the traceback; and what `add_note` adds.
 
         Made when it is first looked at: phase and hint may be set after the error was made.
@@ -134,7 +134,7 @@ class NovaError(Exception):
         return notes
 
     @__notes__.setter
-    def __notes__(self, notes: list[str]) -> None:  # of a copy
+    def __notes__(self, notes: list[str]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.__dict__["__notes__"] = notes
 
     def words(self) -> str | None:
