@@ -167,6 +167,7 @@ async def test_what_may_be_asked_again_is_asked_again_amid_a_drain(
     async def lose(peer: Peer) -> None:
         await peer.accept()
         await peer.receive()
+        await trio.sleep(0.5)
         await peer.drop()
 
     for when_down in ("wait", "fail"):
@@ -181,17 +182,11 @@ async def test_what_may_be_asked_again_is_asked_again_amid_a_drain(
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ask)
-                await drain_soon(nursery, conn)
+                await trio.sleep(0.1)
+                nursery.start_soon(drain, conn)
             assert answers == [{"id": 2, "result": "done"}]
             assert conn.epoch == 2
             assert conn.state is State.CLOSED
-
-
-async def drain_soon(nursery: trio.Nursery, conn: Connection) -> None:
-    """Drain when what was just begun is on its way, and before anything has come of it."""
-    for _ in range(3):
-        await trio.lowlevel.checkpoint()
-    nursery.start_soon(drain, conn)
 
 
 class AskedAsRequests(SubscriptionHandler):

@@ -303,7 +303,7 @@ class Supervisor:
             if self._session.is_closing:
                 return
             await trio.lowlevel.checkpoint()
-        if self._outbound.draining and self._outbound.outbox.idle:
+        if self._outbound.draining and self._outbound.outbox.idle and not self._requests.under_way:
             self._session.close()
 
     async def _wait(self, delay: float) -> None:
