@@ -31,7 +31,7 @@ from trio_nova.links._tls import default_context, lay_tls
 from trio_nova.secrets import discreet
 from trio_nova.urls import ip_address
 
-__all__ = ["SystemResolver", "open_stream", "unix_stream"]
+__all__ = ["SystemResolver", "open_stream", "unix_stream", "with_context"]
 
 STAGGER = 0.25
 """Seconds before the next address is tried beside the last one (RFC 8305 section 5)."""
@@ -50,20 +50,27 @@ async def open_stream(dial: Dial) -> trio.abc.Stream:
 
     Cancelling this closes whatever was open.
     """
+    dial = await with_context(dial)  # before the socket, which may take the last file descriptor
     url = dial.url
     if (proxy := _proxy_of(dial)) is None:
         stream = await _open_transport(dial, url.address, url.port)
     else:
         stream = await connect_through(dial, proxy, _open_transport)
-    if not url.secure:
+    if dial.ssl_context is None or not url.secure:
         return stream
     dial.on_phase("tls")
-    try:
-        context = dial.ssl_context or await default_context()
-    except BaseException:
-        await trio.aclose_forcefully(stream)
-        raise
-    return await lay_tls(stream, url.host, url.port, context, dial.pins)
+    return await lay_tls(stream, url.host, url.port, dial.ssl_context, dial.pins)
+
+
+async def with_context(dial: Dial) -> Dial:
+    """Return `dial` with the context that its TLS needs.
+
+    Raises:
+        ConnectFailed: it has none of its own, and no authorities for the default one can be read.
+    """
+    if not dial.url.secure or dial.ssl_context is not None:
+        return dial
+    return attrs.evolve(dial, ssl_context=await default_context())
 
 
 @discreet

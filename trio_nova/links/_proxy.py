@@ -188,12 +188,17 @@ def _connect_request(where: str, proxy: Proxy) -> bytes:
 
 
 def _socks_connector() -> Callable[[trio.abc.Stream, Dial, Proxy], Awaitable[None]]:
-    """Return what asks a SOCKS proxy for a tunnel; ConfigError where the package for it is missing."""
+    """Return what asks a SOCKS proxy for a tunnel; ConfigError where the package for it is missing.
+
+    Also ConnectFailed, where it is there and cannot be loaded.
+    """
     try:
         import python_socks
         from python_socks.async_.trio.v2 import Proxy as Connector
     except ImportError:
         raise ConfigError("proxy", "SOCKS needs the package python-socks: install trio-nova[proxy]") from None
+    except OSError as exc:  # no file can be opened, for now
+        raise ConnectFailed("python-socks cannot be loaded", phase="proxy") from exc
 
     async def connect(stream: trio.abc.Stream, dial: Dial, proxy: Proxy) -> None:
         kind = proxy.scheme[:6].upper()
