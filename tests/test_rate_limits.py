@@ -689,8 +689,7 @@ async def test_a_limit_of_ones_own_that_answers_no_time_is_an_error_that_names_i
 async def test_a_dial_waits_for_a_limit_that_always_says_in_50_ms(retry: bool, autojump_clock: MockClock) -> None:
     limit = Elsewhere(opens_at=1.02)
     governor = ConnectGovernor([limit])
-    async with governor.turn("there:1", retry=retry) as turn:
-        await turn.begin("there:1")
+    async with governor.turn("there:1", retry=retry):
         assert trio.current_time() == pytest.approx(1.05)
     assert len(limit.asked) < 100
 

@@ -126,6 +126,7 @@ from trio_nova.messages import ConsumerCaughtUp as ConsumerCaughtUp
 from trio_nova.messages import ConsumerLagged as ConsumerLagged
 from trio_nova.messages import DataUnclaimed as DataUnclaimed
 from trio_nova.messages import Decision as Decision
+from trio_nova.messages import DialQueued as DialQueued
 from trio_nova.messages import DialStarted as DialStarted
 from trio_nova.messages import Dropped as Dropped
 from trio_nova.messages import ErrorEvent as ErrorEvent

@@ -31,10 +31,11 @@ from trio_nova.errors import (
     Phase,
 )
 from trio_nova.handlers import ConnectionHandler, ConnectionInfo
-from trio_nova.links import Dial, Link, shared_governor
+from trio_nova.links import Dial, Link, Turn, shared_governor
 from trio_nova.messages import (
     Action,
     Close,
+    DialQueued,
     DialStarted,
     LinkClosed,
     LinkOpened,
@@ -129,25 +130,25 @@ class Supervisor:
         """Dial, and serve the link if one comes up; return how it ended, or why none came up."""
         session, config = self._session, self._session.config
         session.counts.dials += 1
-        governor = config.governor or shared_governor()
         with trio.CancelScope() as scope:
             self._interrupt(scope)
-            async with governor.turn(session.url.origin, retry=session.attempts.made > 1) as turn:
-                started = trio.current_time()
-                scope.deadline = started + config.connect_timeout
-                try:
-                    info = await self._prepare()
-                    dial = self._dial(info)
-                    left, scope.deadline = scope.deadline - trio.current_time(), math.inf
-                    await turn.begin(dial.url.origin)  # that others dial there, or did, is not the server's fault
-                    scope.deadline = trio.current_time() + left
+            scope.deadline = trio.current_time() + config.connect_timeout
+            try:
+                info = await self._prepare()
+                dial = self._dial(info)
+                if (prepare := getattr(config.transport, "prepare", None)) is not None:
+                    dial = await prepare(dial)
+                left, scope.deadline = scope.deadline - trio.current_time(), math.inf  # the turn keeps to it
+                async with self._turn(dial, left) as turn:
+                    scope.deadline = turn.deadline
+                    started = trio.current_time()
                     session.emit(DialStarted, url=str(dial.url), attempt=session.attempts.made + 1)
                     async with config.transport.open(dial) as link:
                         scope.deadline = math.inf
                         turn.release()
                         return await self._hold(link, info, trio.current_time() - started)
-                except (AuthFailed, ConfigError, ConnectFailed) as error:
-                    return error
+            except (AuthFailed, ConfigError, ConnectFailed) as error:
+                return error
         if session.goodbye is not None:
             return ConnectFailed("the attempt was given up", phase=self._phase)
         return ConnectTimeout(
@@ -203,6 +204,16 @@ class Supervisor:
             wall_clock=config.wall_clock,
             on_phase=self._enter_phase,
         )
+
+    def _turn(self, dial: Dial, within: float) -> Turn:
+        """Return the turn to dial that address, and tell if it must be waited for."""
+        session, failed = self._session, self._session.attempts.made
+        turn = (session.config.governor or shared_governor()).turn(
+            dial.url.origin, redial=failed > 0, retry=failed > 1, within=max(within, 0.0), by=session.id
+        )
+        if turn.must_wait:
+            session.emit(DialQueued, url=str(dial.url), under_way=turn.under_way)
+        return turn
 
     def _enter_phase(self, phase: Phase) -> None:
         self._phase = phase

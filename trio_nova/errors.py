@@ -63,7 +63,7 @@ __all__ = [
 ]
 
 Phase: TypeAlias = Literal[
-    "config", "dns", "tcp", "proxy", "tls", "http", "connect", "auth", "restore", "ready", "closing", "closed"
+    "config", "turn", "dns", "tcp", "proxy", "tls", "http", "connect", "auth", "restore", "ready", "closing", "closed"
 ]
 
 
@@ -163,14 +163,17 @@ class ConfigError(NovaError, ValueError):
 
 
 class ConnectFailed(NovaError):
-    """No link came up. `phase` says how far the attempt got: dns, tcp, proxy, tls or http."""
+    """No link came up. `phase` says how far the attempt got: turn, dns, tcp, proxy, tls or http."""
 
     retry = RetryAdvice.BACKOFF
     hint = "Check that the address is right and the service is reachable."
 
 
 class ConnectTimeout(ConnectFailed):
-    """The attempt, from name look-up to upgrade, took longer than `connect_timeout`."""
+    """The attempt took longer than `connect_timeout`: from what is asked before it to the upgrade.
+
+    In phase "turn" it had not begun: other dials to the same address, which the message names, stood in its way.
+    """
 
     hint = "The peer is slow or silent. Raise connect_timeout if it is known to be slow."
 

@@ -206,6 +206,16 @@ class StateChanged(ConnectionEvent):
 
 
 @attrs.frozen(kw_only=True)
+class DialQueued(ConnectionEvent):
+    """An attempt to connect waits for its turn; see `ConnectGovernor`. `DialStarted` follows, or a `ConnectTimeout`."""
+
+    url: str
+    """Without secrets."""
+    under_way: int
+    """Dials to the same address at this moment."""
+
+
+@attrs.frozen(kw_only=True)
 class DialStarted(ConnectionEvent):
     """An attempt to connect begins."""
 

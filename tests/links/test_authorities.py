@@ -73,7 +73,7 @@ def over_tls(server: ScriptedServer, authority: trustme.CA, nursery: trio.Nurser
 
     async def dial(host: str, port: int) -> trio.abc.Stream:
         ours, theirs = trio.testing.memory_stream_pair()
-        tls = trio.SSLStream(theirs, context, server_side=True, https_compatible=True)
+        tls: trio.SSLStream[trio.abc.Stream] = trio.SSLStream(theirs, context, server_side=True, https_compatible=True)
         nursery.start_soon(serve, tls, host, port)
         return ours
 

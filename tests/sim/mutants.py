@@ -419,7 +419,7 @@ mutant(
     "broken budget",
     "No dial is counted.",
     "R2",
-    Edit(Turn, "begin", "self._limits.spend(trio.current_time())", "pass"),
+    Edit(Turn, "_wait", "self._pace.limits.spend(now)", "pass"),
 )
 mutant(
     "no jitter",
@@ -476,7 +476,7 @@ mutant(
     "endless dial",
     "A dial has no deadline.",
     "L2",
-    Edit(Supervisor, "_dial_and_hold", "scope.deadline = started + config.connect_timeout", "pass"),
+    Edit(Supervisor, "_dial_and_hold", "scope.deadline = turn.deadline", "pass"),
 )
 mutant(
     "endless sign-in",

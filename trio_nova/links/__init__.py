@@ -5,6 +5,7 @@ from trio_nova.links._dial import SystemResolver as SystemResolver
 from trio_nova.links._dial import unix_stream as unix_stream
 from trio_nova.links._frames import FRAGMENT_OVERHEAD as FRAGMENT_OVERHEAD
 from trio_nova.links._governor import ConnectGovernor as ConnectGovernor
+from trio_nova.links._governor import Turn as Turn
 from trio_nova.links._governor import shared_governor as shared_governor
 from trio_nova.links._proxy import ENVIRONMENT as ENVIRONMENT
 from trio_nova.links._proxy import parse_proxy as parse_proxy

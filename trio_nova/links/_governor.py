@@ -1,4 +1,4 @@
-"""One dial at a time to each address, and no more dials than agreed."""
+"""Turns to dial: many at once to an address that answers, fewer to one that fails, and no more than agreed."""
 
 from __future__ import annotations
 
@@ -8,79 +8,178 @@ from collections.abc import Iterable, Iterator, Sequence
 import attrs
 import trio
 
-from trio_nova.core import number
-from trio_nova.core.limits import Gcra, Limit, Limits, RollingWindow, as_limits
+from trio_nova._signal import Bell
+from trio_nova.core import check_count, number
+from trio_nova.core.limits import Gcra, Limit, Limits, RollingWindow, TokenBucket, as_limits
+from trio_nova.core.verdict import Disposition, of_error
+from trio_nova.errors import ConnectFailed, ConnectTimeout
 
 __all__ = ["ConnectGovernor", "Turn"]
+
+HANGS_AFTER = 1.0
+"""Seconds after which a dial that is under way keeps nobody else from an address."""
+AT_FIRST = 100
+"""Dials to an address that may be under way before it has answered one: a common length of a listener's queue."""
+_NAMED = 3
+"""Dials that the error of one which had no turn names."""
+
+
+@attrs.define(eq=False)
+class _Line:
+    """Who dials one address, and who waits for that; forgotten when nobody does."""
+
+    address: str
+    at_once: int
+    width: int = attrs.field(init=False)
+    """How many dials may be under way, not counting those that hang: one more after each that succeeds, up to
+    `at_once`; half as many after one that fails."""
+    members: int = attrs.field(default=0, init=False)
+    dialling: dict[Turn, float] = attrs.field(factory=dict, init=False)
+    """The turns that are held, and since when; oldest first."""
+    door: trio.Lock = attrs.field(factory=trio.Lock, init=False)
+    """Held by the first of those who wait: it alone looks for room."""
+    bell: Bell = attrs.field(factory=Bell, init=False)
+    """Rung when there may be more room."""
+    last_failure: str = attrs.field(default="", init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.width = min(AT_FIRST, self.at_once)
+
+    def opens_at(self, now: float) -> float:
+        """Return from when on one more may dial, unless a dial ends before."""
+        if len(self.dialling) < self.width:
+            return now
+        fresh = [since for since in self.dialling.values() if since + HANGS_AFTER > now]
+        return now if len(fresh) < self.width else fresh[-self.width] + HANGS_AFTER
+
+    async def wait_for_room(self) -> None:
+        while (at := self.opens_at(now := trio.current_time())) > now:
+            with trio.move_on_at(at):
+                await self.bell.wait()
+
+    def end(self, turn: Turn, failure: str | None) -> None:
+        """Let go of a turn; `failure` is "" where the dial has succeeded, None where it says nothing of the address."""
+        del self.dialling[turn]
+        if failure == "":
+            self.width = min(self.width + 1, self.at_once)
+        elif failure is not None:
+            self.width = max(self.width // 2, 1)
+            self.last_failure = failure
+        self.bell.ring()
+
+    def describe(self, now: float) -> str:
+        """Say what stands in the way of those who wait."""
+        longest = [f"{turn.by} for {now - since:.3g} s" for turn, since in self.dialling.items()][:_NAMED]
+        under_way = f"{len(self.dialling)} dials are under way" + (f", of {', '.join(longest)}" if longest else "")
+        return under_way + (f"; the last that failed: {self.last_failure}" if self.last_failure else "")
+
+
+@attrs.define(eq=False)
+class _Pace:
+    """What dials of one kind keep to."""
+
+    limits: Limits
+    gate: trio.Lock = attrs.field(factory=trio.Lock)
+    """Held by the first of those who wait: a crowd does not wake for each."""
+
+    @property
+    def holds_back(self) -> bool:
+        now = trio.current_time()
+        return self.gate.locked() or self.limits.admits_at(now) > now
+
+    async def wait(self) -> None:
+        if not self.limits.limits:
+            return
+        async with self.gate:
+            while True:
+                now = trio.current_time()
+                at = self.limits.admits_at(now)
+                if at <= now:
+                    return
+                await trio.sleep_until(at)
 
 
 @attrs.define(eq=False)
 class Turn:
-    """The right to dial one address, while in its block; released when the link is up, or the attempt has failed."""
+    """The right to dial one address, while in its block; given back when the link is up, or the attempt has failed."""
 
-    _locks: dict[str, trio.Lock]
-    _limits: Limits
-    _wanted: str
-    _address: str | None = attrs.field(default=None, init=False)
-    """The one that may be dialled; None: none."""
-
-    async def __aenter__(self) -> Turn:
-        await self._wait()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.release()
-
-    async def begin(self, address: str) -> None:
-        """Count the dial of `address`, which begins now; one that never begins is not counted.
-
-        Waits for another turn, where that is another address, or others have used the room up meanwhile.
-        Cancelled, this has none.
-        """
-        if self._address != address or not self._has_room:
-            self.release()
-            self._wanted = address
-            await self._wait()
-        self._limits.spend(trio.current_time())
-
-    async def _wait(self) -> None:
-        # Who waits for room does not hold the address: others may have to leave less of it alone.
-        while True:
-            if not self._has_room:
-                await trio.sleep_until(self._limits.admits_at(trio.current_time()))
-            await self._hold(self._wanted)
-            if self._has_room:
-                return
-            self.release()
+    _governor: ConnectGovernor
+    _address: str
+    _pace: _Pace
+    _within: float
+    by: str
+    """Who dials, for the words of an error."""
+    deadline: float = attrs.field(default=math.inf, init=False)
+    """When the dial that has begun is to have succeeded: what of `within` was not spent on waiting for others."""
+    _line: _Line | None = attrs.field(default=None, init=False)
 
     @property
-    def _has_room(self) -> bool:
-        now = trio.current_time()
-        return self._limits.admits_at(now) <= now
+    def under_way(self) -> int:
+        """How many others dial that address now."""
+        line = self._governor._lines.get(self._address)
+        return 0 if line is None else len(line.dialling)
 
-    async def _hold(self, address: str) -> None:
-        lock = self._locks.setdefault(address, trio.Lock())
+    @property
+    def must_wait(self) -> bool:
+        """Whether the block cannot be entered at once."""
+        line, now = self._governor._lines.get(self._address), trio.current_time()
+        return self._pace.holds_back or (line is not None and (line.door.locked() or line.opens_at(now) > now))
+
+    async def __aenter__(self) -> Turn:
+        line = self._governor._join(self._address)
         try:
-            if lock.locked():
-                await lock.acquire()
-            else:
-                lock.acquire_nowait()
+            await self._wait(line)
         except BaseException:
-            self._forget(address)
+            self._governor._leave(line)
             raise
-        self._address = address
+        self._line = line
+        return self
+
+    async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        match exc:
+            case ConnectFailed() if of_error(exc) is not Disposition.FATAL:
+                self._end(type(exc).__name__)
+            case trio.Cancelled() if trio.current_time() >= self.deadline:
+                self._end("ConnectTimeout")
+            case _:
+                self._end(None)
 
     def release(self) -> None:
-        """Let the next one dial. May be called more than once."""
-        if self._address is not None:
-            address, self._address = self._address, None
-            self._locks[address].release()
-            self._forget(address)
+        """Let another one dial, as the link is up. May be called more than once."""
+        self._end("")
 
-    def _forget(self, address: str) -> None:
-        lock = self._locks.get(address)
-        if lock is not None and not lock.locked():
-            del self._locks[address]
+    async def _wait(self, line: _Line) -> None:
+        """Wait until the limits agree, however long, and for room at the address, for as long as `within` says.
+
+        Who waits for a limit does not hold the door: others may have to leave less of it alone.
+        """
+        left = self._within
+        while True:
+            await self._pace.wait()
+            started = trio.current_time()
+            with trio.move_on_after(left) as scope:
+                async with line.door:
+                    await line.wait_for_room()
+                    now = trio.current_time()
+                    at = self._pace.limits.admits_at(now)
+                    if at <= now:
+                        self._pace.limits.spend(now)
+                        line.dialling[self] = now
+                        self.deadline = now + left - (now - started)
+                        return
+            now = trio.current_time()
+            if scope.cancelled_caught:
+                raise ConnectTimeout(
+                    f"no turn to dial {self._address} within {self._within:g} s: {line.describe(now)}", phase="turn"
+                )
+            left = max(left - (now - started), 0.0)
+            await trio.sleep_until(at)  # others were faster
+
+    def _end(self, failure: str | None) -> None:
+        if self._line is not None:
+            line, self._line = self._line, None
+            line.end(self, failure)
+            self._governor._leave(line)
 
 
 def _retry_paces(limits: Iterable[Limit], reserve: float) -> Iterator[Limit]:
@@ -97,13 +196,21 @@ def _retry_paces(limits: Iterable[Limit], reserve: float) -> Iterator[Limit]:
 
 @attrs.define(eq=False)
 class ConnectGovernor:
-    """Paces the dials of all sessions that share it: RFC 6455 section 4.1 allows one CONNECTING per address.
+    """Gives the sessions that share it their turns to dial.
 
-    Sessions of one `trio.run` share one, unless `Config.governor` says otherwise.
+    Sessions of one `trio.run` share one, unless `Config.governor` says otherwise. Dials to one address wait for each
+    other, in the order in which they came: at first 100 may be under way, one more for each that succeeds, half as
+    many after one that fails. One that has been under way for 1 s keeps nobody waiting any more.
     """
 
     limits: Sequence[Limit] = attrs.field(default=(), converter=as_limits)
     """How many dials, to whatever address, may begin in what time."""
+    at_once: int = attrs.field(default=500, kw_only=True, validator=check_count)
+    """How many dials to one address may be under way at most, not counting those that have been for 1 s."""
+    redials: Sequence[Limit] = attrs.field(
+        factory=lambda: [TokenBucket(capacity=20, rate=200.0)], kw_only=True, converter=as_limits
+    )
+    """How many dials that follow the loss of a link, or a failure, may begin in what time, besides `limits`."""
     reserve: float = attrs.field(default=0.6, kw_only=True, validator=number(at_most=1.0))
     """The share of each `RollingWindow`, from 0 to 1, that retries leave to other dials.
 
@@ -111,22 +218,46 @@ class ConnectGovernor:
     their share retries may use at once, the other half evenly over the period: in a long outage they
     become slower than the back-off, and never stop.
     """
-    _all: Limits = attrs.field(init=False, repr=False)
-    _for_retries: Limits = attrs.field(init=False, repr=False)
-    _locks: dict[str, trio.Lock] = attrs.field(factory=dict, init=False, repr=False)
+    _first: _Pace = attrs.field(init=False, repr=False)
+    _redial: _Pace = attrs.field(init=False, repr=False)
+    _retry: _Pace = attrs.field(init=False, repr=False)
+    _lines: dict[str, _Line] = attrs.field(factory=dict, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._all = Limits(self.limits)
-        self._for_retries = Limits((*self.limits, *_retry_paces(self.limits, self.reserve)))
+        self._first = _Pace(Limits(self.limits))
+        self._redial = _Pace(Limits((*self.limits, *self.redials)))
+        self._retry = _Pace(Limits((*self.limits, *self.redials, *_retry_paces(self.limits, self.reserve))))
 
-    def turn(self, address: str, *, retry: bool = False) -> Turn:
+    def turn(
+        self, address: str, *, redial: bool = False, retry: bool = False, within: float = math.inf, by: str = "another"
+    ) -> Turn:
         """Return a block that waits for the right to dial `address`, and gives it back. Cancelling gives the place up.
+
+        Entering it counts the dial, which is to begin then. It raises ConnectTimeout, which names the dials that stand
+        in the way, where these do so for longer than `within`. What the limits ask for is waited for, however long.
 
         Args:
             address: host and port.
+            redial: whether there was a link, or a dial, before this one.
             retry: whether the dial before this one failed, so that it must leave the reserve alone.
+            within: seconds for waiting for other dials, and for the dial itself, which is cancelled by the caller at
+                `Turn.deadline`.
+            by: who dials, for the words of an error.
         """
-        return Turn(self._locks, self._for_retries if retry else self._all, address)
+        pace = self._retry if retry else self._redial if redial else self._first
+        return Turn(self, address, pace, within, by)
+
+    def _join(self, address: str) -> _Line:
+        line = self._lines.get(address)
+        if line is None:
+            line = self._lines[address] = _Line(address, self.at_once)
+        line.members += 1
+        return line
+
+    def _leave(self, line: _Line) -> None:
+        line.members -= 1
+        if not line.members:
+            del self._lines[line.address]
 
 
 _shared: trio.lowlevel.RunVar[ConnectGovernor] = trio.lowlevel.RunVar("trio_nova governor")

@@ -191,6 +191,9 @@ class Transport(Protocol):
 
     One that lacks what an option asks for may say so in an attribute `lacks`, a mapping from the option's name to the
     reason: `open_connection` then refuses that option at once.
+
+    One that has a method `async prepare(dial: Dial) -> Dial` is asked, before a session waits for its turn to dial, to
+    add what can be had without the peer.
     """
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:

@@ -24,7 +24,7 @@ import trio_websocket
 
 from trio_nova.errors import BadMessage, ConnectFailed, NovaError, RetryAdvice
 from trio_nova.links._block import LinkBlock
-from trio_nova.links._dial import open_stream
+from trio_nova.links._dial import open_stream, with_context
 from trio_nova.links._ending import Ending
 from trio_nova.links._guard import Guard
 from trio_nova.links._handshake import CHUNK
@@ -59,6 +59,10 @@ class TrioWebsocketTransport:
     """Opens links over trio-websocket, guarded against what it leaves open."""
 
     lacks: ClassVar[Mapping[str, str]] = {"compression": "trio-websocket has none: use WireTransport"}
+
+    async def prepare(self, dial: Dial) -> Dial:
+        """Load the authorities that TLS needs; see `Transport`."""
+        return await with_context(dial)
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
         """Return a block that holds one open link; see `Transport.open`."""

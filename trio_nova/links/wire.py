@@ -27,7 +27,7 @@ import trio
 from trio_nova._signal import Bell
 from trio_nova.errors import BadMessage, LinkLost
 from trio_nova.links._block import LinkBlock
-from trio_nova.links._dial import open_stream
+from trio_nova.links._dial import open_stream, with_context
 from trio_nova.links._ending import FAREWELL_WAIT, Ending
 from trio_nova.links._handshake import CHUNK, receive_rejection, receive_response
 from trio_nova.links._patience import Patience
@@ -53,6 +53,10 @@ _FULL_CHECKPOINT_EVERY = 8
 @attrs.frozen
 class WireTransport:
     """Opens links over the stream itself: the fastest way, and the one with compression."""
+
+    async def prepare(self, dial: Dial) -> Dial:
+        """Load the authorities that TLS needs; see `Transport`."""
+        return await with_context(dial)
 
     def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
         """Return a block that holds one open link; see `Transport.open`."""
