@@ -422,8 +422,8 @@ def extremes(config: Config) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("profile", "expected", "delays"),
     [
-        (profiles.FINANCIAL, (math.inf, 5.0, 15.0, 5.0, "yyy"), (0.1, 30.0)),
-        (profiles.STANDARD, (10, 10.0, 30.0, 10.0, "yny"), (1.0, 60.0)),
+        (profiles.FINANCIAL, (math.inf, 5.0, 15.0, 5.0, "yyy"), (0.5, 30.0)),
+        (profiles.STANDARD, (10, 10.0, 30.0, 10.0, "yny"), (2.0, 60.0)),
         (profiles.LIGHTWEIGHT, (3, 15.0, 60.0, 15.0, "yny"), (2.0, 10.0)),
         (profiles.MESSAGING, (20, 8.0, 45.0, 10.0, "yyy"), (1.0, 30.0)),
     ],

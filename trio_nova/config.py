@@ -518,7 +518,7 @@ class Config:
     message_timeout: float = attrs.field(default=math.inf, validator=_seconds())
     """That one received message may keep reading waiting after its first byte; beyond it the link ends with 1008."""
     connect_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
-    """For one whole attempt: name look-up, TCP, proxy, TLS and upgrade."""
+    """For one whole attempt: what is asked before it, the wait for other dials, and the dial until the upgrade."""
     close_timeout: float = attrs.field(default=2.0, validator=_seconds(zero=True, finite=True))
     """For saying goodbye."""
 
@@ -537,12 +537,12 @@ class Config:
     """How to probe. "ping" and "off" are short for PingHeartbeat() and NoHeartbeat()."""
 
     # ----------------------------------------------------------------- reconnection
-    backoff: Backoff = attrs.field(factory=ExponentialBackoff, validator=_has("delay"))
-    """How long to wait before the next attempt."""
+    backoff: Backoff = attrs.field(default=ExponentialBackoff(first_delay=2.0), validator=_has("delay"))
+    """How long to wait before the next attempt. After the loss of a link that had lasted, from 0 to 2 s by default."""
     max_attempts: float = attrs.field(default=math.inf, validator=_count(least=0, endless=True))
     """Failures in a row after which the session gives up; 0: never dial again."""
-    min_uptime: float = attrs.field(default=30.0, validator=_seconds(zero=True))
-    """How long a link must have been ready for its loss to count as the first failure again."""
+    min_uptime: float = attrs.field(default=4.0, validator=_seconds(zero=True))
+    """How long a link must have been ready to have lasted: its loss is then the first failure of a new row."""
     retry_first_connect: bool = attrs.field(default=False, validator=check_bool)
     """Whether the first connect is retried too; by default it fails at once."""
 

@@ -4,10 +4,12 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trio_nova import Config, profiles
 from trio_nova.core.backoff import (
     Backoff,
     DecorrelatedBackoff,
@@ -34,8 +36,37 @@ def delays(backoff: Backoff, count: int, spread: float) -> list[float | None]:
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.25, HIGHEST])
-def test_the_first_retry_is_by_default_uniform_between_0_and_5_seconds(spread: float) -> None:
-    assert ExponentialBackoff().delay(1, spread) == 5.0 * spread
+def test_the_first_retry_is_by_default_uniform_between_0_and_2_seconds_and_the_second_between_0_and_10(
+    spread: float,
+) -> None:
+    assert Config().backoff.delay(1, spread) == 2.0 * spread
+    assert Config().backoff.delay(2, spread) == 10.0 * spread
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.25, HIGHEST])
+@pytest.mark.parametrize(
+    "backoff",
+    [
+        ExponentialBackoff(jitter=0.0, first_delay=0.5),
+        LinearBackoff(jitter="equal", first_delay=0.5),
+        FibonacciBackoff(jitter=0.25, first_delay=0.5),
+        DecorrelatedBackoff(first_delay=0.5),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_the_first_retry_of_every_back_off_comes_at_a_random_time_within_its_first_delay(
+    backoff: Backoff, spread: float
+) -> None:
+    assert backoff.delay(1, spread) == 0.5 * spread
+    assert backoff.delay(2, spread) == attrs.evolve(backoff, first_delay=None).delay(2, spread)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("profile", "longest"),
+    [(profiles.FINANCIAL, 0.5), (profiles.STANDARD, 2.0), (profiles.LIGHTWEIGHT, 2.0), (profiles.MESSAGING, 1.0)],
+)
+def test_the_first_retry_of_every_profile_is_drawn_from_0_to_its_first_delay(profile: Config, longest: float) -> None:
+    assert [profile.backoff.delay(1, spread) for spread in (0.0, 0.5)] == [0.0, longest / 2]
 
 
 def test_an_exponential_delay_doubles_up_to_its_cap() -> None:
@@ -151,6 +182,7 @@ def test_without_luck_a_delay_never_shrinks(
         (ExponentialBackoff, "base"),
         (ExponentialBackoff, "cap"),
         (ExponentialBackoff, "factor"),
+        (ExponentialBackoff, "first_delay"),
         (LinearBackoff, "base"),
         (LinearBackoff, "step"),
         (LinearBackoff, "cap"),

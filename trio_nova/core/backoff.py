@@ -8,7 +8,7 @@ would end up waiting the same `cap` seconds, and come back together.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import attrs
 
@@ -34,7 +34,7 @@ class Backoff(Protocol):
         """Return the seconds to wait before retry number `attempt`, or None to give up.
 
         Args:
-            attempt: counts the failures in a row, from 1.
+            attempt: counts the failures in a row, from 1. The loss of a link that had lasted is a first one.
             spread: a uniform random draw from [0, 1).
             previous: the last delay in this row of failures, in seconds; 0 before the first.
         """
@@ -67,12 +67,15 @@ def _check_jitter(instance: object, attribute: attrs.Attribute[Jitter], value: J
         check_number(attribute.name, value, at_most=1.0)
 
 
+def _first_delay() -> Any:
+    return attrs.field(default=None, kw_only=True, validator=attrs.validators.optional(number()))
+
+
 @attrs.frozen
 class ExponentialBackoff:
-    """Multiply the delay by `factor` after each failure.
+    """Multiply the delay by `factor` after each failure: truncated binary exponential back-off.
 
-    With the defaults the first delay is uniform between 0 and 5 s, and grows from there by truncated
-    binary exponential back-off, as RFC 6455 section 7.2.3 asks.
+    That is what RFC 6455 section 7.2.3 asks for. `Config` has it with a `first_delay` of 2 s.
     """
 
     base: float = attrs.field(default=5.0, validator=number())
@@ -81,8 +84,12 @@ class ExponentialBackoff:
     """Seconds before jitter, at most."""
     factor: float = attrs.field(default=2.0, validator=number(at_least=1.0))
     jitter: Jitter = attrs.field(default="full", validator=_check_jitter)
+    first_delay: float | None = _first_delay()
+    """Seconds within which the first retry of a row comes, at a random moment; None: as the other fields say."""
 
     def delay(self, attempt: int, spread: float, previous: float = 0.0) -> float:
+        if attempt == 1 and self.first_delay is not None:
+            return spread * self.first_delay
         try:
             grown = self.base * float(self.factor) ** (attempt - 1)
         except OverflowError:  # 2.0 ** 1024: with the defaults an outage of 17 hours gets there
@@ -101,8 +108,12 @@ class LinearBackoff:
     cap: float = attrs.field(default=60.0, validator=number())
     """Seconds before jitter, at most."""
     jitter: Jitter = attrs.field(default="full", validator=_check_jitter)
+    first_delay: float | None = _first_delay()
+    """Seconds within which the first retry of a row comes, at a random moment; None: as the other fields say."""
 
     def delay(self, attempt: int, spread: float, previous: float = 0.0) -> float:
+        if attempt == 1 and self.first_delay is not None:
+            return spread * self.first_delay
         step = self.base if self.step is None else self.step
         return _jittered(min(self.base + step * (attempt - 1), self.cap), self.jitter, spread)
 
@@ -116,8 +127,12 @@ class FibonacciBackoff:
     cap: float = attrs.field(default=60.0, validator=number())
     """Seconds before jitter, at most."""
     jitter: Jitter = attrs.field(default="full", validator=_check_jitter)
+    first_delay: float | None = _first_delay()
+    """Seconds within which the first retry of a row comes, at a random moment; None: as the other fields say."""
 
     def delay(self, attempt: int, spread: float, previous: float = 0.0) -> float:
+        if attempt == 1 and self.first_delay is not None:
+            return spread * self.first_delay
         value, following = float(self.base), float(self.base)
         for _ in range(attempt - 1):
             if not 0.0 < value < self.cap:  # so that attempt 1,000,000 costs no more than the way to the cap
@@ -134,8 +149,12 @@ class DecorrelatedBackoff:
     """Seconds, at least."""
     cap: float = attrs.field(default=60.0, validator=number())
     """Seconds, at most."""
+    first_delay: float | None = _first_delay()
+    """Seconds within which the first retry of a row comes, at a random moment; None: as the other fields say."""
 
     def delay(self, attempt: int, spread: float, previous: float = 0.0) -> float:
+        if attempt == 1 and self.first_delay is not None:
+            return spread * self.first_delay
         longest = 3.0 * max(self.base, previous)
         return min(self.cap, self.base + spread * (longest - self.base))
 
