@@ -32,8 +32,8 @@ from trio_nova.links import Transport
 from trio_nova.testing import Disconnected, Opcode, Peer, ScriptedServer, encode_frame
 
 MEBIBYTE = 2**20
-MESSAGE_LIMIT = 4 * MEBIBYTE
-INBOX_LIMIT = 4 * MEBIBYTE
+MESSAGE_LIMIT = MEBIBYTE
+INBOX_LIMIT = MEBIBYTE
 SLACK = 5 * 2**19
 """Bytes: the 2.5 MiB of the formula."""
 TRANSPORTS: dict[str, Transport] = {"wire": WireTransport(), "trio-websocket": TrioWebsocketTransport()}
@@ -129,11 +129,11 @@ HOARDS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "ever wider": (
         "raw",
         lambda: whole(
-            b"x" * 1_000_000
+            b"x" * (MESSAGE_LIMIT // 4 - 16)
             + "\N{LATIN SMALL LETTER E WITH ACUTE}".encode()
-            + b"x" * 2_000_000
+            + b"x" * (MESSAGE_LIMIT // 2 - 16)
             + "\N{EURO SIGN}".encode()
-            + b"x" * 1_000_000
+            + b"x" * (MESSAGE_LIMIT // 4 - 16)
             + EMOJI
         ),
     ),
