@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import inspect
 import json
 import platform
 import socket
-import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import AbstractAsyncContextManager
@@ -17,7 +15,7 @@ import pytest
 import trio
 from hypothesis import settings
 
-from trio_nova import Config, TrioWebsocketTransport, WireTransport
+from trio_nova import TrioWebsocketTransport, WireTransport
 from trio_nova.links import Dial, Link, Transport
 from trio_nova.testing import MemoryStream, _server, memory_streams
 
@@ -34,14 +32,6 @@ TRANSPORTS: dict[str, Transport] = {"wire": WireTransport(), "trio-websocket": T
 def transport(request: pytest.FixtureRequest) -> Transport:
     """Return a transport: what uses this is promised of each."""
     return TRANSPORTS[request.param]
-
-
-@pytest.fixture(autouse=True)
-def wall_clock_that_stands(request: pytest.FixtureRequest) -> None:
-    """Let the clock of the wall stand still in virtual time: while the machine is busy, it would seem to jump."""
-    if {"autojump_clock", "mock_clock"} & set(request.fixturenames):
-        now, patch = time.time(), request.getfixturevalue("monkeypatch")
-        patch.setitem(inspect.unwrap(Config.__init__).__kwdefaults__, "wall_clock", lambda: now)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -322,7 +322,6 @@ SHARED_WITH_OTHERS = frozenset(
 
 MAY_LOOK = {
     "autobahn/run.py": "waits for a server in another process",
-    "conftest.py": "lets the clock of the wall stand still",
     "bench": "measures, on a machine that does nothing else",
     "links/test_upgrade.py": "Retry-After may be a date",
     "live/conftest.py": "waits for servers in other processes",

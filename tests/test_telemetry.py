@@ -551,6 +551,7 @@ async def test_a_flood_of_bad_messages_is_ten_records_and_a_number_and_metrics_c
             URL,
             stream_factory=server.stream_factory,
             codec=JsonCodec(),
+            wall_clock=trio.current_time,
             logging_handler=handler,
             metrics_collector=metrics,
         ) as conn,
