@@ -32,8 +32,8 @@ from trio_nova import (
     open_connection,
 )
 from trio_nova.core.ledger import LATEST
-from trio_nova.handlers.logging import level_of
 from trio_nova.links import Transport
+from trio_nova.observe.logging import level_of
 from trio_nova.testing import Peer, ScriptedServer
 
 URL = "ws://server.test/"

@@ -301,8 +301,9 @@ async def test_a_grant_is_renewed_before_it_expires_while_messages_flow(autojump
             assert await conn.receive() == {"n": n}
             await trio.sleep(18)
         assert conn.epoch == 1
-        seen = await events.receive_batch()
-    renewed = [event.at for event in seen if isinstance(event, Authenticated)]
+        observations = await events.observations().receive_batch()
+    seen = [each.event for each in observations]
+    renewed = [each.at for each in observations if isinstance(each.event, Authenticated)]
     assert renewed == pytest.approx([540, 1080, 1620], abs=1)
     assert all(event.refresh for event in seen if isinstance(event, AuthStarted | Authenticated))
 

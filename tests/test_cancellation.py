@@ -153,19 +153,22 @@ async def test_a_dead_peer_is_noticed_in_time_whatever_the_senders_do(
             ):
                 if sending_from is not None:
                     nursery.start_soon(send_two, sending_from)
-                silent = [event async for event in until_link_closed(events) if isinstance(event, PeerSilent)]
+                silent = [
+                    (seen.event.clock, seen.at)
+                    async for seen in until_link_closed(events)
+                    if isinstance(seen.event, PeerSilent)
+                ]
                 await conn.wait_ready()
         await server.dials[1].wait_ended()
-    assert [event.at for event in silent] == [noticed_at]
-    assert [event.clock for event in silent] == [clock]
+    assert silent == [(clock, noticed_at)]
     assert server.dials[1].at == noticed_at
     assert server.dials[1].frames == [*(["queued"] if sending_from is not None else []), ClosePayload(1000)]
 
 
-async def until_link_closed(events: trio_nova.Listener) -> AsyncIterator[trio_nova.Event]:
-    async for event in events:
-        yield event
-        if isinstance(event, trio_nova.LinkClosed):
+async def until_link_closed(events: trio_nova.Listener) -> AsyncIterator[trio_nova.Observation]:
+    async for seen in events.observations():
+        yield seen
+        if isinstance(seen.event, trio_nova.LinkClosed):
             return
 
 

@@ -325,7 +325,7 @@ OWN = [
     Close(),
     Reconnect(),
     Allow(),
-    LinkOpened(at=0.0, epoch=1, connect_time=0.1),
+    LinkOpened(connect_time=0.1),
     ListBackoff([1.0]),
     FeedOptions(),
     Granted("trades"),

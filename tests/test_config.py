@@ -21,7 +21,6 @@ from trio_nova.handlers import (
     AuthHandler,
     ConnectionHandler,
     Correlation,
-    LoggingHandler,
     MessageHandler,
     NoHeartbeat,
     PingHeartbeat,
@@ -29,6 +28,7 @@ from trio_nova.handlers import (
     SubscriptionHandler,
 )
 from trio_nova.links import ConnectGovernor, Deflate, TrioWebsocketTransport
+from trio_nova.observe import LoggingHandler
 from trio_nova.secrets import Secret
 from trio_nova.urls import Url
 
@@ -63,6 +63,7 @@ WRONG: dict[str, list[Any]] = {
         ["A" * 43 + "=\n"],
         [["A"]],
     ],
+    "observers": [5, None, [5], "watch"],
     "proxy": ["", "proxy:3128", "https//p", "ftp://p", "http://", 5, b"http://p", "ENV", "http://p:x", "http://a b"],
     "stream_factory": not_callable,
     "transport": [None, "trio", TrioWebsocketTransport],

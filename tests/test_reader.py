@@ -81,7 +81,7 @@ async def test_a_task_that_waits_reads_itself_and_else_the_reader_does(autojump_
         await trio.sleep(2.5)
         assert [await conn.receive() for _ in range(3)] == [10, 11, 12]
         assert [await conn.receive() for _ in range(3)] == [13, 14, 15]
-    me, reader = trio.lowlevel.current_task().name, "nova:reader#1"
+    me, reader = trio.lowlevel.current_task().name, f"nova[{conn.id}]:reader#1"
     assert witness.tasks == [reader, *[me] * 9, reader, reader, reader, me, me, me]
 
 
@@ -349,7 +349,7 @@ async def test_a_task_that_asks_reads_the_answer_itself(autojump_clock: trio.abc
         assert await conn.request({}) == {"id": 1}  # the reader was there before anybody asked
         assert await conn.request({}) == {"id": 2}
         assert await conn.receive_batch() == ["by the way"] * 2
-    me, reader = trio.lowlevel.current_task().name, "nova:reader#1"
+    me, reader = trio.lowlevel.current_task().name, f"nova[{conn.id}]:reader#1"
     assert witness.tasks == [reader, reader, me, me]
 
 

@@ -36,9 +36,10 @@ from trio_nova import ConfigError, ConnectFailed, ConnectionInfo, JsonCodec, ope
 from trio_nova.config import Config
 from trio_nova.disguises import MAX_READ, MAX_READINGS, readings
 from trio_nova.errors import HandshakeRejected, LinkLost, NovaError, printable
-from trio_nova.handlers.logging import describe
+from trio_nova.events import MessageEvent, Observation
 from trio_nova.links import Dial, Link, Transport
-from trio_nova.messages import Action, ConnectionEvent, ErrorEvent, Event, MessageEvent
+from trio_nova.messages import Action
+from trio_nova.observe.logging import describe, sentence
 from trio_nova.secrets import (
     MAX_SUPERSEDED,
     MAX_SUPERSEDED_SIZE,
@@ -647,11 +648,12 @@ def prints_of_record(record: logging.LogRecord) -> Iterator[str]:
         yield from prints_of_error(record.exc_info[1])
 
 
-def prints_of_event(event: Event) -> Iterator[str]:
-    yield repr(event)
-    yield repr(describe(event))
-    yield msgspec.json.encode(describe(event)).decode()
-    if isinstance(error := getattr(event, "error", None), BaseException):
+def prints_of_event(told: Observation) -> Iterator[str]:
+    yield repr(told)
+    yield repr(describe(told))
+    yield msgspec.json.encode(describe(told)).decode()
+    yield sentence(told)
+    if isinstance(error := getattr(told.event, "error", None), BaseException):
         yield from prints_of_error(error)
 
 
@@ -674,20 +676,22 @@ class NotesTasks(trio.abc.Instrument):
 class NotesEvents(trio_nova.MetricsCollector):
     """Keeps every event."""
 
-    kept: list[Event] = attrs.field(factory=list)
+    kept: list[Observation] = attrs.field(factory=list)
 
-    def handle_connection_event(self, event: ConnectionEvent) -> None:
-        self.kept.append(event)
-        super().handle_connection_event(event)
+    def handle_connection_event(self, observation: Observation) -> None:
+        self.kept.append(observation)
+        super().handle_connection_event(observation)
 
-    def handle_message_event(self, event: MessageEvent) -> None:
+    def handle_message_event(self, observation: Observation) -> None:
         # What a message says is the application's own: an event holds it, and prints it nowhere.
-        assert event.message is None or repr(event.message) not in repr(event)
-        self.kept.append(attrs.evolve(event, message=None))
+        event = observation.event
+        assert isinstance(event, MessageEvent)
+        assert event.message is None or repr(event.message) not in repr(observation)
+        self.kept.append(attrs.evolve(observation, event=attrs.evolve(event, message=None)))
 
-    def handle_error_event(self, event: ErrorEvent) -> None:
-        self.kept.append(event)
-        super().handle_error_event(event)
+    def handle_error_event(self, observation: Observation) -> None:
+        self.kept.append(observation)
+        super().handle_error_event(observation)
 
 
 @attrs.define(eq=False)
@@ -1028,7 +1032,7 @@ async def test_no_secret_shows_anywhere_whatever_fails(
     prints += [repr(metrics.snapshot()), *(str(warning.message) for warning in warned)]
     prints += flattened(map(prints_of_record, caplog.records))
     prints += flattened(map(prints_of_event, metrics.kept))
-    if not any(isinstance(event, trio_nova.AuthStarted) for event in metrics.kept) and source != "values":
+    if not any(isinstance(told.event, trio_nova.AuthStarted) for told in metrics.kept) and source != "values":
         # Nobody has been asked for the credentials yet: that the peer names them is news to the session.
         prints = [line.replace(TOKEN, "") for line in prints]
     assert any("refuses our certificate" in line for line in prints) is fault.asks_for_certificate

@@ -10,10 +10,11 @@ import math
 import re
 import subprocess
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import pytest
@@ -33,17 +34,18 @@ from trio_nova import (
     MessageEvent,
     MetricsCollector,
     NotSent,
+    Observation,
     Ping,
     Pong,
     RateLimitHandler,
     RequestFailed,
     State,
     TokenBucket,
-    messages,
+    events,
     profiles,
 )
-from trio_nova.handlers.logging import describe, level_of
-from trio_nova.handlers.metrics import Histogram
+from trio_nova.observe.logging import _SENTENCES, describe, level_of, sentence
+from trio_nova.observe.metrics import Histogram
 from trio_nova.testing import Peer, ScriptedServer, echo
 
 URL = "ws://server.test/"
@@ -52,7 +54,7 @@ PAGE = (DOCS / "reference" / "events.md").read_text("utf-8")
 
 
 def event_classes() -> list[type[Event]]:
-    found = [each for _, each in inspect.getmembers(messages, inspect.isclass) if issubclass(each, Event)]
+    found = [each for _, each in inspect.getmembers(events, inspect.isclass) if issubclass(each, Event)]
     return [each for each in found if each not in (Event, ConnectionEvent)]
 
 
@@ -60,18 +62,22 @@ def event_classes() -> list[type[Event]]:
 class Journal(MetricsCollector):
     """Keeps every event, and counts them as its base does."""
 
-    events: list[Event] = attrs.field(factory=list)
+    observations: list[Observation] = attrs.field(factory=list)
 
-    def handle_connection_event(self, event: ConnectionEvent) -> None:
-        self.events.append(event)
-        MetricsCollector.handle_connection_event(self, event)
+    def handle_connection_event(self, observation: Observation) -> None:
+        self.observations.append(observation)
+        MetricsCollector.handle_connection_event(self, observation)
 
-    def handle_message_event(self, event: MessageEvent) -> None:
-        self.events.append(event)
+    def handle_message_event(self, observation: Observation) -> None:
+        self.observations.append(observation)
 
-    def handle_error_event(self, event: ErrorEvent) -> None:
-        self.events.append(event)
-        MetricsCollector.handle_error_event(self, event)
+    def handle_error_event(self, observation: Observation) -> None:
+        self.observations.append(observation)
+        MetricsCollector.handle_error_event(self, observation)
+
+    @property
+    def events(self) -> list[Event]:
+        return [observation.event for observation in self.observations]
 
     def of(self, kind: str) -> Iterator[Event]:
         return (event for event in self.events if type(event).__name__ == kind)
@@ -160,7 +166,7 @@ async def test_every_event_is_told_once_with_its_real_duration(autojump_clock: M
             await conn.wait_ready()  # 71 + 0.5 + 0.25 + 2 * 0.125
             conn.reconfigure(ping_interval=math.inf)
 
-    told = [line for event in journal.events if (line := shown(event)) is not None]
+    told = [line for each in journal.observations if (line := shown(each)) is not None]
     assert told == [
         "0 DialStarted attempt=1",
         "0.5 LinkOpened connect_time=0.5",  # connection upgrade
@@ -206,7 +212,7 @@ async def test_every_event_is_told_once_with_its_real_duration(autojump_clock: M
         "20 MessageEvent sent dear latency=0",
         "23 RateLimited wait=3",
         "23 MessageEvent sent dear latency=3",
-        "23 RateRejected reason=its cost of 95 exceeds the limit",
+        "23 RateRejected reason=its cost of 95 exceeds the limit, with 10 kept in reserve",
         "40 MessageEvent sent too much latency=0",
         "40 RequestSent",
         "40 MessageEvent received  latency=0",
@@ -288,16 +294,17 @@ SHOWN = (
 """The fields that the test above looks at."""
 
 
-def shown(event: Event) -> str | None:
+def shown(observation: Observation) -> str | None:
     """Return when an event was told, its name, and what it measured."""
-    name, at = type(event).__name__, f"{round(event.at, 6):g}"
+    event = observation.event
+    name, at = type(event).__name__, f"{round(observation.at, 6):g}"
     match event:
-        case messages.StateChanged() | messages.RateConsumed():
+        case events.StateChanged() | events.RateConsumed():
             return None
         case MessageEvent(direction=direction, message_type=kind, latency=latency):
             return f"{at} {name} {direction} {kind} latency={latency:.6g}"
     values = {field: getattr(event, field) for field in SHOWN if hasattr(event, field)}
-    if isinstance(event, messages.SubscriptionRefused):
+    if isinstance(event, events.SubscriptionRefused):
         del values["reason"]
     texts = (
         f"{field}={round(value, 6):g}" if isinstance(value, float) else f"{field}={value}"
@@ -356,9 +363,9 @@ def test_the_table_of_events_is_the_codes_own() -> None:
         family, level, _, *fields = documented[f"`{each.__name__}`"]
         kind = {MessageEvent: "message", ErrorEvent: "error"}.get(each, "connection")
         assert family.split(";")[0] == kind, each.__name__
-        own = {field.name for field in attrs.fields(each)} - {"at", "epoch"}
+        own = {field.name for field in attrs.fields(each)}
         assert own == set(re.findall(r"`(\w+)`", "".join(fields))), each.__name__
-        if each not in (messages.LinkClosed, messages.SessionEnded, ErrorEvent):
+        if each not in (events.LinkClosed, events.RetryScheduled, events.SessionEnded, ErrorEvent):
             # What a level depends on is the class: no field need be right.
             assert logging.getLevelName(level_of(object.__new__(each))) == level, each.__name__
 
@@ -504,13 +511,13 @@ async def test_a_log_names_every_event_once_in_its_format(
         await conn.send_text("secret content")
         await conn.receive()
     lines = [record.getMessage() for record in caplog.records if record.name == "trio_nova"]
-    names = [json.loads(line)["event"] if format == "json" else line.split()[0] for line in lines]
-    assert names == [type(event).__name__ for event in journal.events]
     assert not any("secret content" in line for line in lines)
     if format == "json":
         assert [json.loads(line) for line in lines] == [
-            json.loads(json.dumps(describe(event), default=str)) for event in journal.events
+            json.loads(json.dumps(describe(each), default=str)) for each in journal.observations
         ]
+    else:
+        assert lines == [sentence(each) for each in journal.observations]
 
 
 @pytest.fixture
@@ -526,8 +533,12 @@ def written() -> tuple[LoggingHandler, list[dict[str, Any]]]:
     return LoggingHandler(logger, format="json"), records
 
 
-def failed(at: float, error: Exception) -> ErrorEvent:
-    return ErrorEvent(at=at, epoch=1, error=error, category="protocol", context="decode")
+def seen(event: Event, epoch: int, at: float) -> Observation:
+    return Observation("server.test[1]", epoch, at, at, event)
+
+
+def failed(at: float, error: Exception, context: str = "decode") -> Observation:
+    return seen(ErrorEvent(error=error, category="protocol", context=context), 1, at)
 
 
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING], ids=logging.getLevelName)
@@ -559,7 +570,13 @@ async def test_a_flood_of_bad_messages_is_ten_records_and_a_number_and_metrics_c
         assert await conn.receive() == "done"
     loud = [record for record in records if record["level"] == "WARNING"]
     assert [record["event"] for record in loud] == ["ErrorEvent"] * 11
-    assert loud[-1] == {"level": "WARNING", "event": "ErrorEvent", "kind": "BadMessage", "left_out": 4_990}
+    assert loud[-1] == {
+        "level": "WARNING",
+        "event": "ErrorEvent",
+        "session": loud[0]["session"],
+        "kind": "BadMessage",
+        "left_out": 4_990,
+    }
     assert records[-1]["event"] == ("SessionEnded" if level == logging.DEBUG else "ErrorEvent")
     assert sum(count for name, count in metrics.counters.items() if name.startswith("errors.")) == 5_000
 
@@ -571,8 +588,8 @@ def test_each_kind_has_ten_records_a_second_and_the_next_second_tells_how_many_w
     for number in range(12):
         handler.log_error_event(failed(5.0 + number / 100, trio_nova.BadMessage("bad")))
         handler.log_error_event(failed(5.0 + number / 100, NotSent("full")))
-        handler.log_connection_event(messages.Dropped(at=5.5, epoch=1, count=1, where="inbox"))
-        handler.log_connection_event(messages.FeedStale(at=5.5, epoch=1, channel="a", age=1.0))
+        handler.log_connection_event(seen(events.Dropped(count=1, where="inbox"), 1, 5.5))
+        handler.log_connection_event(seen(events.FeedStale(id=1, channel="a", age=1.0), 1, 5.5))
     kinds = Counter(str(record.get("error", record.get("where", record["event"])))[:10] for record in records)
     assert kinds == {"BadMessage": 10, "NotSent: f": 10, "inbox": 10, "FeedStale": 12}
     handler.log_error_event(failed(5.99, NotSent("full")))
@@ -592,24 +609,244 @@ def test_each_kind_has_ten_records_a_second_and_the_next_second_tells_how_many_w
 
 
 @pytest.mark.parametrize(("code", "level"), [(1001, "INFO"), (1012, "INFO"), (1011, "WARNING"), (1006, "WARNING")])
-def test_a_close_in_good_order_is_news_and_any_other_a_warning(
+def test_a_loss_is_one_record_for_whoever_does_not_debug_a_warning_unless_it_was_in_good_order(
     written: tuple[LoggingHandler, list[dict[str, Any]]], code: int, level: str
 ) -> None:
     handler, records = written
-    closed = messages.LinkClosed(at=0.0, epoch=1, code=code, reason="", remote=True, duration=1.0, detail="")
+    lost = trio_nova.LinkLost(code, remote=True)
+    closed = seen(events.LinkClosed(code=code, reason="", remote=True, duration=1.0, detail=""), 1, 0.0)
     handler.log_connection_event(closed)
-    handler.log_error_event(failed(0.0, trio_nova.LinkLost(code, remote=True)))
-    assert [record["level"] for record in records] == [level, level]
+    handler.log_error_event(failed(0.0, lost, context="link"))
+    handler.log_connection_event(seen(events.RetryScheduled(delay=0.0625, attempt=1, error=lost), 1, 0.0))
+    assert [(record["event"], record["level"]) for record in records] == [
+        ("LinkClosed", "DEBUG"),
+        ("ErrorEvent", "DEBUG"),
+        ("RetryScheduled", level),
+    ]
 
 
-async def test_a_failing_collector_is_reported_once_and_costs_nothing_else(
+def hole(outcome: Literal["resumed", "lost", "unknown"], lost: int | None) -> Event:
+    return events.Gap(
+        id=1,
+        channel="trades",
+        epoch_from=1,
+        epoch_to=2,
+        since=0.0,
+        until=1.0,
+        cause="link 1 lost, code 1006",
+        outcome=outcome,
+        lost=lost,
+    )
+
+
+SENTENCES: tuple[tuple[Event, str], ...] = (
+    (hole("resumed", None), "nothing is missing in trades: link 1 lost, code 1006"),
+    (hole("unknown", None), "messages may be missing in trades: link 1 lost, code 1006"),
+    (hole("lost", None), "messages are missing in trades: link 1 lost, code 1006"),
+    (hole("lost", 3), "3 messages are missing in trades: link 1 lost, code 1006"),
+    (
+        events.RetryScheduled(delay=0.0625, attempt=1, error=trio_nova.LinkLost(1006, "", 1)),
+        "link 1 lost (1006), next try in 0.0625 s",
+    ),
+    (
+        events.RetryScheduled(delay=2.0, attempt=1, error=trio_nova.LinkLost(1012, "restart", 3, remote=True)),
+        "link 3 lost (1012 restart), next try in 2 s",
+    ),
+    (
+        events.RetryScheduled(delay=0.5, attempt=2, error=trio_nova.ConnectFailed("no route", phase="tcp")),
+        "ConnectFailed: no route, next try in 0.5 s",
+    ),
+    (
+        events.SessionEnded(error=trio_nova.LinkLost(4000, "\x1b[2J", 2, remote=True)),
+        "is over: link 2 lost (4000 \\x1b[2J)",
+    ),
+    (events.SessionEnded(error=None), "is over"),
+    (events.RequestUnresolved(id=7, error=None), "request 7 was given up"),
+    (events.LinkOpened(connect_time=0.123456), "link 1 is up after 0.123 s"),
+)
+
+
+@pytest.mark.parametrize(("event", "said"), SENTENCES)
+def test_a_log_line_is_a_sentence_with_the_name_of_the_session(event: Event, said: str) -> None:
+    assert sentence(seen(event, 1, 0.0)) == f"server.test[1] {said}"
+
+
+def test_every_event_has_a_sentence_and_one_of_somebody_elses_its_fields() -> None:
+    told = {events.Gap, events.LinkClosed, events.RetryScheduled, *_SENTENCES}
+    assert told == set(event_classes())
+
+    @attrs.frozen(kw_only=True)
+    class Mine(ConnectionEvent):
+        what: str
+
+    assert sentence(seen(Mine(what="a thing"), 1, 0.0)) == "server.test[1] Mine what=a thing"
+
+
+# --------------------------------------------------------------------------- observers
+
+
+async def test_the_log_of_two_sessions_to_one_host_tells_them_apart_and_a_loss_is_one_line(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def drop_once(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(1.0)
+        await peer.drop()
+
+    caplog.set_level(logging.INFO, "trio_nova")
+    async with ScriptedServer(drop_once, drop_once, then=echo) as server:
+        async with (
+            trio_nova.open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([0.5])) as one,
+            trio_nova.open_connection(URL, stream_factory=server.stream_factory, backoff=ListBackoff([0.25])) as other,
+        ):
+            await trio.sleep(10.0)
+            names = [f"server.test[{conn.id}]" for conn in (one, other)]
+            assert [repr(conn).split()[1] for conn in (one, other)] == names
+            tasks = {task.name for task in all_tasks()}
+            assert {f"nova[{conn.id}]:reader#2" for conn in (one, other)} <= tasks
+    losses = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert sorted(losses) == sorted(
+        f"{name} link 1 lost (1006: the connection closed between two messages), next try in {delay} s"
+        for name, delay in zip(names, ("0.5", "0.25"), strict=True)
+    )
+    assert all(record.getMessage().startswith(tuple(names)) for record in caplog.records)
+
+
+def all_tasks() -> Iterator[trio.lowlevel.Task]:
+    waiting = [trio.lowlevel.current_root_task()]
+    while waiting:
+        task = waiting.pop()
+        if task is not None:
+            yield task
+            waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+
+
+async def test_observers_are_told_what_they_name_with_session_link_and_both_clocks(autojump_clock: MockClock) -> None:
+    everything: list[Observation] = []
+    links: list[Observation] = []
+
+    @trio_nova.hears(events.LinkOpened, MessageEvent)
+    def watch(observation: Observation) -> None:
+        links.append(observation)
+
+    async with ScriptedServer(echo) as server:
+        async with trio_nova.open_connection(
+            URL,
+            stream_factory=server.stream_factory,
+            observers=[everything.append, watch],
+            events=(),
+            wall_clock=lambda: 1_000.0 + trio.current_time(),
+        ) as conn:
+            await trio.sleep(2.0)
+            await conn.send_text("hi")
+            await conn.receive()
+    name = f"server.test[{conn.id}]"
+    assert [(each.session, each.epoch, each.at, each.wall, type(each.event)) for each in links] == [
+        (name, 1, 0.0, 1_000.0, events.LinkOpened),
+        (name, 1, 2.0, 1_002.0, MessageEvent),
+        (name, 1, 2.0, 1_002.0, MessageEvent),
+    ]
+    assert not any(isinstance(each.event, MessageEvent) for each in everything)
+    assert type(everything[-1].event) is events.SessionEnded
+
+
+async def test_a_listener_can_name_the_events_that_it_hears(autojump_clock: MockClock) -> None:
+    async with ScriptedServer(echo) as server:
+        async with (
+            trio_nova.open_connection(URL, stream_factory=server.stream_factory) as conn,
+            conn.listen(events.PongReceived, MessageEvent) as heard,
+        ):
+            await conn.ping()
+            await conn.send_text("hi")
+            assert [type(event) for event in await heard.receive_batch()] == [events.PongReceived, MessageEvent]
+
+
+async def test_an_observer_that_raises_is_told_nothing_more_and_the_others_that_it_failed(
+    autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Event] = []
+    calls = 0
+
+    def broken(observation: Observation) -> None:
+        nonlocal calls
+        calls += 1
+        raise KeyError("mine")
+
+    async with (
+        ScriptedServer(echo) as server,
+        trio_nova.open_connection(
+            URL, stream_factory=server.stream_factory, observers=[broken, lambda seen: told.append(seen.event)]
+        ) as conn,
+    ):
+        await conn.send_text("hi")
+        assert await conn.receive() == "hi"
+    failures = [event for event in told if isinstance(event, ErrorEvent)]
+    assert [(str(event.error), event.context) for event in failures] == [("'mine'", "observer")]
+    assert calls == 1
+    assert len([record for record in caplog.records if "is told nothing any more" in record.getMessage()]) == 1
+
+
+async def test_what_is_told_from_inside_an_observer_waits_until_all_have_heard_the_event_before(
+    autojump_clock: MockClock,
+) -> None:
+    first: list[str] = []
+    second: list[str] = []
+
+    def meddles(observation: Observation) -> None:
+        first.append(type(observation.event).__name__)
+        if isinstance(observation.event, events.PongReceived):
+            conn.reconfigure(pong_timeout=3.0)
+
+    async with (
+        ScriptedServer(echo) as server,
+        trio_nova.open_connection(
+            URL,
+            stream_factory=server.stream_factory,
+            observers=[meddles, lambda seen: second.append(type(seen.event).__name__)],
+        ) as conn,
+    ):
+        await conn.ping()
+    assert first == second
+    assert first[first.index("PongReceived") + 1] == "Reconfigured"
+
+
+async def test_observers_that_tell_without_end_are_cut_off(autojump_clock: MockClock) -> None:
+    dropped: list[int] = []
+
+    def echoes(observation: Observation) -> None:
+        if isinstance(observation.event, events.Dropped):
+            dropped.append(observation.event.count)
+        elif not dropped and isinstance(observation.event, events.PongReceived | events.Reconfigured):
+            conn.reconfigure(pong_timeout=3.0)
+
+    async with (
+        ScriptedServer(echo) as server,
+        trio_nova.open_connection(URL, stream_factory=server.stream_factory, observers=[echoes]) as conn,
+    ):
+        await conn.ping()
+        assert await conn.ping() >= 0.0
+    assert dropped == [1]
+
+
+async def test_what_leaves_a_session_says_which_session_it_was(autojump_clock: MockClock) -> None:
+    async def drop(peer: Peer) -> None:
+        await peer.accept()
+        await peer.drop()
+
+    async with ScriptedServer(drop) as server:
+        with pytest.raises(trio_nova.LinkLost) as caught:
+            async with trio_nova.open_connection(URL, stream_factory=server.stream_factory, max_attempts=0) as conn:
+                await trio.sleep_forever()
+    name = f"server.test[{conn.id}]"
+    assert caught.value.session == name
+    assert f"in the session {name}" in "".join(traceback.format_exception(caught.value))
+
+
+async def test_a_failing_collector_is_switched_off_and_costs_nothing_else(
     caplog: pytest.LogCaptureFixture, autojump_clock: MockClock
 ) -> None:
     class Broken(MetricsCollector):
-        def handle_connection_event(self, event: ConnectionEvent) -> None:
-            raise KeyError("metrics")
-
-        def handle_message_batch(self, direction: str, messages: int, size: int) -> None:
+        def handle_connection_event(self, observation: Observation) -> None:
             raise KeyError("metrics")
 
     async with (
@@ -619,8 +856,9 @@ async def test_a_failing_collector_is_reported_once_and_costs_nothing_else(
         for _ in range(3):
             await conn.send_text("hi")
             assert await conn.receive() == "hi"
-    reports = Counter(record.getMessage() for record in caplog.records if "failed, and is not" in record.getMessage())
-    assert sorted(reports.values()) == [1, 1]
+        assert conn.statistics().errors == 1
+    reports = [record for record in caplog.records if "is told nothing any more" in record.getMessage()]
+    assert len(reports) == 1
 
 
 WITHOUT_LOGGING = """

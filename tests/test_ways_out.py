@@ -108,7 +108,7 @@ def tasks() -> dict[trio.lowlevel.Task, str]:
 
 
 def our_tasks() -> list[str]:
-    return [name for name in tasks().values() if name.startswith("nova:") or "trio_websocket" in name]
+    return [name for name in tasks().values() if name.startswith("nova") or "trio_websocket" in name]
 
 
 def our_threads() -> set[threading.Thread]:
@@ -474,7 +474,7 @@ def our_tasks():
         task = rest.pop()
         found.append(task.name)
         rest += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return [name for name in found if name.startswith("nova:") or "trio_websocket" in name]
+    return [name for name in found if name.startswith("nova") or "trio_websocket" in name]
 
 async def visit(step, interrupt):
     left = None
@@ -597,7 +597,8 @@ class InterruptedAt(trio_nova.LoggingHandler):
 
     state: State
 
-    def log_connection_event(self, event: trio_nova.Event) -> None:
+    def log_connection_event(self, observation: trio_nova.Observation) -> None:
+        event = observation.event
         if isinstance(event, trio_nova.StateChanged) and event.new == self.state:
             raise KeyboardInterrupt
 

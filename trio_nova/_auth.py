@@ -29,8 +29,8 @@ from trio_nova.errors import (
     RequestFailed,
     RetryAdvice,
 )
+from trio_nova.events import Authenticated, AuthStarted, AuthUnsuccessful
 from trio_nova.handlers import AuthHandler, AuthOk, AuthRefused
-from trio_nova.messages import Authenticated, AuthStarted, AuthUnsuccessful
 from trio_nova.secrets import CredentialsSource, Redactor, secrets_in
 
 __all__ = ["Authenticator"]
@@ -179,7 +179,7 @@ class Authenticator:
                 return
             if self._outbound.link is None or session.state is State.DISCONNECTED:
                 raise NotSent("the link to be authenticated is gone") from LinkLost(1006, "", session.epoch)
-            session.emit(AuthStarted, refresh=refresh)
+            session.tell(AuthStarted(refresh=refresh))
             started = trio.current_time()
             try:
                 ok: AuthOk | None = None
@@ -191,7 +191,7 @@ class Authenticator:
                         retry=RetryAdvice.BACKOFF,
                     )
             except NovaError as error:
-                session.emit(AuthUnsuccessful, refresh=refresh, error=error)
+                session.tell(AuthUnsuccessful(refresh=refresh, error=error))
                 raise
             if ok.tokens:
                 session.redactor.keep("grant", secrets_in(ok.tokens))
@@ -203,7 +203,7 @@ class Authenticator:
             lasts = None if ok.expires_in is None else _lifetime(ok.expires_in)
             self._expires_at = math.inf if lasts is None else self._granted_at + lasts
             duration = self._granted_at - started
-            session.emit(Authenticated, refresh=refresh, duration=duration, expires_in=lasts)
+            session.tell(Authenticated(refresh=refresh, duration=duration, expires_in=lasts))
             self._renewed.set()
 
     async def _authenticate(self, refresh: bool, on_trial: CredentialsSource) -> AuthOk:
@@ -239,7 +239,7 @@ class Authenticator:
             retry=RetryAdvice.BACKOFF if self._may_be_stale() else RetryAdvice.NEVER,
         )
         refused.__cause__ = lost
-        self._session.emit(AuthUnsuccessful, refresh=False, error=refused)
+        self._session.tell(AuthUnsuccessful(refresh=False, error=refused))
         return refused
 
     def _may_be_stale(self) -> bool:

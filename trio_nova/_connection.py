@@ -12,8 +12,8 @@ import msgspec
 import trio
 
 from trio_nova._auth import Authenticator
-from trio_nova._events import Listener, ListenerOverflow
 from trio_nova._feeds import Feed, FeedOptions
+from trio_nova._hub import Listener, ListenerOverflow
 from trio_nova._inbound import Inbound
 from trio_nova._mailbox import Mailbox, Receiver
 from trio_nova._outbound import Outbound, check_payload
@@ -26,13 +26,8 @@ from trio_nova.codecs import encode_json
 from trio_nova.config import RECONFIGURABLE, Config, configure
 from trio_nova.core.session import State
 from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, OutcomeUnknown, SessionOver
-from trio_nova.messages import (
-    CloseInfo,
-    OwnershipTransferred,
-    Ping,
-    Pong,
-    check_close,
-)
+from trio_nova.events import Event, OwnershipTransferred
+from trio_nova.messages import CloseInfo, Ping, Pong, check_close
 from trio_nova.secrets import discreet, forget_locals
 
 __all__ = ["Connection", "ConnectionBlock", "Health", "Statistics", "open_connection", "run_connection"]
@@ -112,7 +107,7 @@ class Connection:
 
     def __repr__(self) -> str:
         session = self._session
-        return f"<Connection {session.id} to {session.url}: {session.state.value}, epoch {session.epoch}>"
+        return f"<Connection {session.name} to {session.url}: {session.state.value}, epoch {session.epoch}>"
 
     # ----------------------------------------------------------------- what it is
 
@@ -442,7 +437,7 @@ class Connection:
         self._session.check_run()
         inbound = self._inbound
         inbound.receiver = inbound.receiver.move()
-        self._session.emit(OwnershipTransferred, to=to)
+        self._session.tell(OwnershipTransferred(to=to))
         return inbound.receiver
 
     @asynccontextmanager
@@ -457,27 +452,29 @@ class Connection:
 
     @asynccontextmanager
     async def listen(
-        self, *, size: int = 1024, overflow: ListenerOverflow = "drop_oldest", messages: bool = False
+        self, *kinds: type[Event], size: int = 1024, overflow: ListenerOverflow = "drop_oldest", messages: bool = False
     ) -> AsyncIterator[Listener]:
         """Listen to the events of this session, in order, in a bounded queue of one's own.
 
         Iteration ends with the session, or with the block. A listener that is too slow loses events, by
         its own overflow policy, and is told how many by a `Dropped` in their place; it slows nobody.
+        `observations()` of the listener says where and when each event happened.
 
         Args:
+            kinds: which events, subclasses included; none named: all but those made for each message.
             size: how many events may wait.
             overflow: "drop_oldest", "drop_newest", or "fail": then receiving raises Lagged.
-            messages: whether to be told of every message too, as `MessageEvent`.
+            messages: whether to be told of everything, each message too.
         """
         self._session.check_run()
-        listener = Listener.of_size(size, overflow, messages)
-        self._session.hub.add(listener)
+        hub = self._session.hub
+        listener = hub.listen(size, overflow, (Event,) if messages else kinds or None)
         if self._session.is_over:
             listener.end()
         try:
             yield listener
         finally:
-            self._session.hub.remove(listener)
+            hub.leave(listener)
 
     # ----------------------------------------------------------------- the life of the session
 
@@ -668,7 +665,7 @@ class ConnectionBlock:
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
         session.root, self._task = trio.lowlevel.current_root_task(), trio.lowlevel.current_task()
-        self._nursery.start_soon(self._serve, name="nova:supervisor")
+        self._nursery.start_soon(self._serve, name=session.task_name("supervisor"))
         try:
             await session.opened.wait()
         except BaseException:
@@ -747,7 +744,7 @@ class ConnectionBlock:
                 self._tasks.shield = True
                 session.start_soon = nursery.start_soon
                 if self.inbound.has_hooks:
-                    nursery.start_soon(self.inbound.dispatch, name="nova:dispatcher")
+                    nursery.start_soon(self.inbound.dispatch, name=session.task_name("dispatcher"))
                 await self.supervisor.supervise()
                 if nursery.child_tasks:
                     nursery.cancel_scope.cancel(reason="the session is over")

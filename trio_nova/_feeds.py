@@ -15,7 +15,7 @@ from trio_nova._session import Session
 from trio_nova.core import check_bool, check_callable, check_count, number, one_of
 from trio_nova.core.bounded import Room
 from trio_nova.errors import Lagged
-from trio_nova.messages import HighWater, LowWater
+from trio_nova.events import HighWater, LowWater
 
 __all__ = ["Feed", "FeedOptions"]
 
@@ -75,7 +75,7 @@ class Feed(Receiver[Any]):
         notice: Callable[[int], Any],
     ) -> Feed:
         def tell(kind: type[HighWater | LowWater]) -> None:
-            session.emit(kind, messages=len(mailbox), size=mailbox.size, where=channel)
+            session.tell(kind(messages=len(mailbox), size=mailbox.size, where=channel))
 
         mailbox: Mailbox[Any] = Mailbox(
             max_items=options.size,

@@ -18,19 +18,9 @@ from trio_nova._subscriptions import Subscriptions
 from trio_nova.codecs import batch_decoder
 from trio_nova.core.bounded import OVERHEAD
 from trio_nova.errors import BadMessage
+from trio_nova.events import Dropped, HighWater, LowWater, MessageEvent, ReadingPaused, ReadingResumed
 from trio_nova.handlers import ConnectionHandler, Correlation, Heartbeat, MessageHandler
-from trio_nova.messages import (
-    Dropped,
-    Frame,
-    HighWater,
-    LowWater,
-    MessageEvent,
-    Ping,
-    Pong,
-    ReadingPaused,
-    ReadingResumed,
-    frame_kind,
-)
+from trio_nova.messages import Frame, Ping, Pong, frame_kind
 
 __all__ = ["Inbound"]
 
@@ -154,7 +144,7 @@ class Inbound:
 
     def _decode_together(self, frames: Sequence[Any]) -> Sequence[Any] | None:
         """Decode the messages of a batch; None where they must be looked at one by one."""
-        if self._decode_all is None or self._session.hub.wants_messages:
+        if self._decode_all is None or self._session.hub.hears(MessageEvent):
             return None
         try:
             return self._decode_all(frames)
@@ -169,7 +159,7 @@ class Inbound:
 
     def _take_in_each(self, frames: Sequence[Frame], on_probe_answer: Any) -> None:
         session, now = self._session, trio.current_time()
-        wants_events = session.hub.wants_messages
+        wants_events = session.hub.hears(MessageEvent)
         decode = session.config.codec.decode
         taken: list[Any] = []
         sizes: list[int] = []
@@ -210,13 +200,14 @@ class Inbound:
                     self._watch(part)
                     continue
                 if wants_events:
-                    session.emit(
-                        MessageEvent,
-                        direction="received",
-                        kind=frame_kind(frame),
-                        message_type=session.type_of(part),
-                        size=length,
-                        message=part,
+                    session.tell(
+                        MessageEvent(
+                            direction="received",
+                            kind=frame_kind(frame),
+                            message_type=session.type_of(part),
+                            size=length,
+                            message=part,
+                        )
                     )
                 owner = self._owner(part, frame, now, charge)
                 if owner == "answer":
@@ -269,7 +260,7 @@ class Inbound:
                 return "answer"
             owner = subscriptions.take(message, now, frame, charge) if subscriptions.active else None
             if owner is None and found == "unmatched":
-                requests.unclaimed()
+                requests.unclaimed(message)
             return owner
         except Exception as exc:  # of a hook or a matcher: the reader must not die of it
             self._session.handler_failed(exc)
@@ -288,12 +279,12 @@ class Inbound:
     def pause(self) -> None:
         """Stop reading, until `resume` has been called as often: what one read may still bring is kept back."""
         self.pauses += 1
-        self._session.emit(ReadingPaused)
+        self._session.tell(ReadingPaused())
 
     def resume(self) -> None:
         """Take back one `pause`."""
         self.pauses -= 1
-        self._session.emit(ReadingResumed)
+        self._session.tell(ReadingResumed())
         self.resumed.set()
 
     def _refuse(self, exc: Exception) -> None:
@@ -349,7 +340,7 @@ class Inbound:
             self.announced = inbox.dropped
         elif inbox.claimed or at_once or self.announced == 0 or count >= inbox.max_items:
             self.announced = inbox.dropped
-            self._session.emit(Dropped, count=count, where="inbox")
+            self._session.tell(Dropped(count=count, where="inbox"))
 
     # ----------------------------------------------------------------- the dispatcher's side
 
@@ -400,7 +391,7 @@ class Inbound:
                 self._show(staged)
         elif left:
             # We said goodbye: the hooks could do nothing any more. But what was received can be received.
-            self._session.emit(Dropped, count=len(left), where="handlers")
+            self._session.tell(Dropped(count=len(left), where="handlers"))
             for staged in left:
                 if not staged.is_data and not isinstance(staged.frame, Ping | Pong):
                     self._keep((staged.message,), (staged.charge,))
@@ -410,7 +401,7 @@ class Inbound:
         self.inbox.on_high_water = self.inbox.on_low_water = None
 
     def _high_water(self) -> None:
-        self._session.emit(HighWater, messages=len(self.inbox), size=self.inbox.size)
+        self._session.tell(HighWater(messages=len(self.inbox), size=self.inbox.size))
 
     def _low_water(self) -> None:
-        self._session.emit(LowWater, messages=len(self.inbox), size=self.inbox.size)
+        self._session.tell(LowWater(messages=len(self.inbox), size=self.inbox.size))

@@ -27,17 +27,10 @@ from trio_nova.errors import (
     RequestFailed,
     SessionOver,
 )
+from trio_nova.events import ClockJumped, PeerSilent, PingSent, PongReceived
 from trio_nova.handlers import ConnectionHandler, ConnectionInfo, RateLimitHandler
 from trio_nova.links import Link, Transit
-from trio_nova.messages import (
-    ClockJumped,
-    Frame,
-    PeerSilent,
-    Ping,
-    PingSent,
-    Pong,
-    PongReceived,
-)
+from trio_nova.messages import Frame, Ping, Pong
 
 __all__ = ["LinkTasks"]
 
@@ -116,13 +109,13 @@ class LinkTasks:
                 self._outbound.start_writer = self._start_writer
                 more = self._begin_setup(nursery)
                 self._outbound.work()
-                nursery.start_soon(reader.run, name=f"nova:reader#{number}")
-                nursery.start_soon(self._watch, name=f"nova:heartbeat#{number}")
+                nursery.start_soon(reader.run, name=session.task_name("reader", number))
+                nursery.start_soon(self._watch, name=session.task_name("heartbeat", number))
                 limiter = session.handlers.rate_limit
                 if type(limiter).handle_tick is not RateLimitHandler.handle_tick:
-                    nursery.start_soon(self._tick, limiter, name=f"nova:limiter#{number}")
+                    nursery.start_soon(self._tick, limiter, name=session.task_name("limiter", number))
                 if more:
-                    nursery.start_soon(self._set_up, nursery, name=f"nova:setup#{number}")
+                    nursery.start_soon(self._set_up, nursery, name=session.task_name("setup", number))
                 await self._ending.wait()
                 await self._leave(reader)
                 self._subscriptions.stop_asking()
@@ -198,7 +191,7 @@ class LinkTasks:
                 self.is_authenticated = True
                 if self._ending.is_set():
                     return  # the answer came while goodbye was being said
-                nursery.start_soon(self._keep_authenticated, name=f"nova:auth#{session.epoch}")
+                nursery.start_soon(self._keep_authenticated, name=session.task_name("auth", session.epoch))
             if self._negotiates or self._subscriptions.wanted:
                 session.apply(SessionEvent.RESTORE)
             if self._negotiates:
@@ -279,7 +272,7 @@ class LinkTasks:
     # ----------------------------------------------------------------- writer
 
     def _start_writer(self) -> None:
-        self._nursery.start_soon(self._write_paced, name=f"nova:writer#{self._session.epoch}")
+        self._nursery.start_soon(self._write_paced, name=self._session.task_name("writer", self._session.epoch))
 
     async def _write_paced(self) -> None:
         session, outbound = self._session, self._outbound
@@ -318,14 +311,14 @@ class LinkTasks:
                     jump = (session.config.wall_clock() - wall) - (trio.current_time() - monotonic)
                     wall, monotonic = session.config.wall_clock(), trio.current_time()
                     if jump > CLOCK_JUMP:
-                        session.emit(ClockJumped, seconds=jump)
+                        session.tell(ClockJumped(seconds=jump))
                         self.pulse.probe_now(trio.current_time())
                 case Probe():
                     self._probe()
                 case Dead() if await self._looks_again():
                     pass
                 case Dead(clock, silence):
-                    session.emit(PeerSilent, clock=clock, silence=silence)
+                    session.tell(PeerSilent(clock=clock, silence=silence))
                     session.perform(session.ask(session.handlers.connection.handle_timeout, clock), session.epoch)
                     detail = f"the peer was silent for {silence:g} s, by the {clock} clock"
                     self.lose(LinkLost(1006, "", session.epoch, detail=detail))
@@ -394,7 +387,7 @@ class LinkTasks:
             self.pulse.probe_written(self._probe_sent_at, is_beat=is_beat, answered=answered)
             self._session.counts.pings_sent += is_beat  # a ping is counted where it is written
             self._pong_due(outgoing.frame)
-            self._session.emit(PingSent)
+            self._session.tell(PingSent())
         else:
             self.pulse.probe_skipped()
 
@@ -426,7 +419,7 @@ class LinkTasks:
     def _measured(self, rtt: float) -> None:
         self._session.latency = rtt
         self._session.counts.pongs_received += 1
-        self._session.emit(PongReceived, rtt=rtt)
+        self._session.tell(PongReceived(rtt=rtt))
 
     async def ping(self) -> float:
         """Send a ping and return the seconds until its pong. Cancelling stops waiting; the ping may have left.
@@ -446,7 +439,7 @@ class LinkTasks:
         def settled(outgoing: Outgoing, error: NovaError | None) -> None:
             if error is None:
                 self._pong_due(outgoing.frame)
-                self._session.emit(PingSent)
+                self._session.tell(PingSent())
             elif self._pongs.pop(payload, None) is not None:
                 awaited.refused = error
                 trio.lowlevel.reschedule(task)

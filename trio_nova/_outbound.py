@@ -18,25 +18,10 @@ from trio_nova.core.limits import LEAST_WAIT
 from trio_nova.core.outbox import Buffer, Idle, Lane, Outbox, Outgoing, Purpose, WaitUntil, Write
 from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, NovaError
+from trio_nova.events import Dropped, MessageEvent, RateConsumed, RateLimited, RateLimitSlowed, RateRejected
 from trio_nova.handlers import MessageHandler, RateLimitHandler, RateRequest
 from trio_nova.links import Link
-from trio_nova.messages import (
-    Allow,
-    Decision,
-    Dropped,
-    Frame,
-    MessageEvent,
-    Ping,
-    Pong,
-    Queue,
-    RateConsumed,
-    RateLimited,
-    RateLimitSlowed,
-    RateRejected,
-    Reject,
-    frame_kind,
-    frame_size,
-)
+from trio_nova.messages import Allow, Decision, Frame, Ping, Pong, Queue, Reject, frame_kind, frame_size
 
 __all__ = ["Outbound"]
 
@@ -132,7 +117,7 @@ class Outbound:
 
     def kind_of(self, message: Any) -> str:
         """Return the message's type, where a rate limit depends on it or somebody listens to messages."""
-        if not self._type_matters and not self._session.hub.wants_messages:
+        if not self._type_matters and not self._session.hub.hears(MessageEvent):
             return ""
         return self._session.type_of(message)
 
@@ -215,7 +200,7 @@ class Outbound:
         sent = self.link.send_nowait(frame)
         if sent == "whole":
             size = frame_size(frame)
-            if self._session.hub.wants_messages:
+            if self._session.hub.hears(MessageEvent):
                 self._tell_sent(frame, kind, size, 0.0)
             self._count(1, size)
             return None
@@ -386,11 +371,11 @@ class Outbound:
             case Queue(until):
                 decision = Queue(max(until, now + LEAST_WAIT))  # asked again at once, or in a moment, we would spin
             case Reject(reason):
-                session.emit(RateRejected, reason=reason)
+                session.tell(RateRejected(reason=reason))
             case Allow():
                 self._consumed += handler.consumed - consumed
                 if (wait := self.outbox.held_for(outgoing, now)) > 0.0:
-                    session.emit(RateLimited, wait=wait)
+                    session.tell(RateLimited(wait=wait))
             case _:
                 pass
         return decision
@@ -408,10 +393,10 @@ class Outbound:
         step = self.outbox.next_step(now, session.ready, self.admit)
         if isinstance(step, Write):
             consumed, self._consumed = self._consumed, 0.0
-            session.emit(RateConsumed, messages=len(step.batch), cost=consumed)
+            session.tell(RateConsumed(messages=len(step.batch), cost=consumed))
         reason = f"{session.handlers.rate_limit.queue_size:g} messages are waiting for the rate limit already"
         for _ in range(self.outbox.shed(session.handlers.rate_limit.queue_size, reason)):
-            session.emit(RateRejected, reason=reason)
+            session.tell(RateRejected(reason=reason))
         return step
 
     def count_pongs(self, pings: int, size: int) -> None:
@@ -444,7 +429,7 @@ class Outbound:
         except Exception as exc:
             session.handler_failed(exc)
         else:
-            session.emit(RateLimitSlowed, until=until, factor=pace)
+            session.tell(RateLimitSlowed(until=until, factor=pace))
             self.work()
 
     def written(self, batch: Sequence[Outgoing]) -> None:
@@ -459,7 +444,7 @@ class Outbound:
         session = self._session
         messages = size = 0
         now = trio.current_time()
-        wants_events = session.hub.wants_messages
+        wants_events = session.hub.hears(MessageEvent)
         for outgoing in batch:
             if isinstance(outgoing.frame, _CONTROL_FRAMES):
                 session.counts.pings_sent += isinstance(outgoing.frame, Ping)
@@ -478,13 +463,8 @@ class Outbound:
         session.hub.count("sent", messages, size)
 
     def _tell_sent(self, frame: Frame, kind: str, size: int, latency: float) -> None:
-        self._session.emit(
-            MessageEvent,
-            direction="sent",
-            kind=frame_kind(frame),
-            message_type=kind,
-            size=size,
-            latency=latency,
+        self._session.tell(
+            MessageEvent(direction="sent", kind=frame_kind(frame), message_type=kind, size=size, latency=latency)
         )
 
     def link_lost(self, lost: LinkLost) -> None:
@@ -502,13 +482,13 @@ class Outbound:
         self.outbox.link_lost(None)
         self.outbox.refuse_waiting("the session ended before it was written", self._session.last_error)
         if self._unsent_replies:
-            self._session.emit(Dropped, count=self._unsent_replies, where="replies")
+            self._session.tell(Dropped(count=self._unsent_replies, where="replies"))
         self.settled.ring()
 
     def _watch_expiry(self) -> None:
         if not self._expires:
             self._expires = True
-            self._session.start_soon(self._expire, name="nova:expiry")
+            self._session.start_soon(self._expire, name=self._session.task_name("expiry"))
         self._expiry_changed.set()
 
     async def _expire(self) -> NoReturn:

@@ -5,7 +5,7 @@ itself, and a turn is a good part of a round trip. So the reader's task reads on
 that waits for what is read::
 
     a task in receive() ─ finds nothing ─► reads until there is something ─► goes its way
-    nova:reader         ─ stands by ─────────────────────────────────────► reads on, unless that one is back
+    the reader          ─ stands by ─────────────────────────────────────► reads on, unless that one is back
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.core.pulse import Pulse
 from trio_nova.errors import LinkLost
+from trio_nova.events import ConsumerCaughtUp, ConsumerLagged
 from trio_nova.links import Link
-from trio_nova.messages import ConsumerCaughtUp, ConsumerLagged, Frame
+from trio_nova.messages import Frame
 
 __all__ = ["Reader"]
 
@@ -118,7 +119,7 @@ class Reader:
         lagged = inbound.clogged
         if lagged:
             where, waiting = inbound.find_fullest()
-            session.emit(ConsumerLagged, where=where, waiting=waiting)
+            session.tell(ConsumerLagged(where=where, waiting=waiting))
         try:
             while inbound.pauses:
                 await inbound.resumed.wait()
@@ -127,7 +128,7 @@ class Reader:
             self._pulse.release(trio.current_time())
             self._pulse_changed.set()
         if lagged:
-            session.emit(ConsumerCaughtUp, stalled=trio.current_time() - since)
+            session.tell(ConsumerCaughtUp(stalled=trio.current_time() - since))
 
     async def _wait_for_room(self) -> None:
         """Wait until less waits. Where nothing at all is taken, let nobody wait for an answer that cannot be read.

@@ -29,11 +29,10 @@ from trio_nova.errors import (
     OutcomeUnknown,
     RequestFailed,
     SessionOver,
-    printable,
 )
+from trio_nova.events import AnswerUnmatched, RequestResolved, RequestSent, RequestUnresolved
 from trio_nova.handlers import Correlation
 from trio_nova.handlers.correlation import ids_as_written, written_ids
-from trio_nova.messages import AnswerUnmatched, RequestResolved, RequestSent, RequestUnresolved
 
 __all__ = ["Requests"]
 
@@ -119,6 +118,7 @@ class Requests:
     _ledger: Ledger = attrs.field(factory=Ledger, init=False)
     _pending: dict[Pending, _Waiter] = attrs.field(factory=dict, init=False)
     _by_id: bool = attrs.field(init=False)
+    _asked: int = attrs.field(default=0, init=False)
     _reads_answers: bool = attrs.field(init=False)
     """Whether a hook of the service's own says what is an answer."""
     _told_unread: bool = attrs.field(default=False, init=False)
@@ -206,6 +206,8 @@ class Requests:
     ) -> Any:
         await trio.lowlevel.checkpoint_if_cancelled()
         session, started = self._session, trio.current_time()
+        self._asked += 1
+        number = self._asked
         message, ids = (message, ()) if matches is not None else self._identify(message)
         frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
         pending = Pending(ids=self._as_written(ids, frame), matches=matches)
@@ -219,7 +221,7 @@ class Requests:
                 self._settle(pending, outcome.Error(error))
             else:
                 waiter.epoch, waiter.since = session.epoch, trio.current_time()
-                session.emit(RequestSent)
+                session.tell(RequestSent(id=number))
                 if when_written is not None:
                     when_written()
 
@@ -227,14 +229,14 @@ class Requests:
             sent = waiter.outgoing is None or not self._outbound.withdraw(waiter.outgoing)
             del self._pending[pending]
             self._ledger.give_up(pending, trio.current_time(), sent=sent)
-            session.emit(RequestUnresolved, error=None)
+            session.tell(RequestUnresolved(id=number, error=None))
 
         try:
             waiter.outgoing = self._outbound.post(frame, settled, kind, priority, lane, purpose, is_new=is_new)
         except NovaError as error:
             del self._pending[pending]
             self._ledger.give_up(pending, trio.current_time(), sent=False)
-            session.emit(RequestUnresolved, error=error)
+            session.tell(RequestUnresolved(id=number, error=error))
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise
         try:
@@ -246,9 +248,9 @@ class Requests:
                     raise reason
                 raise RequestFailed(f"the service refused the request: {session.redactor.show(reason)}", reply=reply)
         except Exception as error:
-            session.emit(RequestUnresolved, error=error)
+            session.tell(RequestUnresolved(id=number, error=error))
             raise
-        session.emit(RequestResolved, round_trip=trio.current_time() - started)
+        session.tell(RequestResolved(id=number, round_trip=trio.current_time() - started))
         return reply
 
     def _identify(self, message: Any) -> tuple[Any, tuple[Hashable, ...]]:
@@ -330,14 +332,14 @@ class Requests:
                     self._session.source.was_awaited = True
                 return True
             case Late():
-                self._tell_unmatched(late=True, id="" if id is None else printable(str(id)))
+                self._tell_unmatched(id, late=True)
                 return True
             case None:
                 return False
 
-    def unclaimed(self) -> None:
-        """Tell that the last "unmatched" message was taken by nobody."""
-        self._tell_unmatched(late=False)
+    def unclaimed(self, message: Any) -> None:
+        """Tell that an "unmatched" message was taken by nobody."""
+        self._tell_unmatched(self._session.config.correlation.reply_id(message), late=False)
         if not self._told_unread and any(len(pending.ids) > 1 for pending in self._pending):
             self._told_unread = True
             why = (
@@ -346,9 +348,10 @@ class Requests:
             )
             self._session.note(ConfigError("correlation", why), "request")
 
-    def _tell_unmatched(self, *, late: bool, id: str = "") -> None:
+    def _tell_unmatched(self, id: Hashable | None, *, late: bool) -> None:
         self._session.counts.answers_unmatched += 1
-        self._session.emit(AnswerUnmatched, late=late, id=id)
+        shown = "" if id is None else self._session.redactor.show(str(id))
+        self._session.tell(AnswerUnmatched(id=shown, late=late))
 
     # ----------------------------------------------------------------- where reading stands still
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
-from trio_nova._events import Hub
+from trio_nova._hub import Hub
 from trio_nova._mailbox import Source
 from trio_nova._signal import Bell, Latch
 from trio_nova.codecs import RawCodec, weigher
@@ -23,33 +23,17 @@ from trio_nova.core.recovery import wait_wished_for
 from trio_nova.core.session import TERMINAL, SessionEvent, State, StateMachine
 from trio_nova.core.verdict import Attempts
 from trio_nova.errors import ConfigError, LinkLost, NovaError, SessionOver
+from trio_nova.events import BecameReady, ErrorEvent, Event, Reconfigured, Reconnected, StateChanged
 from trio_nova.handlers import (
     AuthHandler,
     ConnectionHandler,
     ErrorHandler,
-    LoggingHandler,
     MessageHandler,
-    MetricsCollector,
     RateLimitHandler,
     SubscriptionHandler,
 )
-from trio_nova.messages import (
-    ACTIONS,
-    Action,
-    BecameReady,
-    Close,
-    CloseInfo,
-    ErrorEvent,
-    Event,
-    Reconfigured,
-    Reconnect,
-    Reconnected,
-    Reply,
-    ReplyMany,
-    Retry,
-    StateChanged,
-    Stop,
-)
+from trio_nova.messages import ACTIONS, Action, Close, CloseInfo, Reconnect, Reply, ReplyMany, Retry, Stop
+from trio_nova.observe import LoggingHandler, MetricsCollector
 from trio_nova.secrets import (
     CredentialsSource,
     Redactor,
@@ -162,7 +146,7 @@ class Session:
 
     url: Url
     config: Config
-    id: str = attrs.field(default=attrs.Factory(lambda self: self.config.entropy(8).hex(), takes_self=True))
+    id: str = attrs.field(default=attrs.Factory(lambda self: self.config.entropy(4).hex(), takes_self=True))
     handlers: Handlers = attrs.field(init=False)
     hub: Hub = attrs.field(init=False)
     room: Room = attrs.field(init=False)
@@ -214,12 +198,31 @@ class Session:
         self.handlers = Handlers.of(self.config)
         self.check_credentials(self.config)
         self.room = self.make_room()
-        self.hub = Hub(self.handlers.logging, self.handlers.metrics, self.config.events)
+        self.hub = Hub(
+            self.name,
+            self.config.wall_clock,
+            self.handlers.logging,
+            self.handlers.metrics,
+            self.config.observers,
+            self.config.events,
+            self._observer_failed,
+        )
         self.attempts = Attempts(self.config.max_attempts, self.config.min_uptime)
 
     def make_room(self) -> Room:
         """Return room for `inbox_bytes`, in which messages of the session's codec are weighed."""
         return Room(self.config.inbox_bytes, weigher(self.config.codec))
+
+    # ----------------------------------------------------------------- what it is called
+
+    @property
+    def name(self) -> str:
+        """The host and the id: what events, errors and logs call it."""
+        return f"{self.url.authority}[{self.id}]"
+
+    def task_name(self, verb: str, epoch: int | None = None) -> str:
+        """Return the name of a task of the session, or of its link `epoch`."""
+        return f"nova[{self.id}]:{verb}" + ("" if epoch is None else f"#{epoch}")
 
     # ----------------------------------------------------------------- what can be read
 
@@ -275,9 +278,9 @@ class Session:
             self.ready_since = None
             self.down_since = now
             self.attempts.unready(now)
-        self.emit(StateChanged, old=old.value, new=new.value)
+        self.tell(StateChanged(old=old.value, new=new.value))
         if new is State.READY:
-            self.emit(BecameReady)
+            self.tell(BecameReady())
         for waiter in self._waiters:
             waiter.reached = waiter.reached or waiter.wanted is new
             if waiter.reached or new in TERMINAL:
@@ -287,7 +290,7 @@ class Session:
         self.ready_since = now
         self.opened.set()
         if self.down_since is not None:
-            self.emit(Reconnected, attempts=self.attempts.made, outage=now - self.down_since)
+            self.tell(Reconnected(attempts=self.attempts.made, outage=now - self.down_since))
             self.down_since = None
         self.attempts.ready(now)
 
@@ -391,7 +394,7 @@ class Session:
         self.config = config
         self.hub.families = config.events
         self.attempts.max_attempts, self.attempts.min_uptime = config.max_attempts, config.min_uptime
-        self.emit(Reconfigured, fields=changed)
+        self.tell(Reconfigured(fields=changed))
 
     # ----------------------------------------------------------------- secrets
 
@@ -429,6 +432,13 @@ class Session:
         forget_locals(error)
         if isinstance(error, NovaError):
             self.redactor.cleanse(error)
+            self.sign(error)
+
+    def sign(self, error: BaseException) -> None:
+        """Let `error`, where it is ours and says no other session, say which session it happened in."""
+        if isinstance(error, NovaError) and not error.session:
+            error.session = self.name
+            error.add_note(f"in the session {self.name}")
 
     def link_ended(self, lost: LinkLost) -> None:
         """Keep how the last link ended, without secrets."""
@@ -438,13 +448,16 @@ class Session:
 
     # ----------------------------------------------------------------- events and hooks
 
-    def emit(self, event: type[Event], /, **fields: Any) -> None:
-        """Make an event of this kind and tell it to all who want it."""
-        if isinstance(error := fields.get("error"), BaseException):
+    def tell(self, event: Event) -> None:
+        """Tell what happened on the present link, or the last one, to all who hear it."""
+        if isinstance(error := getattr(event, "error", None), BaseException):
             self.protect(error)
-        for name in _QUOTES.intersection(fields):
-            fields[name] = self.redactor.redact(fields[name])
-        self.hub.emit(event(at=trio.current_time(), epoch=self.epoch, **fields))
+        said = {name: text for name in _QUOTES if isinstance(text := getattr(event, name, None), str)}
+        shown = {name: masked for name, text in said.items() if (masked := self.redactor.redact(text)) != text}
+        self.hub.tell(attrs.evolve(event, **shown) if shown else event, self.epoch)
+
+    def _observer_failed(self, error: Exception) -> None:
+        self.note(error, "observer")
 
     def ask(self, hook: Callable[..., Any], *args: Any) -> Action:
         """Call a hook and return the action it answers; what it raises follows `on_handler_error`."""
@@ -497,7 +510,7 @@ class Session:
             category = "unknown"
             if context != "handler":
                 self.handler_failed(exc)
-        self.emit(ErrorEvent, error=error, category=category, context=context)
+        self.tell(ErrorEvent(error=error, category=category, context=context))
 
     def report(self, error: Exception, context: str) -> Action:
         """Note an error and return what the error handler answers."""

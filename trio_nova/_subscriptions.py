@@ -36,8 +36,7 @@ from trio_nova.errors import (
     SessionOver,
     SubscriptionRejected,
 )
-from trio_nova.handlers import Channel, Granted, Refused, SubscriptionHandler
-from trio_nova.messages import (
+from trio_nova.events import (
     DataUnclaimed,
     Dropped,
     Event,
@@ -48,6 +47,7 @@ from trio_nova.messages import (
     SubscriptionRefused,
     SubscriptionsRestored,
 )
+from trio_nova.handlers import Channel, Granted, Refused, SubscriptionHandler
 
 __all__ = ["Subscriptions"]
 
@@ -63,6 +63,8 @@ ASK_AGAIN_AFTER = 1.0
 class _Desk:
     """One subscription and those who read it."""
 
+    id: int
+    """The number of the subscription in its session, from 1."""
     subscription: Subscription
     feeds: tuple[Feed, ...] = ()
     newcomers: tuple[Feed, ...] = ()
@@ -137,6 +139,7 @@ class Subscriptions:
     """What it is charged, where it was not alone in that payload."""
     _partings: Partings | None = attrs.field(default=None, init=False)
     """What was given up on this link; None: nothing yet."""
+    _last_id: int = attrs.field(default=0, init=False)
     unclaimed: int = attrs.field(default=0, init=False)
     """Messages of channels that nobody is subscribed to."""
     _data_of: Callable[[Any], Any] | None = attrs.field(init=False)
@@ -172,7 +175,7 @@ class Subscriptions:
         feed = Feed._of(channel, options, session, lambda count: self._dropped(count, channel))
         subscription = self.book.want(key, channel, params, trio.current_time())
         if desk is None:
-            desk = self._desks[key] = _Desk(subscription)
+            desk = self._desks[key] = _Desk(self._next_id(), subscription)
         if is_first:
             desk.tracker, desk.last, desk.lost = tracker, None, None
         self._seat(desk, feed, is_first)
@@ -218,8 +221,12 @@ class Subscriptions:
                 continue
             self._imported[subscription.key] = None
             if subscription.key not in self._desks:
-                self._desks[subscription.key] = _Desk(subscription)
+                self._desks[subscription.key] = _Desk(self._next_id(), subscription)
         self._ask_soon()
+
+    def _next_id(self) -> int:
+        self._last_id += 1
+        return self._last_id
 
     def _check_readable(self) -> None:
         """Refuse, with a ConfigError, a subscription whose confirmation could never be understood."""
@@ -257,7 +264,7 @@ class Subscriptions:
             await desk.changed.wait()
 
     def _dropped(self, count: int, channel: str) -> Dropped:
-        return Dropped(at=trio.current_time(), epoch=self._session.epoch, count=count, where=channel)
+        return Dropped(count=count, where=channel)
 
     # ----------------------------------------------------------------- the link's side
 
@@ -333,7 +340,9 @@ class Subscriptions:
         self._at_rest = False
         if self._nursery is not None and not self._running:
             self._running = True
-            self._nursery.start_soon(self._keep_in_step, self._nursery, name=f"nova:subscriber#{self._session.epoch}")
+            self._nursery.start_soon(
+                self._keep_in_step, self._nursery, name=self._session.task_name("subscriber", self._session.epoch)
+            )
 
     async def _keep_in_step(self, nursery: trio.Nursery) -> None:
         """Ask for what is wanted, give up what is not, and notice what is not answered."""
@@ -372,7 +381,8 @@ class Subscriptions:
             stale_at = desk.heard_at + desk.max_age
             if stale_at <= now:
                 desk.is_stale = True
-                self._notify(desk, FeedStale, channel=desk.subscription.channel, age=now - desk.heard_at)
+                age = now - desk.heard_at
+                self._notify(desk, FeedStale(id=desk.id, channel=desk.subscription.channel, age=age))
             else:
                 next_at = min(next_at, stale_at)
         return next_at
@@ -380,11 +390,12 @@ class Subscriptions:
     def _finish_restore(self) -> None:
         counts = self.book.counts()
         self._restored.set()
-        self._session.emit(
-            SubscriptionsRestored,
-            confirmed=counts.get(SubscriptionState.CONFIRMED, 0),
-            rejected=counts.get(SubscriptionState.REJECTED, 0),
-            duration=trio.current_time() - self._restore_began,
+        self._session.tell(
+            SubscriptionsRestored(
+                confirmed=counts.get(SubscriptionState.CONFIRMED, 0),
+                rejected=counts.get(SubscriptionState.REJECTED, 0),
+                duration=trio.current_time() - self._restore_began,
+            )
         )
 
     async def _ask(self, batch: Sequence[Subscription], nursery: trio.Nursery) -> None:
@@ -681,7 +692,7 @@ class Subscriptions:
         self.unclaimed += 1
         if not self._unclaimed_told:
             self._unclaimed_told = True
-            self._session.emit(DataUnclaimed, channel=self._session.redactor.show(str(key)))
+            self._session.tell(DataUnclaimed(channel=self._session.redactor.show(str(key))))
         if self._session.handlers.subscription.drops_unclaimed and not self.book.requested:
             self._give_back(key)
 
@@ -755,7 +766,7 @@ class Subscriptions:
                 if desk.lost is not None or (gap is not None and not gap.held):
                     self._tell_gap(desk, "lost" if gap is not None else "unknown")
                 if desk.last is not None:
-                    self._notify(desk, Resynced, channel=desk.subscription.channel)
+                    self._notify(desk, Resynced(id=desk.id, channel=desk.subscription.channel))
                 desk.newcomers = ()
                 for each in messages:
                     self._payload = None
@@ -831,7 +842,9 @@ class Subscriptions:
             self._tell_gap(desk, "unknown")
         else:
             self._tell_restart(desk, now)
-        self._session.emit(SubscriptionConfirmed, channel=desk.subscription.channel, restored=desk.was_confirmed)
+        self._session.tell(
+            SubscriptionConfirmed(id=desk.id, channel=desk.subscription.channel, restored=desk.was_confirmed)
+        )
         desk.was_confirmed = True
         desk.heard_at, desk.is_stale = now, False
         if server_id is not None:
@@ -845,11 +858,13 @@ class Subscriptions:
         desk = self._desks.get(subscription.key)
         if desk is not None:
             if subscription.state is SubscriptionState.REJECTED:
-                self._session.emit(
-                    SubscriptionRefused,
-                    channel=subscription.channel,
-                    reason=subscription.reason,
-                    restoring=desk.was_confirmed,
+                self._session.tell(
+                    SubscriptionRefused(
+                        id=desk.id,
+                        channel=subscription.channel,
+                        reason=subscription.reason,
+                        restoring=desk.was_confirmed,
+                    )
                 )
                 if desk.was_confirmed:
                     for feed in desk.feeds:
@@ -867,9 +882,8 @@ class Subscriptions:
         """Say that messages may be missing here: over the loss of a link, or in the middle of one."""
         lost, desk.lost = desk.lost, None
         now, epoch = trio.current_time(), self._session.epoch
-        self._notify(
-            desk,
-            Gap,
+        gap = Gap(
+            id=desk.id,
             channel=desk.subscription.channel,
             epoch_from=epoch if lost is None else lost.epoch,
             epoch_to=epoch,
@@ -879,6 +893,7 @@ class Subscriptions:
             outcome=result,
             lost=count,
         )
+        self._notify(desk, gap)
 
     def _tell_restart(self, desk: _Desk, now: float) -> None:
         """Where a grant may belong to a request from before it was given up, or end what does: tell the gap.
@@ -891,10 +906,9 @@ class Subscriptions:
         if desk.last is not None and desk.tracker is None:
             self._tell_gap(desk, "unknown")
 
-    def _notify(self, desk: _Desk, kind: type[Event], **fields: Any) -> None:
-        notice = kind(at=trio.current_time(), epoch=self._session.epoch, **fields)
-        self._session.hub.emit(notice)
-        for feed in desk.feeds if kind is FeedStale else desk.seated:
+    def _notify(self, desk: _Desk, notice: Event) -> None:
+        self._session.tell(notice)
+        for feed in desk.feeds if isinstance(notice, FeedStale) else desk.seated:
             feed._tell(notice)
 
 

@@ -30,23 +30,10 @@ from trio_nova.errors import (
     NovaError,
     Phase,
 )
+from trio_nova.events import DialQueued, DialStarted, LinkClosed, LinkOpened, RetryScheduled, SessionEnded
 from trio_nova.handlers import ConnectionHandler, ConnectionInfo
 from trio_nova.links import Dial, Link, Turn, shared_governor
-from trio_nova.messages import (
-    Action,
-    Close,
-    DialQueued,
-    DialStarted,
-    LinkClosed,
-    LinkOpened,
-    Reconnect,
-    Reply,
-    ReplyMany,
-    Retry,
-    RetryScheduled,
-    SessionEnded,
-    Stop,
-)
+from trio_nova.messages import Action, Close, Reconnect, Reply, ReplyMany, Retry, Stop
 from trio_nova.secrets import (
     Secret,
     ask_provider,
@@ -103,7 +90,7 @@ class Supervisor:
             match step:
                 case Retry(delay):
                     session.apply(SessionEvent.RETRY)
-                    session.emit(RetryScheduled, delay=delay, attempt=session.attempts.made, error=ended)
+                    session.tell(RetryScheduled(delay=delay, attempt=session.attempts.made, error=ended))
                     await self._wait(delay)
                 case Stop(error):
                     session.give_up(ended if error is lost else error)
@@ -118,7 +105,7 @@ class Supervisor:
         self._requests.end()
         self._inbound.end()
         self._subscriptions.end()
-        session.emit(SessionEnded, error=session.failure)
+        session.tell(SessionEnded(error=session.failure))
         session.hub.close()
         session.opened.set()
         self._requests.renewal = None
@@ -142,7 +129,7 @@ class Supervisor:
                 async with self._turn(dial, left) as turn:
                     scope.deadline = turn.deadline
                     started = trio.current_time()
-                    session.emit(DialStarted, url=str(dial.url), attempt=session.attempts.made + 1)
+                    session.tell(DialStarted(url=str(dial.url), attempt=session.attempts.made + 1))
                     async with config.transport.open(dial) as link:
                         scope.deadline = math.inf
                         turn.release()
@@ -187,6 +174,7 @@ class Supervisor:
         return Dial(
             url=info.url,
             epoch=info.epoch,
+            session=self._session.id,
             headers=check_headers(info.headers),
             subprotocols=tuple(info.subprotocols),
             ssl_context=config.ssl_context,
@@ -212,7 +200,7 @@ class Supervisor:
             dial.url.origin, redial=failed > 0, retry=failed > 1, within=max(within, 0.0), by=session.id
         )
         if turn.must_wait:
-            session.emit(DialQueued, url=str(dial.url), under_way=turn.under_way)
+            session.tell(DialQueued(url=str(dial.url), under_way=turn.under_way))
         return turn
 
     def _enter_phase(self, phase: Phase) -> None:
@@ -229,7 +217,7 @@ class Supervisor:
         # As it was offered: a token that the server repeats stays a Secret, whose text is ***.
         hidden = (name for name in info.subprotocols if isinstance(name, Secret) and name.reveal() == link.subprotocol)
         chosen = next(hidden, link.subprotocol)
-        session.emit(LinkOpened, connect_time=connect_time, subprotocol=None if chosen is None else str(chosen))
+        session.tell(LinkOpened(connect_time=connect_time, subprotocol=None if chosen is None else str(chosen)))
         info = attrs.evolve(info, subprotocol=chosen, response_headers=tuple(link.response_headers))
         tasks = self.link = LinkTasks(
             session, self._inbound, self._outbound, self._requests, self._authenticator, self._subscriptions, link, info
@@ -242,13 +230,14 @@ class Supervisor:
         self._outbound.link_lost(lost)
         self._requests.link_lost(lost)
         self._subscriptions.link_lost(lost)
-        session.emit(
-            LinkClosed,
-            code=lost.code,
-            reason=lost.reason,
-            remote=lost.remote,
-            duration=trio.current_time() - opened,
-            detail=lost.detail,
+        session.tell(
+            LinkClosed(
+                code=lost.code,
+                reason=lost.reason,
+                remote=lost.remote,
+                duration=trio.current_time() - opened,
+                detail=lost.detail,
+            )
         )
         if tasks.setup_error is not None or tasks.is_authenticated or session.goodbye is not None:
             return tasks.setup_error or lost

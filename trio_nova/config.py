@@ -23,6 +23,7 @@ from trio_nova.core.backoff import Backoff, ExponentialBackoff
 from trio_nova.core.bounded import OVERFLOWS, Overflow
 from trio_nova.core.outbox import Buffer
 from trio_nova.errors import ConfigError, printable
+from trio_nova.events import Observer
 from trio_nova.handlers import (
     AuthHandler,
     ConnectionHandler,
@@ -30,9 +31,7 @@ from trio_nova.handlers import (
     Correlation,
     ErrorHandler,
     Heartbeat,
-    LoggingHandler,
     MessageHandler,
-    MetricsCollector,
     NoHeartbeat,
     PingHeartbeat,
     RateLimitHandler,
@@ -50,6 +49,7 @@ from trio_nova.links import (
     parse_proxy,
     refuse_what_lacks,
 )
+from trio_nova.observe import LoggingHandler, MetricsCollector
 from trio_nova.secrets import (
     CredentialsSource,
     HeaderMap,
@@ -427,6 +427,10 @@ _EVENT_LEVELS = {
 }
 
 
+def _observers(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
 def _names(value: Iterable[str]) -> frozenset[str]:
     if isinstance(value, str) and value in _EVENT_LEVELS:
         return _EVENT_LEVELS[value]
@@ -601,6 +605,10 @@ class Config:
 
     "detailed" is short for all three, "standard" for connection and error, "minimal" for error.
     """
+    observers: tuple[Observer, ...] = attrs.field(
+        default=(), converter=_observers, validator=attrs.validators.deep_iterable(check_callable)
+    )
+    """Functions that are told what happens, whatever `events` says; see `Observer` and `hears`."""
 
     # ----------------------------------------------------------------- the world
     governor: ConnectGovernor | None = attrs.field(default=None, validator=attrs.validators.optional(_has("turn")))
@@ -612,7 +620,7 @@ class Config:
     entropy: Callable[[int], bytes] = attrs.field(default=os.urandom, validator=check_callable)
     """Unpredictable bytes, for the payloads of pings and the ids of connections."""
     wall_clock: Callable[[], float] = attrs.field(default=time.time, validator=check_callable)
-    """Unix time: only to notice that the machine slept."""
+    """Unix time, in seconds: to notice that the machine slept, and for what is told to observers."""
 
 
 RECONFIGURABLE = frozenset(

@@ -103,6 +103,8 @@ class NovaError(Exception):
     """Whether trying the same again can help."""
     retry_after: float | None = None
     """Seconds the peer asked us to wait, if it did."""
+    session: str = ""
+    """The name of the session that it happened in; "" where that is not known."""
     hint: str = ""
     """What the reader of a traceback can do about it: the last line of `explain`."""
 

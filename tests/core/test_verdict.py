@@ -45,7 +45,7 @@ from trio_nova.errors import (
     SubscriptionRejected,
     TlsFailed,
 )
-from trio_nova.messages import Category
+from trio_nova.events import Category
 
 FATAL, TRANSIENT, REFRESH = Disposition.FATAL, Disposition.TRANSIENT, Disposition.REFRESH
 

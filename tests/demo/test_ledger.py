@@ -24,7 +24,7 @@ from trio_nova.errors import (
     RequestFailed,
     SessionOver,
 )
-from trio_nova.messages import (
+from trio_nova.events import (
     Authenticated,
     BecameReady,
     DialStarted,
@@ -32,6 +32,7 @@ from trio_nova.messages import (
     Gap,
     LinkClosed,
     LinkOpened,
+    Observation,
     PeerSilent,
     RateLimited,
     RetryScheduled,
@@ -40,11 +41,14 @@ from trio_nova.messages import (
 )
 
 
+def seen(event: Event, epoch: int, at: float) -> Observation:
+    return Observation("demo", epoch, at, at, event)
+
+
 def gap(lost: int | None, *epochs: int, outcome: Any = "lost", channel: str = "trades") -> Gap:
     before, after = epochs or (1, 2)
     return Gap(
-        at=0.0,
-        epoch=after,
+        id=1,
         channel=channel,
         epoch_from=before,
         epoch_to=after,
@@ -60,35 +64,39 @@ RESUMED = gap(None, outcome="resumed")
 UNKNOWN = gap(None, outcome="unknown")
 
 
-def closed(epoch: int, at: float = 0.0, code: int = 1006) -> Event:
-    return LinkClosed(at=at, epoch=epoch, code=code, reason="", remote=None, duration=1.0)
+def closed(epoch: int, at: float = 0.0, code: int = 1006) -> Observation:
+    return seen(LinkClosed(code=code, reason="", remote=None, duration=1.0), epoch, at)
 
 
-def dialled(epoch: int, at: float = 0.0) -> Event:
-    return DialStarted(at=at, epoch=epoch, url="ws://127.0.0.1/", attempt=1)
+def dialled(epoch: int, at: float = 0.0) -> Observation:
+    return seen(DialStarted(url="ws://127.0.0.1/", attempt=1), epoch, at)
 
 
-def confirmed(epoch: int, *channels: str) -> list[Event]:
-    return [SubscriptionConfirmed(at=0.0, epoch=epoch, channel=channel, restored=epoch > 1) for channel in channels]
+def confirmed(epoch: int, *channels: str) -> list[Observation]:
+    return [seen(SubscriptionConfirmed(id=1, channel=channel, restored=epoch > 1), epoch, 0.0) for channel in channels]
 
 
-def refused(channel: str) -> Event:
-    return SubscriptionRefused(at=0.0, epoch=2, channel=channel, reason="delisted")
+def refused(channel: str) -> Observation:
+    return seen(SubscriptionRefused(id=1, channel=channel, reason="delisted"), 2, 0.0)
 
 
-def ready(epoch: int, at: float = 0.0) -> tuple[Event, ...]:
+def ready(epoch: int, at: float = 0.0) -> tuple[Observation, ...]:
     return (
-        LinkOpened(at=at, epoch=epoch, connect_time=0.0),
-        Authenticated(at=at, epoch=epoch, refresh=False, duration=0.0, expires_in=None),
-        BecameReady(at=at, epoch=epoch),
+        seen(LinkOpened(connect_time=0.0), epoch, at),
+        seen(Authenticated(refresh=False, duration=0.0, expires_in=None), epoch, at),
+        seen(BecameReady(), epoch, at),
     )
 
 
-def book(*events: Event, strikes: tuple[Strike, ...] = ()) -> Ledger:
+def write_down(ledger: Ledger, event: Observation | Gap) -> None:
+    ledger.hear(seen(event, event.epoch_to, 0.0) if isinstance(event, Gap) else event)
+
+
+def book(*events: Observation | Gap, strikes: tuple[Strike, ...] = ()) -> Ledger:
     """Open books, and write the events down."""
     ledger = Ledger(strikes)
     for event in events:
-        ledger.hear(event)
+        write_down(ledger, event)
     return ledger
 
 
@@ -141,7 +149,7 @@ def test_what_comes_twice_or_out_of_order_is_found(items: tuple[int | Gap, ...])
 
 def test_other_notices_are_no_messages() -> None:
     feed = series(1)
-    feed.hear(BecameReady(at=0.0, epoch=1))
+    feed.hear(BecameReady())
     assert feed.received == 1
 
 
@@ -248,10 +256,11 @@ def test_an_outage_is_over_and_priced_when_every_channel_has_spoken() -> None:
     outage = ledger.outage
     assert outage is not None
     assert (outage.began, outage.noticed, outage.strike, outage.back) == (10.0, 10.5, strike, None)
-    for event in (refused("c"), *ready(2, 12.0), gap(3, channel="a")):
-        ledger.hear(event)
+    news: list[Observation | Gap] = [refused("c"), *ready(2, 12.0), gap(3, channel="a")]
+    for event in news:
+        write_down(ledger, event)
     assert (outage.back, outage.over) == (12.0, False)
-    ledger.hear(gap(4, channel="b"))
+    write_down(ledger, gap(4, channel="b"))
     assert (outage.over, outage.lost, outage.dials) == (True, 7, 1)
     assert ledger.outage is None
     assert (ledger.dials, ledger.links, ledger.refused) == (1, 1, ["c"])
@@ -273,8 +282,8 @@ def test_an_outage_that_the_exchange_did_not_cause_has_no_strike() -> None:
 
 
 def test_silence_and_a_refusal_are_told_of_the_outage_they_belong_to() -> None:
-    rejected = RetryScheduled(at=0.0, epoch=2, delay=1.0, attempt=1, error=HandshakeRejected(503))
-    silent = PeerSilent(at=1.0, epoch=1, clock="pong", silence=0.61)
+    rejected = seen(RetryScheduled(delay=1.0, attempt=1, error=HandshakeRejected(503)), 2, 0.0)
+    silent = seen(PeerSilent(clock="pong", silence=0.61), 1, 1.0)
     ledger = book(silent, closed(1), *ready(2), closed(2), rejected)
     assert [outage.sight for outage in ledger.outages] == ["silent 0.61 s", "1006, then 503"]
 
@@ -304,7 +313,7 @@ def test_what_the_book_missed_is_counted_by_itself() -> None:
 
 
 def test_what_the_limiter_held_back_is_counted() -> None:
-    assert book(RateLimited(at=0.0, epoch=1, wait=0.1)).paced == 1
+    assert book(seen(RateLimited(wait=0.1), 1, 0.0)).paced == 1
 
 
 # --------------------------------------------------------------------------- the audit
@@ -466,17 +475,17 @@ def test_a_link_that_was_lost_before_it_was_ready_need_not_be_restored(books: Bo
 
 # --------------------------------------------------------------------------- outages
 
-REFUSED = RetryScheduled(at=0.0, epoch=1, delay=1.0, attempt=1, error=HandshakeRejected(503))
-SEEN: dict[Fault, tuple[Event, ...]] = {
+REFUSED = seen(RetryScheduled(delay=1.0, attempt=1, error=HandshakeRejected(503)), 1, 0.0)
+SEEN: dict[Fault, tuple[Observation, ...]] = {
     Fault.DROP: (closed(1),),
     Fault.RESTART: (closed(1, code=1012),),
-    Fault.MUTE: (PeerSilent(at=0.0, epoch=1, clock="pong", silence=0.6), closed(1)),
+    Fault.MUTE: (seen(PeerSilent(clock="pong", silence=0.6), 1, 0.0), closed(1)),
     Fault.REFUSE: (closed(1), dialled(1), REFUSED, dialled(1, RETRY_AFTER)),
     Fault.RESET: (closed(1),),
 }
 
 
-def findings_of(fault: Fault, *events: Event, heard: bool = True) -> list[str]:
+def findings_of(fault: Fault, *events: Observation, heard: bool = True) -> list[str]:
     """Audit nothing but the outages of a run that saw `events`."""
     ledger = book(*events, strikes=(Strike(fault, 0.0),))
     if heard and ledger.outages:

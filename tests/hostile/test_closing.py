@@ -175,11 +175,11 @@ async def test_what_an_illegal_close_frame_says_is_kept_and_the_link_is_dialled_
     autojump_clock: MockClock, transport: Transport, goodbye: str
 ) -> None:
     payload, code, said = ILLEGAL_GOODBYES[goodbye]
-    events = []
+    events: list[trio_nova.Event] = []
 
     class Log(trio_nova.LoggingHandler):
-        def log_connection_event(self, event: Any) -> None:
-            events.append(event)
+        def log_connection_event(self, observation: trio_nova.Observation) -> None:
+            events.append(observation.event)
 
     async with (
         ScriptedServer(partial(close_when_open, payload=payload), echo) as server,

@@ -25,6 +25,7 @@ from trio_nova import (
     ListBackoff,
     Listener,
     NotSent,
+    Observation,
     OutcomeUnknown,
     PeerSilent,
     Ping,
@@ -56,14 +57,19 @@ async def mute(peer: Peer) -> None:
     await peer.mute()
 
 
-async def until_closed(events: Listener) -> list[Event]:
-    """Return all events up to the end of the link, that included."""
-    seen: list[Event] = []
-    async for event in events:
-        seen.append(event)
-        if isinstance(event, LinkClosed):
+async def until_closed(events: Listener) -> list[Observation]:
+    """Return all that is told up to the end of the link, that included."""
+    told: list[Observation] = []
+    async for observation in events.observations():
+        told.append(observation)
+        if isinstance(observation.event, LinkClosed):
             break
-    return seen
+    return told
+
+
+def silences(told: list[Observation]) -> list[tuple[str, float]]:
+    """Return by which clock, and when, the peer was found silent."""
+    return [(each.event.clock, each.at) for each in told if isinstance(each.event, PeerSilent)]
 
 
 # --------------------------------------------------------------------------- exactly when
@@ -130,7 +136,7 @@ async def noticed_after(death: Death) -> float:
                 trio.open_nursery() as nursery,
             ):
                 nursery.start_soon(send)
-                silent = [event.at for event in await until_closed(events) if isinstance(event, PeerSilent)]
+                silent = [at for _, at in silences(await until_closed(events))]
                 nursery.cancel_scope.cancel(reason="it was noticed")
     assert len(silent) == 1
     return silent[0] - born - death.at
@@ -179,9 +185,9 @@ async def test_no_more_than_one_message_of_each_sender_waits_for_a_peer_that_doe
                     while True:
                         await trio.sleep(0.1)
                         waiting.append(conn.statistics().outbox_messages)
-                silent = [event for event in await until_closed(events) if isinstance(event, PeerSilent)]
+                silent = silences(await until_closed(events))
     assert 1 <= max(waiting) <= senders
-    assert [(event.clock, event.at) for event in silent] == [("write", PONG_TIMEOUT)]
+    assert silent == [("write", PONG_TIMEOUT)]
 
 
 @pytest.mark.fault("F63", "F64", "F65", where="socket")
@@ -223,13 +229,13 @@ async def test_a_black_hole_is_noticed_in_time_at_a_socket_whether_or_not_somebo
                     nursery.start_soon(send, LARGE)
                     await trio.testing.wait_all_tasks_blocked()
                     nursery.start_soon(send, 5)
-                silent = [event for event in await until_closed(events) if isinstance(event, PeerSilent)]
+                silent = silences(await until_closed(events))
                 await conn.wait_ready()
                 await conn.send_text("the next link is well")
                 assert await conn.receive() == "the next link is well"
-    assert [event.clock for event in silent] == [clock]
+    assert [name for name, _ in silent] == [clock]
     assert outcomes == ({LARGE: OutcomeUnknown, 5: NotSent} if sends else {})
-    assert silent[0].at - ready <= 2.0 + 3.0
+    assert silent[0][1] - ready <= 2.0 + 3.0
 
 
 # --------------------------------------------------------------------------- both sides full
@@ -265,10 +271,10 @@ async def test_two_sides_that_flood_each_other_and_do_not_read_are_no_dead_lock(
                 trio.open_nursery() as nursery,
             ):
                 nursery.start_soon(answer_all)
-                silent = [event for event in await until_closed(events) if isinstance(event, PeerSilent)]
+                silent = silences(await until_closed(events))
                 await conn.wait_ready()
                 nursery.cancel_scope.cancel(reason="it was noticed")
-    assert [(event.clock, event.at) for event in silent] == [("write", PONG_TIMEOUT)]
+    assert silent == [("write", PONG_TIMEOUT)]
 
 
 # --------------------------------------------------------------------------- ends without a word
@@ -301,10 +307,11 @@ async def test_a_peer_that_has_vanished_is_known_by_the_first_write(
                 if sends_at is not None:
                     await trio.sleep(sends_at)
                     await conn.send_text("anybody there?")
-                closed = (await until_closed(events))[-1]
+                last = (await until_closed(events))[-1]
+                closed = last.event
                 assert isinstance(closed, LinkClosed)
                 await conn.wait_ready()
-    assert (closed.code, closed.remote, closed.at) == (1006, None, sends_at or PING_INTERVAL)
+    assert (closed.code, closed.remote, last.at) == (1006, None, sends_at or PING_INTERVAL)
 
 
 CUTS = {
@@ -383,9 +390,9 @@ async def test_half_a_close_is_noticed_the_moment_it_comes(autojump_clock: MockC
                 ) as conn,
                 conn.listen() as events,
             ):
-                closed = (await until_closed(events))[-1]
-    assert isinstance(closed, LinkClosed)
-    assert (closed.code, closed.at) == (1006, 3.25)
+                last = (await until_closed(events))[-1]
+    assert isinstance(last.event, LinkClosed)
+    assert (last.event.code, last.at) == (1006, 3.25)
 
 
 @pytest.mark.fault("F69", where="socket")
@@ -456,8 +463,8 @@ async def test_a_peer_must_take_64_kib_of_a_write_within_its_patience(
                 else:
                     with pytest.raises(OutcomeUnknown):
                         await conn.send_bytes(bytes(150_000))
-                    silent = [event for event in await until_closed(events) if isinstance(event, PeerSilent)]
-                    assert [(event.clock, event.at) for event in silent] == [("write", pong_timeout)]
+                    silent = silences(await until_closed(events))
+                    assert silent == [("write", pong_timeout)]
         nursery.cancel_scope.cancel(reason="it was seen")
 
 
@@ -531,7 +538,7 @@ async def test_eight_hours_asleep_are_one_verdict_one_dial_and_no_burst(autojump
                 conn.listen() as events,
             ):
                 nursery.start_soon(sleep_through)
-                silent = [event for event in await until_closed(events) if isinstance(event, PeerSilent)]
+                silent = silences(await until_closed(events))
                 await conn.wait_ready()
                 for number in range(30):
                     await conn.send_text(str(number))
@@ -539,7 +546,7 @@ async def test_eight_hours_asleep_are_one_verdict_one_dial_and_no_burst(autojump
                 assert conn.epoch == 2
         await server.dials[1].wait_ended()
     assert len(silent) == 1
-    assert silent[0].at <= 8 * 3600.0 + PING_INTERVAL + 2 * PONG_TIMEOUT
+    assert silent[0][1] <= 8 * 3600.0 + PING_INTERVAL + 2 * PONG_TIMEOUT
     assert len(server.dials) == 2
     assert len([frame for frame in server.dials[0].frames if isinstance(frame, Ping)]) == 1
     arrivals = [received.at for received in server.dials[1].journal if not isinstance(received.frame, ClosePayload)]
@@ -642,7 +649,7 @@ async def test_a_peer_that_takes_what_is_in_the_kernel_bit_by_bit_is_alive_and_d
         stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, 1_000_000)
         return stream
 
-    events: list[Event] = []
+    told: list[Observation] = []
     server = ScriptedServer(take_little)
     async with server, server.listen(tls=tls, receive_buffer=4096) as listening, trio.open_nursery() as nursery:
         options: dict[str, Any] = {"ssl_context": listening.client_ssl_context} if tls else {}
@@ -652,12 +659,12 @@ async def test_a_peer_that_takes_what_is_in_the_kernel_bit_by_bit_is_alive_and_d
 
                 async def listen() -> None:
                     async with conn.listen() as heard:
-                        events.extend([event async for event in heard])
+                        told.extend([each async for each in heard.observations()])
 
                 nursery.start_soon(listen)
                 with suppress(trio_nova.OutcomeUnknown):
                     await conn.send(bytes(size))
                 await conn.wait_closed()
-    lost_at = next(event.at for event in events if isinstance(event, trio_nova.PeerSilent))
+    ((_, lost_at),) = silences(told)
     assert lost_at > 30.0
     assert lost_at <= (last_taken if clock == "pong" else 60.0) + 8.0

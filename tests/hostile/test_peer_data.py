@@ -350,7 +350,7 @@ def our_tasks() -> list[str]:
         task = rest.pop()
         names.append(task.name)
         rest += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-    return sorted(name for name in names if name.startswith("nova:"))
+    return sorted(name for name in names if name.startswith("nova"))
 
 
 @pytest.mark.fault("F122", where="memory")
@@ -390,7 +390,7 @@ async def test_greetings_and_grants_that_come_twice_or_too_soon_start_nothing_tw
             assert (conn.state, conn.epoch) == (State.READY, 1)
             assert conn.statistics().pings_sent == 30
         auths = [frame for frame in server.dials[0].frames if isinstance(frame, str)]
-    assert [name for name in before if "heartbeat" in name] == ["nova:heartbeat#1"]
+    assert [name for name in before if "heartbeat" in name] == [f"nova[{conn.id}]:heartbeat#1"]
     assert len(set(before)) == len(before)
     assert len(auths) == 1
     assert [event for event in told if isinstance(event, Authenticated | BecameReady)] == []

@@ -562,7 +562,8 @@ async def test_however_many_want_another_link_there_is_one_at_a_time_and_the_old
                 await conn.send_text("alive")
                 assert await conn.receive() in ("alive", "reconnect")
                 assert conn.epoch == len(server.dials) <= 3
-                closed = [event.epoch for event in await events.receive_batch() if isinstance(event, LinkClosed)]
+                seen = await events.observations().receive_batch()
+                closed = [each.epoch for each in seen if isinstance(each.event, LinkClosed)]
     assert closed == list(range(1, conn.epoch))
     for earlier, later in pairwise(server.dials):
         assert earlier.ended_at is not None

@@ -21,12 +21,12 @@ from trio_nova import (
     HandshakeRejected,
     ListBackoff,
     LoggingHandler,
+    Observation,
     RollingWindow,
     State,
     open_connection,
 )
 from trio_nova.links import Transport
-from trio_nova.messages import ConnectionEvent
 from trio_nova.testing import HangDial, MemoryStream, Peer, ScriptedServer, echo
 
 URL = "ws://front.test/"
@@ -44,11 +44,11 @@ class Elsewhere(ConnectionHandler):
 class Noted(LoggingHandler):
     """Keeps what is told of dials."""
 
-    told: list[ConnectionEvent] = attrs.field(factory=list)
+    told: list[Observation] = attrs.field(factory=list)
 
-    def log_connection_event(self, event: ConnectionEvent) -> None:
-        if isinstance(event, DialQueued | DialStarted):
-            self.told.append(event)
+    def log_connection_event(self, observation: Observation) -> None:
+        if isinstance(observation.event, DialQueued | DialStarted):
+            self.told.append(observation)
 
 
 async def upgrade_slowly(peer: Peer) -> None:
@@ -381,13 +381,13 @@ async def test_a_session_that_waits_for_its_turn_says_so(autojump_clock: trio.ab
             nursery.start_soon(hold, log)
             await wait_all_tasks_blocked()
     [alone], [queued, began] = logs[0].told, logs[1].told
-    assert isinstance(alone, DialStarted)
-    assert isinstance(queued, DialQueued)
-    assert queued.under_way == 1
+    assert isinstance(alone.event, DialStarted)
+    assert isinstance(queued.event, DialQueued)
+    assert queued.event.under_way == 1
     assert queued.at == pytest.approx(started)
-    assert isinstance(began, DialStarted)
+    assert isinstance(began.event, DialStarted)
     assert began.at == pytest.approx(started + 0.2)
-    assert "secret" not in queued.url
+    assert "secret" not in queued.event.url
 
 
 # --------------------------------------------------------------------------- redials

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 import trio_nova
-from trio_nova.messages import LinkClosed
+from trio_nova.events import LinkClosed
 
 if TYPE_CHECKING:
     from tests.live.conftest import Server, StartServer

@@ -14,7 +14,7 @@ import pytest
 import trio
 
 import trio_nova
-from trio_nova.messages import LinkClosed, RetryScheduled
+from trio_nova.events import LinkClosed, RetryScheduled
 
 if TYPE_CHECKING:
     from tests.live.conftest import Authority, Server, StartServer

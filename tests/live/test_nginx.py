@@ -11,8 +11,9 @@ import pytest
 import trio
 
 import trio_nova
+from trio_nova.events import LinkClosed
 from trio_nova.handlers import ConnectionHandler, ConnectionInfo
-from trio_nova.messages import Action, LinkClosed
+from trio_nova.messages import Action
 
 if TYPE_CHECKING:
     from tests.live.conftest import Authority, Front

@@ -10,7 +10,7 @@ import trio
 import trio_websocket
 
 import trio_nova
-from trio_nova.messages import Event, LinkClosed, PeerSilent
+from trio_nova.events import Event, LinkClosed, PeerSilent
 
 if TYPE_CHECKING:
     from tests.live.conftest import Server

@@ -39,10 +39,10 @@ from trio_nova.core.outbox import Outbox
 from trio_nova.core.pulse import Pulse
 from trio_nova.core.subscriptions import Book
 from trio_nova.core.verdict import Attempts
-from trio_nova.handlers import logging as log
 from trio_nova.links import _block, _handshake, wire
 from trio_nova.links._governor import Turn
 from trio_nova.links._wire import WireProtocol
+from trio_nova.observe import logging as log
 from trio_nova.testing import sim
 
 MOST_SEEDS = 500
@@ -525,7 +525,7 @@ mutant(
         Supervisor,
         "finish",
         "session.finish()",
-        'session.finish()\ntrio.lowlevel.spawn_system_task(trio.sleep_forever, name="nova:left")',
+        'session.finish()\ntrio.lowlevel.spawn_system_task(trio.sleep_forever, name=session.task_name("left"))',
     ),
 )
 mutant(
@@ -560,8 +560,8 @@ mutant(
     Edit(
         Session,
         "apply",
-        "self.emit(StateChanged, old=old.value, new=new.value)",
-        "new is State.AUTHENTICATING or self.emit(StateChanged, old=old.value, new=new.value)",
+        "self.tell(StateChanged(old=old.value, new=new.value))",
+        "new is State.AUTHENTICATING or self.tell(StateChanged(old=old.value, new=new.value))",
     ),
 )
 
@@ -584,7 +584,7 @@ mutant(
     "raw log",
     "What a peer says is logged as it came.",
     "X5",
-    Edit(log, "describe", "printable(redacted(str(value)))", "redacted(str(value))"),
+    Edit(log, "_clean", "printable(redacted(text))", "redacted(text)"),
 )
 mutant(
     "trusting redirect",

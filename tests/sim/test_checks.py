@@ -319,7 +319,7 @@ def the_run_is_stuck(records: Records) -> Records:
 
 @forgery("L4")
 def time_stands_still(records: Records) -> Records:
-    return with_record(records, "run.spins", steps=1, task="nova:x")
+    return with_record(records, "run.spins", steps=1, task="nova[1]:x")
 
 
 @forgery("L4")
@@ -371,7 +371,7 @@ def a_link_is_left_open(records: Records) -> Records:
 @forgery("M2")
 def a_task_is_left(records: Records) -> Records:
     index = first(records, "run.end")
-    return replaced(records, index, changed(records[index], tasks=["nova:reader#1"]))
+    return replaced(records, index, changed(records[index], tasks=["nova[1]:reader#1"]))
 
 
 @forgery("E1")

@@ -15,16 +15,14 @@ from tests.sweep.service import NEWS, TICKS, Service
 from tests.sweep.streams import Lane, WatchedStream, socket_streams
 from trio_nova import (
     Connection,
-    ConnectionEvent,
-    ErrorEvent,
     Expired,
     Feed,
     JsonCodec,
     ListBackoff,
-    MessageEvent,
     MetricsCollector,
     NotSent,
     NovaError,
+    Observation,
     OutcomeUnknown,
     Receiver,
     SessionOver,
@@ -72,13 +70,13 @@ class _Cutter(MetricsCollector):
         super().__init__()
         self._heard = heard
 
-    def handle_connection_event(self, event: ConnectionEvent) -> None:
+    def handle_connection_event(self, observation: Observation) -> None:
         self._heard()
 
-    def handle_message_event(self, event: MessageEvent) -> None:
+    def handle_message_event(self, observation: Observation) -> None:
         self._heard()
 
-    def handle_error_event(self, event: ErrorEvent) -> None:
+    def handle_error_event(self, observation: Observation) -> None:
         self._heard()
 
 

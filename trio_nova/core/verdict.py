@@ -29,7 +29,7 @@ from trio_nova.errors import (
     SessionOver,
     TlsFailed,
 )
-from trio_nova.messages import Category
+from trio_nova.events import Category
 
 __all__ = [
     "CLOSE_CODES",

@@ -18,7 +18,7 @@ from trio_nova.demo.journal import Strike
 from trio_nova.demo.market import BOOK, CHANNELS, apply_levels
 from trio_nova.demo.wire import Order
 from trio_nova.errors import Expired, HandshakeRejected, LinkLost, NotSent, NovaError, RequestFailed, SessionOver
-from trio_nova.messages import (
+from trio_nova.events import (
     Authenticated,
     BecameReady,
     DialStarted,
@@ -26,6 +26,7 @@ from trio_nova.messages import (
     Gap,
     LinkClosed,
     LinkOpened,
+    Observation,
     PeerSilent,
     RateLimited,
     RetryScheduled,
@@ -299,14 +300,14 @@ class Ledger:
         if waits and self.outage is not None:
             self.outage.waited += 1
 
-    def hear(self, event: Event) -> None:
+    def hear(self, observation: Observation) -> None:
         """Note one event of the session."""
-        outage = self.outage
+        event, epoch, outage = observation.event, observation.epoch, self.outage
         match event:
             case Authenticated():
-                self.signed_in.add(event.epoch)
+                self.signed_in.add(epoch)
             case SubscriptionConfirmed(channel=channel):
-                self.confirmed.setdefault(event.epoch, []).append(channel)
+                self.confirmed.setdefault(epoch, []).append(channel)
             case SubscriptionRefused(channel=channel):
                 self.refused.append(channel)
                 if outage is not None:
@@ -321,7 +322,7 @@ class Ledger:
             case PeerSilent(silence=silence):
                 self._silence = silence
             case LinkClosed():
-                self._link_lost(event)
+                self._link_lost(event, epoch, observation.at)
             case RetryScheduled(error=HandshakeRejected(status=status)) if outage is not None:
                 outage.status = status
             case DialStarted():
@@ -331,9 +332,9 @@ class Ledger:
             case LinkOpened():
                 self.links += 1
             case BecameReady():
-                self.ready.add(event.epoch)
+                self.ready.add(epoch)
                 if outage is not None:
-                    outage.back = event.at
+                    outage.back = observation.at
             case _:
                 pass
 
@@ -344,13 +345,13 @@ class Ledger:
         for channel, series in self.series.items():
             series.end(emitted.get(channel, 0), link_lost=channel in unheard)
 
-    def _link_lost(self, event: LinkClosed) -> None:
+    def _link_lost(self, event: LinkClosed, epoch: int, at: float) -> None:
         if self.closing:
             return
         if self.outage is not None:
             self.outage.over = True
         claimed = sum(outage.strike is not None for outage in self.outages)
         strike = self.strikes[claimed] if claimed < len(self.strikes) else None
-        channels = {*self.confirmed.get(event.epoch, ())}
-        self.outages.append(Outage(event.epoch, event.at, event.code, strike, self._silence, channels))
+        channels = {*self.confirmed.get(epoch, ())}
+        self.outages.append(Outage(epoch, at, event.code, strike, self._silence, channels))
         self._silence = None

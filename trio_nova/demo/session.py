@@ -211,9 +211,9 @@ class _Run:
 
     async def _keep_books(self, events: Listener) -> None:
         """Note everything that happens, in its order, until the session is over."""
-        async for event in events:
+        async for observation in events.observations():
             outage = self._ledger.outage
-            self._ledger.hear(event)
+            self._ledger.hear(observation)
             if outage is not None and outage.over:
                 self._display.show_outage(outage)
             self._heard.unpark_all()

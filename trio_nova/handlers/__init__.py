@@ -21,9 +21,7 @@ from trio_nova.handlers.heartbeat import MessageHeartbeat as MessageHeartbeat
 from trio_nova.handlers.heartbeat import NoHeartbeat as NoHeartbeat
 from trio_nova.handlers.heartbeat import PingHeartbeat as PingHeartbeat
 from trio_nova.handlers.heartbeat import ServerHeartbeat as ServerHeartbeat
-from trio_nova.handlers.logging import LoggingHandler as LoggingHandler
 from trio_nova.handlers.message import MessageHandler as MessageHandler
-from trio_nova.handlers.metrics import MetricsCollector as MetricsCollector
 from trio_nova.handlers.rate_limit import RATE_COSTS as RATE_COSTS
 from trio_nova.handlers.rate_limit import RateLimitHandler as RateLimitHandler
 from trio_nova.handlers.rate_limit import RateRequest as RateRequest

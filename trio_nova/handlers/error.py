@@ -9,7 +9,8 @@ import attrs
 from trio_nova.core import number
 from trio_nova.core.verdict import categorize
 from trio_nova.errors import printable
-from trio_nova.messages import Action, Category, Retry, Stop
+from trio_nova.events import Category
+from trio_nova.messages import Action, Retry, Stop
 from trio_nova.secrets import redacted
 
 __all__ = ["AlwaysReconnect", "ErrorHandler", "FailFast", "LogAndContinue"]

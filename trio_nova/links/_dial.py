@@ -92,7 +92,7 @@ async def _open_transport(dial: Dial, host: str, port: int) -> trio.abc.Stream:
         if not addresses:
             raise ConnectFailed(f"{host} has no address", phase="dns")
     dial.on_phase("tcp")
-    return await _race(addresses, host, port)
+    return await _race(addresses, host, port, dial.task_name("connect"))
 
 
 async def _call_factory(factory: StreamFactory, host: str, port: int) -> trio.abc.Stream:
@@ -111,7 +111,7 @@ async def _call_factory(factory: StreamFactory, host: str, port: int) -> trio.ab
     return stream
 
 
-async def _race(addresses: Sequence[str], host: str, port: int) -> trio.SocketStream:
+async def _race(addresses: Sequence[str], host: str, port: int, name: str) -> trio.SocketStream:
     """Return the first connection of those to `addresses`, tried in order; the losers are closed."""
     if len(addresses) == 1:
         try:
@@ -138,7 +138,7 @@ async def _race(addresses: Sequence[str], host: str, port: int) -> trio.SocketSt
             for address in addresses:
                 await lanes.acquire()
                 failed = trio.Event()
-                nursery.start_soon(attempt, address, failed, name=f"nova:connect {address}")
+                nursery.start_soon(attempt, address, failed, name=f"{name} {address}")
                 with trio.move_on_after(STAGGER):
                     await failed.wait()
         if won:

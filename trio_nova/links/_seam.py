@@ -92,12 +92,18 @@ class Dial:
     wall_clock: Callable[[], float] = attrs.field(default=time.time, repr=False)
     """Seconds since the epoch of Unix: for the dates of a Retry-After."""
     on_phase: Callable[[Phase], None] = attrs.field(default=lambda phase: None, repr=False)
+    session: str = ""
+    """The id of the session, for the names of tasks."""
     """Told each phase as it begins, so that a time-out can say how far the attempt got."""
 
     @property
     def offered(self) -> tuple[str, ...]:
         """The names of the subprotocols, unmasked."""
         return tuple(name.reveal() if isinstance(name, Secret) else name for name in self.subprotocols)
+
+    def task_name(self, verb: str) -> str:
+        """Return the name of a task that works for the link."""
+        return f"nova[{self.session}]:{verb}#{self.epoch}"
 
 
 def refuse_what_lacks(lacks: Mapping[str, str], options: attrs.AttrsInstance) -> None:

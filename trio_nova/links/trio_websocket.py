@@ -3,7 +3,7 @@
 ::
 
     the block of Transport.open
-    └─ link             nova:link#3     waits for messages; closes the socket when none will come
+    └─ link             the task link   waits for messages; closes the socket when none will come
        └─ reader        trio-websocket's own: frames -> messages, pongs
 """
 
@@ -225,7 +225,7 @@ class _Link(ABC):
         Raises:
             ConnectFailed: it failed, or the link is gone already.
         """
-        nursery.start_soon(self._run, name=f"nova:link#{self._dial.epoch}")
+        nursery.start_soon(self._run, name=self._dial.task_name("link"))
         await self._up.wait()
         if self._gone.is_set() and self._failure is not None:
             if isinstance(self._failure, NovaError):
@@ -388,7 +388,7 @@ class _AdoptedLink(_Link):
 
     async def _write(self, frame: Frame) -> None:
         if isinstance(frame, Ping):
-            self._nursery.start_soon(self._ping, frame.payload, name=f"nova:ping#{self._dial.epoch}")
+            self._nursery.start_soon(self._ping, frame.payload, name=self._dial.task_name("ping"))
             await trio.lowlevel.checkpoint()
             return
         self._stalled_since = trio.current_time()

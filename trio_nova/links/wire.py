@@ -5,8 +5,8 @@
     receive_some ──► stream ──► WireProtocol ──► a batch of frames
     send_all, send_nowait ◄── encoded, joined ──► stream
     and, in the link's nursery, only while it is needed:
-        nova:answer#3    writes the pongs that could not be written at once
-        nova:close#3     closes a stream that cannot be closed without waiting
+        answer    writes the pongs that could not be written at once
+        close     closes a stream that cannot be closed without waiting
 
 Reading is done by whoever calls `receive_some`, and writing by whoever calls `send_all`: an idle link
 has no task of its own.
@@ -354,7 +354,7 @@ class _WireLink:
             rest = answer[self._write_some(answer) :]
         if rest or self._answers:
             self._writing = True
-            self._nursery.start_soon(self._finish_answers, rest, name=f"nova:answer#{self._dial.epoch}")
+            self._nursery.start_soon(self._finish_answers, rest, name=self._dial.task_name("answer"))
 
     async def _finish_answers(self, rest: bytes) -> None:
         with contextlib.suppress(LinkLost):  # reading tells it as well
@@ -401,7 +401,7 @@ class _WireLink:
         if self._socket is not None:
             self._socket.close()
         else:
-            self._nursery.start_soon(trio.aclose_forcefully, self._stream, name=f"nova:close#{self._dial.epoch}")
+            self._nursery.start_soon(trio.aclose_forcefully, self._stream, name=self._dial.task_name("close"))
         self._read.ring()
         self._written.ring()
 

@@ -24,15 +24,14 @@ from trio_nova.handlers import (
     ErrorHandler,
     Granted,
     Heartbeat,
-    LoggingHandler,
     MessageHandler,
-    MetricsCollector,
     RateLimitHandler,
     Refused,
     SubscriptionHandler,
 )
 from trio_nova.handlers.correlation import ids_as_written, written_ids
 from trio_nova.messages import Ping, Pong
+from trio_nova.observe import LoggingHandler, MetricsCollector
 from trio_nova.testing._peer import Peer
 from trio_nova.testing._words import HOSTILE_PAYLOADS, messages_of, words_of
 

@@ -10,7 +10,7 @@ import trio
 import trio_nova
 from tests.survival import settings
 from tests.survival.program import Program
-from trio_nova.messages import Dropped, LinkClosed
+from trio_nova.events import Dropped, LinkClosed
 
 DISTRIBUTIONS: Sequence[str] = ("trio-nova", "trio", "websockets")
 

@@ -140,7 +140,7 @@ def _session_tasks() -> list[str]:
     while rest:
         task = rest.pop()
         rest += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
-        if task.name.startswith("nova:"):
+        if task.name.startswith("nova["):
             found.append(task.name)
     return sorted(found)
 
@@ -159,7 +159,7 @@ class _SpinWatch(trio.abc.Instrument):
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         self.steps += 1
-        self.of_sessions += task.name.startswith("nova:")
+        self.of_sessions += task.name.startswith("nova[")
         if self.steps == MOST_STEPS:
             if (now := trio.current_time()) != self.now:
                 self.now, self.steps = now, 0

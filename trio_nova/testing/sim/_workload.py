@@ -29,8 +29,8 @@ from trio_nova import Buffer, Connection, ExponentialBackoff, FeedOptions, RateL
 from trio_nova.core.limits import RollingWindow
 from trio_nova.core.session import State
 from trio_nova.errors import NovaError
-from trio_nova.handlers.logging import LoggingHandler, describe
-from trio_nova.messages import ConnectionEvent, Dropped, Event, FeedStale, Gap, Resynced, RetryScheduled, SessionEnded
+from trio_nova.events import Dropped, FeedStale, Gap, Observation, Resynced, RetryScheduled, SessionEnded
+from trio_nova.observe.logging import LoggingHandler, describe_event
 from trio_nova.testing.sim._dialects import DIALECTS, Dialect
 from trio_nova.testing.sim._scenario import (
     BACKOFF_CAP,
@@ -78,9 +78,9 @@ class _Ears(LoggingHandler):
 
     note: Callable[..., object]
 
-    def log_connection_event(self, event: ConnectionEvent) -> None:
-        super().log_connection_event(event)
-        if isinstance(event, SessionEnded):
+    def log_connection_event(self, observation: Observation) -> None:
+        super().log_connection_event(observation)
+        if isinstance(observation.event, SessionEnded):
             self.note("client.ended")
 
 
@@ -213,8 +213,9 @@ class Client:
     async def _watch_events(self, conn: Connection) -> None:
         async with conn.listen(size=100_000) as events:
             self.note("client.event", event="Listening", state=conn.state.value, epoch=conn.epoch)
-            async for event in events:
-                self.note("client.event", **_fields(event))
+            async for observation in events.observations():
+                self.note("client.event", epoch=observation.epoch, **describe_event(observation.event))
+                event = observation.event
                 self._watch_peaks(conn)
                 if isinstance(event, RetryScheduled):
                     self.dials_at = trio.current_time() + event.delay
@@ -267,7 +268,7 @@ class Client:
 
     def _note_item(self, about: dict[str, Any], item: Any) -> None:
         if isinstance(item, _NOTICES):
-            self.note("client.notice", **{**_fields(item), **about})
+            self.note("client.notice", **{**describe_event(item), **about})
         else:
             number, snapshot = self.dialect.number(about["channel"], item), self.dialect.is_snapshot(item)
             self.note("client.data", **about, number=number, **({"snapshot": True} if snapshot else {}))
@@ -356,13 +357,6 @@ class Client:
 
     async def _nap(self, least: float, most: float) -> None:
         await trio.sleep(self.dice.uniform(least, most))
-
-
-def _fields(event: Event) -> dict[str, object]:
-    """Return an event's name and fields, without the time, which the journal has."""
-    fields = describe(event)
-    del fields["at"]
-    return fields
 
 
 def _names(error: BaseException) -> list[str]:

@@ -1,4 +1,4 @@
-"""What to count."""
+"""Metrics: counters, gauges and histograms of what happens."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import get_args
 
 import attrs
 
-from trio_nova.messages import (
+from trio_nova.events import (
     Authenticated,
     BecameReady,
     Category,
-    ConnectionEvent,
     ConsumerCaughtUp,
     Dropped,
     ErrorEvent,
+    Event,
     Gap,
     LinkClosed,
     LinkOpened,
     MessageEvent,
+    Observation,
     PongReceived,
     RateConsumed,
     RateLimited,
@@ -36,7 +37,7 @@ __all__ = ["Histogram", "MetricsCollector"]
 _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 _QUANTILES = (0.5, 0.95, 0.99)
 _CATEGORIES = frozenset(get_args(Category))
-_DURATIONS: Mapping[type[ConnectionEvent], tuple[str, str]] = {
+_DURATIONS: Mapping[type[Event], tuple[str, str]] = {
     LinkOpened: ("connect_time", "connect_time"),
     LinkClosed: ("link_duration", "duration"),
     Reconnected: ("outage", "outage"),
@@ -108,8 +109,19 @@ class MetricsCollector:
     gauges: dict[str, float] = attrs.field(factory=dict)
     histograms: dict[str, Histogram] = attrs.field(factory=dict)
 
-    def handle_connection_event(self, event: ConnectionEvent) -> None:
+    def __call__(self, observation: Observation) -> None:
+        """Hand what happened to the hook of its family."""
+        match observation.event:
+            case MessageEvent():
+                self.handle_message_event(observation)
+            case ErrorEvent():
+                self.handle_error_event(observation)
+            case _:
+                self.handle_connection_event(observation)
+
+    def handle_connection_event(self, observation: Observation) -> None:
         """Count what happened to the session or its link."""
+        event = observation.event
         kind = type(event)
         self.counters[f"events.{kind.__name__}"] += 1
         if (duration := _DURATIONS.get(kind)) is not None:
@@ -132,7 +144,7 @@ class MetricsCollector:
             case Gap():
                 self.counters["messages.missed"] += event.lost or 0
 
-    def handle_message_event(self, event: MessageEvent) -> None:
+    def handle_message_event(self, observation: Observation) -> None:
         """Look at one message. Only called where it is overridden: the default counts by batch."""
 
     def handle_message_batch(self, direction: str, messages: int, size: int) -> None:
@@ -140,9 +152,10 @@ class MetricsCollector:
         self.counters[f"messages.{direction}"] += messages
         self.counters[f"bytes.{direction}"] += size
 
-    def handle_error_event(self, event: ErrorEvent) -> None:
+    def handle_error_event(self, observation: Observation) -> None:
         """Count an error, by its category; one that is not in `Category` counts as "unknown"."""
-        category = event.category if event.category in _CATEGORIES else "unknown"
+        told = getattr(observation.event, "category", "unknown")
+        category = told if told in _CATEGORIES else "unknown"
         self.counters[f"errors.{category}"] += 1
 
     def snapshot(self) -> Mapping[str, float]:

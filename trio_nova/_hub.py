@@ -1,0 +1,247 @@
+"""Where a session tells what happens, and who hears it: logging, metrics, observers, and any number of listeners."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from typing import Literal, TypeAlias
+
+import attrs
+import trio
+
+from trio_nova._mailbox import Mailbox, Receiver
+from trio_nova.core.bounded import Overflow
+from trio_nova.errors import ConfigError, Lagged, SessionOver
+from trio_nova.events import PER_MESSAGE, Dropped, Event, MessageEvent, Observation, Observer
+from trio_nova.observe import LoggingHandler, MetricsCollector
+
+__all__ = ["Hub", "Listener", "ListenerOverflow"]
+
+_logger = logging.getLogger("trio_nova")
+
+MAX_NESTED = 1024
+"""Events that may be told from inside observers before those that wait are given up."""
+
+ListenerOverflow: TypeAlias = Literal["drop_oldest", "drop_newest", "fail"]
+
+
+@attrs.define(eq=False)
+class Listener:
+    """The events of a session, in a bounded queue of one's own. Made by `Connection.listen`.
+
+    A slow listener loses events, is told so by a `Dropped` in their place, and slows nobody. With overflow
+    "fail" the queue ends where it overflowed: receiving then raises Lagged.
+    """
+
+    _mailbox: Mailbox[Observation]
+    _overflow: ListenerOverflow
+    _hears: tuple[type[Event], ...] | None
+    """None: all but the events that are made for each message."""
+    _receiver: Receiver[Observation] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._receiver = Receiver(self._mailbox)
+
+    def observations(self) -> Receiver[Observation]:
+        """Return the receiver of the same queue that says, around each event, where and when it happened."""
+        return self._receiver
+
+    async def receive(self) -> Event:
+        """Return the next event, waiting for it if need be. Cancelling loses nothing.
+
+        Raises:
+            SessionOver: no event will come any more.
+            Lagged: the queue has overflowed, and the overflow policy is "fail".
+        """
+        return (await self._receiver.receive()).event
+
+    def receive_nowait(self) -> Event:
+        """Return the next event; raises trio.WouldBlock where there is none, else like `receive`."""
+        return self._receiver.receive_nowait().event
+
+    async def receive_batch(self) -> list[Event]:
+        """Return all events there are, at least one, waiting for it if need be; raises like `receive`."""
+        return [observation.event for observation in await self._receiver.receive_batch()]
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        """Iterate over events until the session is over."""
+        return self
+
+    async def __anext__(self) -> Event:
+        try:
+            return await self.receive()
+        except SessionOver:
+            raise StopAsyncIteration from None
+
+    # ----------------------------------------------------------------- the session's side
+
+    def hears(self, kind: type[Event]) -> bool:
+        return _names(self._hears, kind)
+
+    def hear(self, observation: Observation) -> None:
+        """Take an event in, or drop one."""
+        if self._overflow == "fail" and self._mailbox.full:
+            self._mailbox.close(Lagged("a listener did not keep up with the events"))
+        self._mailbox.put_nowait(observation, 0)
+
+    def end(self) -> None:
+        """Let what is there be received; after that iteration ends."""
+        self._mailbox.close()
+
+
+def _names(kinds: tuple[type[Event], ...] | None, kind: type[Event]) -> bool:
+    """Return whether an event of `kind` is among `kinds`; None names all but what is made for each message."""
+    return not issubclass(kind, PER_MESSAGE) if kinds is None else issubclass(kind, kinds)
+
+
+@attrs.define(eq=False)
+class _Ear:
+    """One who is told, until it fails."""
+
+    tell: Observer
+    hears: Callable[[type[Event]], bool]
+    failed: bool = False
+
+
+@attrs.define(eq=False, repr=False)
+class Hub:
+    """Tells each event to all who hear it, in the order in which things happened.
+
+    An observer that raises is told nothing any more, and `on_failure` is called with what it raised. What is
+    told from inside an observer waits until all have been told the event before.
+    """
+
+    session: str
+    """The name of the session."""
+    wall_clock: Callable[[], float]
+    logging: LoggingHandler
+    metrics: MetricsCollector
+    observers: Sequence[Observer]
+    families: Collection[str]
+    """The families of events that logging and metrics are told."""
+    on_failure: Callable[[Exception], object]
+    _ears: tuple[_Ear, ...] = attrs.field(init=False)
+    _metrics: _Ear = attrs.field(init=False)
+    _metrics_look_at_messages: bool = attrs.field(init=False)
+    _listeners: list[Listener] = attrs.field(factory=list, init=False)
+    _waiting: deque[Observation] | None = attrs.field(default=None, init=False)
+    """What was told from inside an observer; None: none is being told."""
+
+    def __attrs_post_init__(self) -> None:
+        overridden = type(self.metrics).handle_message_event
+        self._metrics_look_at_messages = overridden is not MetricsCollector.handle_message_event
+        self._metrics = _Ear(self.metrics, self._metrics_hears)
+        others = (_Ear(each, _hearing_of(each)) for each in self.observers)
+        self._ears = (_Ear(self.logging, self._logging_hears), self._metrics, *others)
+
+    def _logging_hears(self, kind: type[Event]) -> bool:
+        return kind.family in self.families and (kind is not MessageEvent or self.logging.wants_messages())
+
+    def _metrics_hears(self, kind: type[Event]) -> bool:
+        return kind.family in self.families and (kind is not MessageEvent or self._metrics_look_at_messages)
+
+    # ----------------------------------------------------------------- who hears
+
+    def hears(self, kind: type[Event]) -> bool:
+        """Return whether anybody is told events of this kind: else none need be made."""
+        return any(listener.hears(kind) for listener in self._listeners) or any(
+            self._asks(ear, kind) for ear in self._ears
+        )
+
+    @property
+    def messages_are_heard(self) -> bool:
+        """Whether a listener is given every message."""
+        return bool(self._listeners) and any(listener.hears(MessageEvent) for listener in self._listeners)
+
+    def listen(self, size: int, overflow: ListenerOverflow, kinds: tuple[type[Event], ...] | None) -> Listener:
+        """Return a new listener, which is told what happens from now on.
+
+        Raises:
+            ConfigError: the size, or the policy, is none.
+        """
+        if overflow not in ("drop_oldest", "drop_newest", "fail"):
+            raise ConfigError("overflow", f"must be 'drop_oldest', 'drop_newest' or 'fail', not {overflow!r}")
+        if size < 1:
+            raise ConfigError("size", f"must be at least 1, not {size!r}")
+        policy: Overflow = "block" if overflow == "fail" else overflow
+        mailbox: Mailbox[Observation] = Mailbox(max_items=size, overflow=policy, sized=False, notice=self._dropped)
+        listener = Listener(mailbox, overflow, kinds)
+        self._listeners.append(listener)
+        return listener
+
+    def _dropped(self, count: int) -> Observation:
+        return self._observation(Dropped(count=count, where="listener"), 0)
+
+    def leave(self, listener: Listener) -> None:
+        """Tell `listener` nothing any more."""
+        self._listeners.remove(listener)
+        listener.end()
+
+    # ----------------------------------------------------------------- what happens
+
+    def tell(self, event: Event, epoch: int) -> None:
+        """Tell `event`, which happened on the link `epoch`, to all who hear it."""
+        observation = self._observation(event, epoch)
+        if self._waiting is not None:
+            self._waiting.append(observation)
+            return
+        self._waiting = deque((observation,))
+        try:
+            for _ in range(MAX_NESTED):
+                if not self._waiting:
+                    return
+                self._tell(self._waiting.popleft())
+            lost = Dropped(count=len(self._waiting), where="observers")
+            self._waiting.clear()
+            self._tell(self._observation(lost, epoch))
+        finally:
+            self._waiting = None
+
+    def _observation(self, event: Event, epoch: int) -> Observation:
+        return Observation(self.session, epoch, trio.current_time(), self.wall_clock(), event)
+
+    def _tell(self, observation: Observation) -> None:
+        kind = type(observation.event)
+        for ear in self._ears:
+            if self._asks(ear, kind):
+                try:
+                    ear.tell(observation)
+                except Exception as exc:
+                    self._give_up(ear, exc)
+        for listener in self._listeners:
+            if listener.hears(kind):
+                listener.hear(observation)
+
+    def _asks(self, ear: _Ear, kind: type[Event]) -> bool:
+        try:
+            return not ear.failed and ear.hears(kind)
+        except Exception as exc:
+            self._give_up(ear, exc)
+            return False
+
+    def _give_up(self, ear: _Ear, exc: Exception) -> None:
+        """Tell `ear` nothing any more: whoever only watches must not be able to bring the session down."""
+        ear.failed = True
+        # The error event has not where it was raised.
+        name = getattr(ear.tell, "__qualname__", type(ear.tell).__name__)
+        _logger.warning("%s: %s failed, and is told nothing any more", self.session, name, exc_info=exc)
+        self.on_failure(exc)
+
+    def count(self, direction: Literal["sent", "received"], messages: int, size: int) -> None:
+        """Tell metrics of a batch of messages."""
+        if not self._metrics.failed:
+            try:
+                self.metrics.handle_message_batch(direction, messages, size)
+            except Exception as exc:
+                self._give_up(self._metrics, exc)
+
+    def close(self) -> None:
+        """End all listeners."""
+        for listener in self._listeners:
+            listener.end()
+
+
+def _hearing_of(observer: Observer) -> Callable[[type[Event]], bool]:
+    kinds: tuple[type[Event], ...] | None = getattr(observer, "hears", None)
+    return lambda kind: _names(kinds, kind)
