@@ -6,17 +6,20 @@ import datetime
 import json
 import platform
 import socket
+import time
 from collections import Counter
 from collections.abc import Generator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 from hypothesis import settings
 
-from trio_nova import TrioWebsocketTransport, WireTransport
+from trio_nova import ConnectFailed, TrioWebsocketTransport, WireTransport, config
 from trio_nova.links import Dial, Link, Transport
+from trio_nova.links._tls import default_context
 from trio_nova.testing import MemoryStream, _server, memory_streams
 
 # "ci" tries the same examples on every machine and never judges by the clock; "explore" looks for
@@ -32,6 +35,21 @@ TRANSPORTS: dict[str, Transport] = {"wire": WireTransport(), "trio-websocket": T
 def transport(request: pytest.FixtureRequest) -> Transport:
     """Return a transport: what uses this is promised of each."""
     return TRANSPORTS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def wall_clock_that_stands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Unix time stand still in virtual time: on a busy machine the one would outrun the other, and seem to jump."""
+    if {"autojump_clock", "mock_clock"} & set(request.fixturenames):
+        now = time.time()
+        monkeypatch.setattr(config, "time", SimpleNamespace(time=lambda: now))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def authorities_that_are_read() -> None:
+    """Build the default TLS context before any test: it is built in a thread, for which virtual time does not wait."""
+    with suppress(ConnectFailed):
+        trio.run(default_context)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -911,7 +911,7 @@ async def test_check_rate_limit_allows_queues_and_rejects(autojump_clock: MockCl
         ("", 1, "message"),
         ("", 1, "message"),
         ("", 1, "message"),
-        ("", 8, "control"),
+        ("", 16, "control"),
     ]
 
 

@@ -990,6 +990,7 @@ async def test_no_secret_shows_anywhere_whatever_fails(
         "connection_handler": dials,
         "logging_handler": trio_nova.LoggingHandler(format="json" if source == "values" else "plain"),
         "max_attempts": 1,
+        "min_uptime": 60.0,
         "when_down": "fail" if source == "values" else "wait",
         "allow_plaintext_credentials": True,
     }

@@ -237,9 +237,14 @@ class Hub:
                 self._give_up(self._metrics, exc)
 
     def close(self) -> None:
-        """End all listeners."""
+        """End all listeners, and hold on to nobody who hears: what is left is freed without a collector."""
         for listener in self._listeners:
             listener.end()
+        self._ears, self._metrics, self.on_failure = (), _Ear(self.metrics, _never), _never
+
+
+def _never(_: object) -> bool:
+    return False
 
 
 def _hearing_of(observer: Observer) -> Callable[[type[Event]], bool]:

@@ -71,7 +71,6 @@ class LinkTasks:
     pulse_changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the heartbeat."""
     _nursery: trio.Nursery = attrs.field(init=False)
-    _reader: Reader = attrs.field(init=False)
     _lost: LinkLost | None = attrs.field(default=None, init=False)
     setup_error: NovaError | None = attrs.field(default=None, init=False)
     """Why this link could not be set up, or not be kept authenticated."""
@@ -92,7 +91,7 @@ class LinkTasks:
         session, number = self._session, self._session.epoch
         session.on_leave = self._ending.set
         self._outbound.link = self._link
-        reader = self._reader = Reader(
+        reader = Reader(
             session,
             self._inbound,
             self._requests,
@@ -110,7 +109,7 @@ class LinkTasks:
                 more = self._begin_setup(nursery)
                 self._outbound.work()
                 nursery.start_soon(reader.run, name=session.task_name("reader", number))
-                nursery.start_soon(self._watch, name=session.task_name("heartbeat", number))
+                nursery.start_soon(self._watch, reader, name=session.task_name("heartbeat", number))
                 limiter = session.handlers.rate_limit
                 if type(limiter).handle_tick is not RateLimitHandler.handle_tick:
                     nursery.start_soon(self._tick, limiter, name=session.task_name("limiter", number))
@@ -301,7 +300,7 @@ class LinkTasks:
 
     # ----------------------------------------------------------------- heartbeat
 
-    async def _watch(self) -> None:
+    async def _watch(self, reader: Reader) -> None:
         session = self._session
         wall, monotonic = session.config.wall_clock(), trio.current_time()
         while not self._ending.is_set():
@@ -315,7 +314,7 @@ class LinkTasks:
                         self.pulse.probe_now(trio.current_time())
                 case Probe():
                     self._probe()
-                case Dead() if await self._looks_again():
+                case Dead() if await self._looks_again(reader):
                     pass
                 case Dead(clock, silence):
                     session.tell(PeerSilent(clock=clock, silence=silence))
@@ -324,7 +323,7 @@ class LinkTasks:
                     self.lose(LinkLost(1006, "", session.epoch, detail=detail))
                     return
 
-    async def _looks_again(self) -> bool:
+    async def _looks_again(self, reader: Reader) -> bool:
         """Let what has arrived be read before the peer is called silent; return whether it is not, after all.
 
         This process may have stood still beyond the deadline, with the answer waiting in the operating system. Each
@@ -338,7 +337,7 @@ class LinkTasks:
             verdict = self.pulse.next_step(trio.current_time(), self._link.stalled_since)
             if self._ending.is_set() or not isinstance(verdict, Dead):
                 return True
-            turns += verdict.clock == "write" or self._reader.is_reading
+            turns += verdict.clock == "write" or reader.is_reading
             if turns == LAST_TURNS:
                 break
         return False

@@ -427,6 +427,10 @@ _EVENT_LEVELS = {
 }
 
 
+def _unix_time() -> float:
+    return time.time()
+
+
 def _observers(value: Any) -> Any:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
@@ -619,7 +623,7 @@ class Config:
     """Uniform draws from [0, 1), for jitter. No secret depends on them."""
     entropy: Callable[[int], bytes] = attrs.field(default=os.urandom, validator=check_callable)
     """Unpredictable bytes, for the payloads of pings and the ids of connections."""
-    wall_clock: Callable[[], float] = attrs.field(default=time.time, validator=check_callable)
+    wall_clock: Callable[[], float] = attrs.field(default=_unix_time, validator=check_callable)
     """Unix time, in seconds: to notice that the machine slept, and for what is told to observers."""
 
 

@@ -130,6 +130,8 @@ SWEPT = {
 NOT_SWEPT = {
     "Link": "the sweep breaks it from below; each has the contract of links, and the tests of that",
     "Resolver": "it is the user's",
+    "TrioWebsocketTransport": "its `prepare` reads authorities, in a thread; see tests/links/test_authorities.py",
+    "WireTransport": "as TrioWebsocketTransport",
     "SystemResolver": "it is a thread's wait, which cannot be broken or cut; see the tests of dialling",
 }
 """What else can be awaited, and why it is not swept."""
