@@ -177,8 +177,8 @@ def weigh_message(message: Any) -> int:
 
 def weigher(codec: Codec) -> Callable[[str | bytes, Any], int]:
     """Return what weighs the codec's messages: its own `weigh`, where it has one."""
-    weigh = getattr(codec, "weigh", None)
-    return weigh if callable(weigh) else lambda payload, message: getsizeof(payload)
+    weigh: Callable[[str | bytes, Any], int] | None = getattr(codec, "weigh", None)
+    return (lambda payload, message: getsizeof(payload)) if weigh is None else weigh
 
 
 def batch_decoder(codec: Codec) -> Callable[[Sequence[str | bytes]], Sequence[Any]] | None:

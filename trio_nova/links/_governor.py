@@ -156,7 +156,7 @@ class Turn:
         left = self._within
         while True:
             await self._pace.wait()
-            started = trio.current_time()
+            started = at = trio.current_time()
             with trio.move_on_after(left) as scope:
                 async with line.door:
                     await line.wait_for_room()

@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 import contextlib
-import encodings.idna  # noqa: F401 - wsproto would load it amid the first upgrade, where no file may be left to be opened
+
+# wsproto would load this codec amid the first upgrade, where no file may be left to be opened.
+import encodings.idna  # noqa: F401  # pyright: ignore[reportUnusedImport]
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
