@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -69,6 +70,19 @@ def test_the_first_retry_of_every_profile_is_drawn_from_0_to_its_first_delay(pro
     assert [profile.backoff.delay(1, spread) for spread in (0.0, 0.5)] == [0.0, longest / 2]
 
 
+def test_who_is_taken_in_and_shown_out_at_once_dials_80_times_in_an_hour_at_most_and_12_in_a_minute() -> None:
+    backoff, hour, minute = Config().backoff, 0, 0
+    for seed in range(2_000):
+        spread, at, dials, soon = random.Random(seed).random, 0.0, 0, 0
+        while at < 3600.0:
+            dials += 1
+            soon += at < 60.0
+            at += backoff.delay(dials, spread()) or 0.0
+        hour, minute = max(hour, dials), max(minute, soon)
+    assert 60 <= hour <= 80
+    assert minute <= 12
+
+
 def test_an_exponential_delay_doubles_up_to_its_cap() -> None:
     assert delays(ExponentialBackoff(1.0, 10.0, jitter=0.0), 6, 0.5) == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
 
@@ -79,7 +93,7 @@ def test_an_exponential_delay_grows_by_its_factor() -> None:
 
 @pytest.mark.parametrize("attempt", [1023, 1024, 1025, 1026, 10**6, 10**400])
 def test_no_number_of_attempts_overflows(attempt: int) -> None:
-    assert ExponentialBackoff(jitter=0.0).delay(attempt, 0.5) == 120.0
+    assert ExponentialBackoff(jitter=0.0).delay(attempt, 0.5) == 150.0
     assert ExponentialBackoff(base=0.0, jitter=0.0).delay(attempt, 0.5) == 0.0
 
 

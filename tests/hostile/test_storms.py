@@ -367,7 +367,7 @@ async def test_a_day_of_flapping_costs_what_was_agreed_on(autojump_clock: MockCl
 
 
 @pytest.mark.fault("F88", where="memory")
-@pytest.mark.parametrize("cap", [120.0, 600.0])
+@pytest.mark.parametrize("cap", [150.0, 600.0])
 async def test_a_day_long_outage_takes_no_more_than_half_of_a_budget_of_1000_dials(
     autojump_clock: MockClock, cap: float
 ) -> None:

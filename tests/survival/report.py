@@ -280,8 +280,9 @@ _FAIR = f"""
   starts over with the first message, and the heartbeat of its documentation. The loops are short: read them.
 - **The same times for all**: {settings.CONNECT_TIMEOUT:g} s to connect, a ping every {settings.PING_INTERVAL:g} s,
   {settings.PONG_TIMEOUT:g} s for the pong, {settings.CLOSE_TIMEOUT:g} s to close. The defaults are longer, and differ.
-  Back-offs are each library's default divided by {settings.HASTE:g}, and the hand-written one is that of trio_nova: all
-  begin with a random delay, from 0 to {settings.FIRST_DELAY:g} s. Nothing else is set.
+  The back-off of websockets is its default divided by {settings.HASTE:g}. trio_nova and the hand-written loop wait for
+  a random time of up to {settings.FIRST_DELAY:g} s, twice that after each failure, and {settings.LONGEST_DELAY:g} s at
+  most. Nothing else is set.
 - **The service is nobody's.** It is plain sockets and frames by hand, in one process, over loopback; each client has a
   process of its own, a fresh one for each lap. Messages come at 100 a second, and the program sends 10.
 - **The same script.** What is random about a fault comes from the seed and is the same for all clients in a round. The
@@ -298,7 +299,7 @@ What to know when comparing:
 
 - After the loss of a link that had been up, websockets dials at once; the other two wait for a random time first, as
   RFC 6455 section 7.2.3 asks, so that a crowd of clients does not come back in the same moment. That costs them half a
-  second here in the mean, and 2.5 s with the defaults.
+  second here in the mean. By default the first delay of trio_nova is of up to 2 s: 1 s in the mean.
 - Which errors end the loop of websockets can be changed with its argument `process_exception`, and the statuses after
   which the hand-written loop dials again are its author's choice. trio_nova waits out `Retry-After`, and then its
   back-off.

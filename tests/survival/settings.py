@@ -11,7 +11,7 @@ PONG_TIMEOUT = 2.0
 CLOSE_TIMEOUT = 1.0
 """Seconds for the closing handshake."""
 HASTE = 5.0
-"""Back-offs are those of each library's defaults, divided by this; both begin with a random delay of up to 5 s."""
+"""The back-off of websockets is its default divided by this, that of the others what RFC 6455 suggests, too."""
 FIRST_DELAY = 5.0 / HASTE
 """Seconds, at most, before the first retry."""
 LONGEST_DELAY = 120.0 / HASTE

@@ -80,7 +80,7 @@ class ExponentialBackoff:
 
     base: float = attrs.field(default=5.0, validator=number())
     """Seconds before jitter, first retry."""
-    cap: float = attrs.field(default=120.0, validator=number())
+    cap: float = attrs.field(default=150.0, validator=number())
     """Seconds before jitter, at most."""
     factor: float = attrs.field(default=2.0, validator=number(at_least=1.0))
     jitter: Jitter = attrs.field(default="full", validator=_check_jitter)
