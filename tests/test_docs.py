@@ -308,6 +308,8 @@ def shown(default: Any) -> str:
             return "math.inf" if default == float("inf") else repr(default)
         case type():
             return default.__name__
+        case config._unix_time:
+            return "time.time"
         case _ if callable(default):
             home = next(each for each in (os, random, time) if getattr(each, default.__name__, None) == default)
             return f"{home.__name__}.{default.__name__}"
