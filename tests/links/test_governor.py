@@ -243,6 +243,33 @@ async def test_who_leaves_gives_its_place_up(autojump_clock: trio.abc.Clock, whe
 # --------------------------------------------------------------------------- what is asked before
 
 
+@pytest.mark.parametrize("first", ["cancelled", "released"])
+async def test_a_place_that_falls_to_one_who_leaves_in_that_instant_falls_to_the_next(
+    autojump_clock: trio.abc.Clock, first: str
+) -> None:
+    dialled: list[str] = []
+    leaving = trio.CancelScope()
+
+    async def dial(name: str, scope: trio.CancelScope) -> None:
+        with scope:
+            async with governor.turn("server.test:80"):
+                await trio.lowlevel.checkpoint()
+                dialled.append(name)
+
+    governor, started = ConnectGovernor(at_once=1), trio.current_time()
+    async with trio.open_nursery() as nursery:
+        async with governor.turn("server.test:80") as turn:
+            for name, scope in (("ann", leaving), ("bob", trio.CancelScope())):
+                nursery.start_soon(dial, name, scope)
+                await wait_all_tasks_blocked()
+            if first == "cancelled":
+                leaving.cancel()
+            turn.release()
+            leaving.cancel()
+    assert dialled == ["bob"]
+    assert trio.current_time() == started
+
+
 async def test_sessions_that_a_hook_sends_to_one_address_wait_for_their_turns_there(
     autojump_clock: trio.abc.Clock,
 ) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import attrs
 import trio
 
-from trio_nova._signal import Bell
+from trio_nova._signal import Signal
 from trio_nova.core import check_count, number
 from trio_nova.core.limits import Gcra, Limit, Limits, RollingWindow, TokenBucket, as_limits
 from trio_nova.core.verdict import Disposition, of_error
@@ -36,10 +37,8 @@ class _Line:
     members: int = attrs.field(default=0, init=False)
     dialling: dict[Turn, float] = attrs.field(factory=dict, init=False)
     """The turns that are held, and since when; oldest first."""
-    door: trio.Lock = attrs.field(factory=trio.Lock, init=False)
-    """Held by the first of those who wait: it alone looks for room."""
-    bell: Bell = attrs.field(factory=Bell, init=False)
-    """Rung when there may be more room."""
+    waiting: dict[Turn, Signal] = attrs.field(factory=dict, init=False)
+    """Who waits for room, and what wakes them; the first come first. The first one alone looks at the clock."""
     last_failure: str = attrs.field(default="", init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -47,15 +46,47 @@ class _Line:
 
     def opens_at(self, now: float) -> float:
         """Return from when on one more may dial, unless a dial ends before."""
-        if len(self.dialling) < self.width:
+        too_many = len(self.dialling) - self.width
+        if too_many < 0:
             return now
-        fresh = [since for since in self.dialling.values() if since + HANGS_AFTER > now]
-        return now if len(fresh) < self.width else fresh[-self.width] + HANGS_AFTER
+        # Once this one hangs, and with it all that began before, fewer than `width` do not.
+        last = next(itertools.islice(self.dialling.values(), too_many, None))
+        return max(last + HANGS_AFTER, now)
 
-    async def wait_for_room(self) -> None:
-        while (at := self.opens_at(now := trio.current_time())) > now:
-            with trio.move_on_at(at):
-                await self.bell.wait()
+    async def enter(self, turn: Turn) -> None:
+        """Wait for room, behind those who came before. Cancelling gives the place up."""
+        await trio.lowlevel.checkpoint()
+        now = trio.current_time()
+        signal = self.waiting[turn] = Signal()
+        try:
+            self.admit(now)
+            while turn not in self.dialling:
+                first = next(iter(self.waiting)) is turn
+                await signal.wait(self.opens_at(now) if first else math.inf)
+                now = trio.current_time()
+                self.admit(now)
+        except BaseException:
+            if turn in self.dialling:  # let in when it was too late
+                self.end(turn, None)
+            else:
+                del self.waiting[turn]
+                self.wake_first()
+            raise
+
+    def admit(self, now: float) -> None:
+        """Let in as many of those who wait as there is room for: at once, or each would take a turn of Trio's loop."""
+        if not self.waiting or self.opens_at(now) > now:
+            return
+        while self.waiting and self.opens_at(now) <= now:
+            turn = next(iter(self.waiting))
+            self.dialling[turn] = now
+            self.waiting.pop(turn).set()
+        self.wake_first()
+
+    def wake_first(self) -> None:
+        """Let the first who waits look how long it has to."""
+        if self.waiting:
+            next(iter(self.waiting.values())).set()
 
     def end(self, turn: Turn, failure: str | None) -> None:
         """Let go of a turn; `failure` is "" where the dial has succeeded, None where it says nothing of the address."""
@@ -65,7 +96,8 @@ class _Line:
         elif failure is not None:
             self.width = max(self.width // 2, 1)
             self.last_failure = failure
-        self.bell.ring()
+        self.admit(trio.current_time())
+        self.wake_first()
 
     def describe(self, now: float) -> str:
         """Say what stands in the way of those who wait."""
@@ -123,7 +155,7 @@ class Turn:
     def must_wait(self) -> bool:
         """Whether the block cannot be entered at once."""
         line, now = self._governor._lines.get(self._address), trio.current_time()
-        return self._pace.holds_back or (line is not None and (line.door.locked() or line.opens_at(now) > now))
+        return self._pace.holds_back or (line is not None and (bool(line.waiting) or line.opens_at(now) > now))
 
     async def __aenter__(self) -> Turn:
         line = self._governor._join(self._address)
@@ -151,27 +183,25 @@ class Turn:
     async def _wait(self, line: _Line) -> None:
         """Wait until the limits agree, however long, and for room at the address, for as long as `within` says.
 
-        Who waits for a limit does not hold the door: others may have to leave less of it alone.
+        Who waits for a limit holds no place: others may have to leave less of it alone.
         """
         left = self._within
         while True:
             await self._pace.wait()
             started = at = trio.current_time()
             with trio.move_on_after(left) as scope:
-                async with line.door:
-                    await line.wait_for_room()
-                    now = trio.current_time()
-                    at = self._pace.limits.admits_at(now)
-                    if at <= now:
-                        self._pace.limits.spend(now)
-                        line.dialling[self] = now
-                        self.deadline = now + left - (now - started)
-                        return
+                await line.enter(self)
             now = trio.current_time()
             if scope.cancelled_caught:
                 raise ConnectTimeout(
                     f"no turn to dial {self._address} within {self._within:g} s: {line.describe(now)}", phase="turn"
                 )
+            at = self._pace.limits.admits_at(now)
+            if at <= now:
+                self._pace.limits.spend(now)
+                self.deadline = started + left
+                return
+            line.end(self, None)
             left = max(left - (now - started), 0.0)
             await trio.sleep_until(at)  # others were faster
 
