@@ -1079,8 +1079,8 @@ async def test_a_log_that_is_written_down_keeps_the_links_before_and_no_secret(
         logger.removeHandler(recording)
         recording.close()
     written = path.read_text("utf-8")
-    assert "epoch=1" in written
-    assert "epoch=2" in written
+    assert "link 1 lost (1006" in written
+    assert "is ready on link 2" in written
     assert "s3cret" not in written
 
 
