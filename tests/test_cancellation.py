@@ -1,7 +1,7 @@
 """Every call can be cancelled at every moment, and its link lost: nothing is torn, lost, doubled, or left behind.
 
-This is a sample of the sweep in `tests/sweep`, whole for the default transport on a fast link. The whole
-sweep has many times the points: `nox -s sweep`.
+This is a sample of the sweep in `tests/sweep`, and in the soak the whole of it for the default transport on a
+fast link. The whole sweep has many times the points: `nox -s sweep`.
 """
 
 from __future__ import annotations
@@ -31,26 +31,28 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 # --------------------------------------------------------------------------- a sample of the sweep
 
-APART = {"fast": 8, "sliced": 48, "back_pressured": 24, "socket": 8}
+APART = {"fast": 16, "sliced": 96, "back_pressured": 48, "socket": 16}
 """How many moments lie between two of the sample, by the kind of link."""
 
 
 @pytest.mark.fault("F79", where="memory")
+@pytest.mark.parametrize("apart", [3, pytest.param(1, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("call", CALLS)
-def test_every_call_can_be_cancelled_at_every_moment(call: str) -> None:
-    assert len(list(points(call, "fast/wire", "cancel"))) >= 5
+def test_every_call_can_be_cancelled_at_every_moment(call: str, apart: int) -> None:
+    first = list(CALLS).index(call) % apart
+    assert len(list(points(call, "fast/wire", "cancel", first=first, step=apart))) >= 5 // apart
 
 
 @pytest.mark.fault("F79", where="socket")
 def test_every_call_can_be_cancelled_on_any_link() -> None:
     others = [lane for lane in lanes_of("cancel") if lane != "fast/wire"]
-    assert len(list(sample([("cancel", lane) for lane in others]))) >= 100
+    assert len(list(sample([("cancel", lane) for lane in others]))) >= 50
 
 
 @pytest.mark.fault("F111", where="memory")
 @pytest.mark.parametrize("way", ["break", "cut"])
 def test_every_call_survives_what_happens_to_its_link(way: str) -> None:
-    assert len(list(sample([(twin, lane) for twin in TWINS if twin.startswith(way) for lane in lanes_of(twin)]))) >= 50
+    assert len(list(sample([(twin, lane) for twin in TWINS if twin.startswith(way) for lane in lanes_of(twin)]))) >= 25
 
 
 def sample(disturbances: Sequence[tuple[str, str]]) -> Iterator[Point]:

@@ -263,6 +263,8 @@ async def test_two_sides_that_flood_each_other_and_do_not_read_are_no_dead_lock(
                     stream_factory=server.stream_factory,
                     transport=transport,
                     inbox_size=10,
+                    inbox_bytes=2**17,  # until it is full, no time passes
+                    max_message_size=2**16,
                     ping_interval=PING_INTERVAL,
                     pong_timeout=PONG_TIMEOUT,
                     backoff=AT_ONCE,

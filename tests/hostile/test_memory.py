@@ -175,11 +175,13 @@ only_with_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), 
 @pytest.mark.parametrize(
     ("make", "transports"),
     [
-        pytest.param(too_large, TRANSPORTS, marks=pytest.mark.fault("F49", where="socket")),
-        pytest.param(fragments_that_add_up, TRANSPORTS, marks=pytest.mark.fault("F50", where="socket")),
-        pytest.param(empty_fragments, TRANSPORTS, marks=pytest.mark.fault("F51", where="socket")),
+        pytest.param(too_large, TRANSPORTS, marks=[pytest.mark.fault("F49", where="socket"), pytest.mark.soak]),
+        pytest.param(
+            fragments_that_add_up, TRANSPORTS, marks=[pytest.mark.fault("F50", where="socket"), pytest.mark.soak]
+        ),
+        pytest.param(empty_fragments, TRANSPORTS, marks=[pytest.mark.fault("F51", where="socket"), pytest.mark.soak]),
         pytest.param(fragments_of_one_byte, TRANSPORTS, marks=pytest.mark.fault("F51", where="socket")),
-        pytest.param(half_a_gibibyte, ["wire"], marks=pytest.mark.fault("F53", where="socket")),
+        pytest.param(half_a_gibibyte, ["wire"], marks=[pytest.mark.fault("F53", where="socket"), pytest.mark.soak]),
         pytest.param(half_a_gibibyte_in_fragments, ["wire"], marks=pytest.mark.fault("F53", where="socket")),
     ],
 )

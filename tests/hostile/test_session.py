@@ -124,7 +124,7 @@ async def drop_at(step: int, how: str) -> bool:
 
 
 @pytest.mark.fault("F111", where="memory")
-@pytest.mark.parametrize(("how", "seed"), [("drop", 0), ("drop", 1), ("reset", 2)])
+@pytest.mark.parametrize(("how", "seed"), [("drop", 0), pytest.param("drop", 1, marks=pytest.mark.soak), ("reset", 2)])
 async def test_wherever_the_link_is_lost_the_service_has_in_the_end_what_is_wanted(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, how: str, seed: int
 ) -> None:
