@@ -360,10 +360,11 @@ async def test_a_day_of_flapping_costs_what_was_agreed_on(autojump_clock: MockCl
     if budget is not None:
         assert len(flapping.dials) == budget
     else:
-        # A link that was ready for half a minute was a success: the count starts over.
-        assert 1_500 <= len(flapping.dials) <= 3_000
+        # A link that had lasted was a success: the count starts over. Every other first redial comes within the second
+        # in which the service is down, and a second one follows it.
+        assert 2_700 <= len(flapping.dials) <= 3_300
         assert max(attempts) <= 5
-        assert attempts.count(1) >= 0.7 * len(attempts)
+        assert attempts.count(1) >= 0.6 * len(attempts)
 
 
 @pytest.mark.fault("F88", where="memory")
