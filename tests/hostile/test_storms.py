@@ -369,10 +369,11 @@ async def test_a_day_of_flapping_costs_what_was_agreed_on(autojump_clock: MockCl
 
 @pytest.mark.fault("F88", where="memory")
 @pytest.mark.parametrize("cap", [150.0, 600.0])
+@pytest.mark.parametrize("seeds", [2, pytest.param(10, marks=pytest.mark.soak)])
 async def test_a_day_long_outage_takes_no_more_than_half_of_a_budget_of_1000_dials(
-    autojump_clock: MockClock, cap: float
+    autojump_clock: MockClock, cap: float, seeds: int
 ) -> None:
-    for seed in range(10):
+    for seed in range(seeds):
         governor = ConnectGovernor([RollingWindow(1000, DAY)])
         async with ScriptedServer(echo) as server:
             began = trio.current_time()
