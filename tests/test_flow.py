@@ -77,7 +77,7 @@ def ticks(count: int) -> list[object]:
 # --------------------------------------------------------------------------- asking from within one's own loop
 
 
-@pytest.mark.parametrize("count", [2_000, 200_000])
+@pytest.mark.parametrize("count", [2_000, pytest.param(200_000, marks=pytest.mark.soak)])
 async def test_a_consumer_asks_from_within_the_loop_over_its_feed_whatever_stands_before_the_answer(
     autojump_clock: trio.abc.Clock, transport: Transport, count: int
 ) -> None:
@@ -91,7 +91,7 @@ async def test_a_consumer_asks_from_within_the_loop_over_its_feed_whatever_stand
             break
 
 
-@pytest.mark.parametrize("count", [2_000, 200_000])
+@pytest.mark.parametrize("count", [2_000, pytest.param(200_000, marks=pytest.mark.soak)])
 async def test_a_consumer_asks_from_within_the_loop_over_the_inbox_whatever_stands_before_the_answer(
     autojump_clock: trio.abc.Clock, transport: Transport, count: int
 ) -> None:

@@ -786,4 +786,4 @@ class AnyInterleaving(RuleBasedStateMachine):
 
 
 TestAnyInterleaving = AnyInterleaving.TestCase
-TestAnyInterleaving.settings = settings(max_examples=100, stateful_step_count=60)
+TestAnyInterleaving.settings = settings(stateful_step_count=40)

@@ -27,6 +27,7 @@ became of the tests is kept in `results.json` by the runs that prove everything:
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import tomllib
 from collections import Counter
@@ -83,6 +84,7 @@ def read_table() -> Mapping[str, Sequence[Row]]:
     return {group["title"]: [Row(name, **fields) for name, fields in group["rows"].items()] for group in groups}
 
 
+@functools.cache
 def read_marks() -> list[Mark]:
     """Return the marks of all tests, in the order of their files and lines."""
     return [

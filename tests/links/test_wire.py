@@ -8,7 +8,7 @@ from itertools import product
 
 import attrs
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.links.wire_oracle import BINARY, CONTINUATION, OVERHEAD, TEXT, expected, observed
@@ -193,7 +193,6 @@ def cut_at(data: bytes, cuts: Sequence[int]) -> list[bytes]:
 # --------------------------------------------------------------------------- receiving
 
 
-@settings(max_examples=300)
 @given(streams())
 @example(Stream(100, encode_frame(3, bytes(126)), deflated=False))
 @example(Stream(100, encode_frame(1, bytes(101), rsv=2), deflated=False))
@@ -204,7 +203,6 @@ def test_every_stream_means_what_it_means_to_websockets(stream: Stream) -> None:
     assert ours.in_substance == theirs.in_substance
 
 
-@settings(max_examples=150)
 @given(streams(), st.lists(st.integers(0, 2**20), min_size=1, max_size=12))
 @example(Stream(100, encode_frame(3, bytes(126)), deflated=False), [2])
 @example(Stream(100, encode_frame(9, bytes(126), fin=False), deflated=False), [2])

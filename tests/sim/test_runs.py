@@ -263,6 +263,7 @@ async def sleepless(world: sim.World) -> None:
                 await conn.ping()
 
 
+@pytest.mark.soak
 def test_tasks_that_spin_are_found_out() -> None:
     async def spin(world: sim.World) -> None:
         while True:
