@@ -20,7 +20,7 @@ from typing import TypeAlias
 import attrs
 
 from trio_nova.core.session import TRANSITIONS
-from trio_nova.core.verdict import MAX_RETRY_AFTER
+from trio_nova.core.verdict import MAX_RETRY_AFTER, refuses_login
 from trio_nova.messages import Ping, Pong
 from trio_nova.testing._frames import ClientFrames, ClosePayload, FromClient, ProtocolBreach
 from trio_nova.testing._rates import worst_window
@@ -975,7 +975,11 @@ def _documented(history: History) -> Found:
 def _dispositions(history: History) -> Found:
     opened = {_owner(record) for record in history.all("client.opened")}
     for record in history.all("client.left"):
-        possible = {error for r in history.all("fault.begin") if r.at <= record.at for error in r["ends_with"]}
+        faults = [r for r in history.all("fault.begin") if r.at <= record.at]
+        possible = {error for r in faults for error in r["ends_with"]}
+        codes = [r["args"]["code"] for r in faults if r["kind"] in ("close", "accepted, then closed")]
+        if any(map(refuses_login, codes)):
+            possible.add("AuthFailed")  # a close amid the login is its refusal
         if _owner(record) in opened:
             possible -= PASSING
         elif not history.scenario.patient:
