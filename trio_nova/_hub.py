@@ -99,8 +99,8 @@ def _names(kinds: tuple[type[Event], ...] | None, kind: type[Event]) -> bool:
 class _Ear:
     """One who is told, until it fails."""
 
-    tell: Observer
-    hears: Callable[[type[Event]], bool]
+    hook_for: Callable[[type[Event]], Observer | None]
+    """Returns what is to be called for events of a kind; None where they are not heard."""
     failed: bool = False
 
 
@@ -124,6 +124,8 @@ class Hub:
     _ears: tuple[_Ear, ...] = attrs.field(init=False)
     _metrics: _Ear = attrs.field(init=False)
     _metrics_look_at_messages: bool = attrs.field(init=False)
+    _hooks: dict[type[Event], list[tuple[_Ear, Observer]]] = attrs.field(factory=dict, init=False)
+    """What is to be called for events of the kinds that were told so far."""
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
     _waiting: deque[Observation] | None = attrs.field(default=None, init=False)
     """What was told from inside an observer; None: none is being told."""
@@ -131,23 +133,46 @@ class Hub:
     def __attrs_post_init__(self) -> None:
         overridden = type(self.metrics).handle_message_event
         self._metrics_look_at_messages = overridden is not MetricsCollector.handle_message_event
-        self._metrics = _Ear(self.metrics, self._metrics_hears)
-        others = (_Ear(each, _hearing_of(each)) for each in self.observers)
-        self._ears = (_Ear(self.logging, self._logging_hears), self._metrics, *others)
+        self._metrics = _Ear(self._metrics_hook)
+        self._ears = (_Ear(self._logging_hook), self._metrics, *(_Ear(_hook_of(each)) for each in self.observers))
 
-    def _logging_hears(self, kind: type[Event]) -> bool:
-        return kind.family in self.families and (kind is not MessageEvent or self.logging.wants_messages())
+    def _logging_hook(self, kind: type[Event]) -> Observer | None:
+        if kind.family not in self.families or (kind is MessageEvent and not self.logging.wants_messages()):
+            return None
+        hook: Observer = getattr(self.logging, f"log_{kind.family}_event")
+        return hook
 
-    def _metrics_hears(self, kind: type[Event]) -> bool:
-        return kind.family in self.families and (kind is not MessageEvent or self._metrics_look_at_messages)
+    def _metrics_hook(self, kind: type[Event]) -> Observer | None:
+        if kind.family not in self.families or (kind is MessageEvent and not self._metrics_look_at_messages):
+            return None
+        hook: Observer = getattr(self.metrics, f"handle_{kind.family}_event")
+        return hook
+
+    def tell_families(self, families: Collection[str]) -> None:
+        """Tell logging and metrics these families from now on."""
+        self.families = families
+        self._hooks.clear()
 
     # ----------------------------------------------------------------- who hears
 
     def hears(self, kind: type[Event]) -> bool:
         """Return whether anybody is told events of this kind: else none need be made."""
-        return any(listener.hears(kind) for listener in self._listeners) or any(
-            self._asks(ear, kind) for ear in self._ears
-        )
+        return bool(self._hooks_for(kind)) or any(listener.hears(kind) for listener in self._listeners)
+
+    def _hooks_for(self, kind: type[Event]) -> list[tuple[_Ear, Observer]]:
+        hooks = self._hooks.get(kind)
+        if hooks is None:
+            hooks = [(ear, hook) for ear in self._ears if (hook := self._hook(ear, kind)) is not None]
+            if kind is not MessageEvent:  # whether those are logged may change at any time
+                self._hooks[kind] = hooks
+        return hooks
+
+    def _hook(self, ear: _Ear, kind: type[Event]) -> Observer | None:
+        try:
+            return None if ear.failed else ear.hook_for(kind)
+        except Exception as exc:
+            self._give_up(ear, ear.hook_for, exc)
+            return None
 
     @property
     def messages_are_heard(self) -> bool:
@@ -182,18 +207,20 @@ class Hub:
 
     def tell(self, event: Event, epoch: int) -> None:
         """Tell `event`, which happened on the link `epoch`, to all who hear it."""
+        if not self._listeners and not self._hooks_for(type(event)):
+            return
         observation = self._observation(event, epoch)
         if self._waiting is not None:
             self._waiting.append(observation)
             return
-        self._waiting = deque((observation,))
+        waiting = self._waiting = deque((observation,))
         try:
             for _ in range(MAX_NESTED):
-                if not self._waiting:
+                if not waiting:
                     return
-                self._tell(self._waiting.popleft())
-            lost = Dropped(count=len(self._waiting), where="observers")
-            self._waiting.clear()
+                self._tell(waiting.popleft())
+            lost = Dropped(count=len(waiting), where="observers")
+            waiting.clear()
             self._tell(self._observation(lost, epoch))
         finally:
             self._waiting = None
@@ -203,28 +230,21 @@ class Hub:
 
     def _tell(self, observation: Observation) -> None:
         kind = type(observation.event)
-        for ear in self._ears:
-            if self._asks(ear, kind):
-                try:
-                    ear.tell(observation)
-                except Exception as exc:
-                    self._give_up(ear, exc)
+        for ear, hook in self._hooks_for(kind):
+            try:
+                hook(observation)
+            except Exception as exc:
+                self._give_up(ear, hook, exc)
         for listener in self._listeners:
             if listener.hears(kind):
                 listener.hear(observation)
 
-    def _asks(self, ear: _Ear, kind: type[Event]) -> bool:
-        try:
-            return not ear.failed and ear.hears(kind)
-        except Exception as exc:
-            self._give_up(ear, exc)
-            return False
-
-    def _give_up(self, ear: _Ear, exc: Exception) -> None:
+    def _give_up(self, ear: _Ear, hook: object, exc: Exception) -> None:
         """Tell `ear` nothing any more: whoever only watches must not be able to bring the session down."""
         ear.failed = True
+        self._hooks.clear()
         # The error event has not where it was raised.
-        name = getattr(ear.tell, "__qualname__", type(ear.tell).__name__)
+        name = getattr(hook, "__qualname__", type(hook).__name__)
         _logger.warning("%s: %s failed, and is told nothing any more", self.session, name, exc_info=exc)
         self.on_failure(exc)
 
@@ -234,19 +254,20 @@ class Hub:
             try:
                 self.metrics.handle_message_batch(direction, messages, size)
             except Exception as exc:
-                self._give_up(self._metrics, exc)
+                self._give_up(self._metrics, self.metrics.handle_message_batch, exc)
 
     def close(self) -> None:
         """End all listeners, and hold on to nobody who hears: what is left is freed without a collector."""
         for listener in self._listeners:
             listener.end()
-        self._ears, self._metrics, self.on_failure = (), _Ear(self.metrics, _never), _never
+        self._ears, self._metrics, self.on_failure = (), _Ear(_no_hook), _no_hook
+        self._hooks.clear()
 
 
-def _never(_: object) -> bool:
-    return False
+def _no_hook(_: object) -> None:
+    return None
 
 
-def _hearing_of(observer: Observer) -> Callable[[type[Event]], bool]:
+def _hook_of(observer: Observer) -> Callable[[type[Event]], Observer | None]:
     kinds: tuple[type[Event], ...] | None = getattr(observer, "hears", None)
-    return lambda kind: _names(kinds, kind)
+    return lambda kind: observer if _names(kinds, kind) else None

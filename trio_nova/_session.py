@@ -6,6 +6,7 @@ traffic are `_outbound` and `_inbound`; `_link_tasks` and `_supervisor` have the
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -117,6 +118,12 @@ class _StateWaiter:
 
 _QUOTES = frozenset({"cause", "channel", "detail", "reason", "to", "where"})
 """Fields of events that may repeat what somebody else said."""
+
+
+@functools.cache
+def _quotes(kind: type) -> tuple[str, ...]:
+    """Return which of these the events of a kind have."""
+    return tuple(field.name for field in attrs.fields(kind) if field.name in _QUOTES)
 
 
 def able_to_leave(error: E) -> E | RuntimeError:
@@ -392,7 +399,7 @@ class Session:
         """Use other options from now on; ConfigError where they would send secrets in plain text."""
         self.keep_secret(config)
         self.config = config
-        self.hub.families = config.events
+        self.hub.tell_families(config.events)
         self.attempts.max_attempts, self.attempts.min_uptime = config.max_attempts, config.min_uptime
         self.tell(Reconfigured(fields=changed))
 
@@ -452,9 +459,12 @@ class Session:
         """Tell what happened on the present link, or the last one, to all who hear it."""
         if isinstance(error := getattr(event, "error", None), BaseException):
             self.protect(error)
-        said = {name: text for name in _QUOTES if isinstance(text := getattr(event, name, None), str)}
-        shown = {name: masked for name, text in said.items() if (masked := self.redactor.redact(text)) != text}
-        self.hub.tell(attrs.evolve(event, **shown) if shown else event, self.epoch)
+        kind: type = type(event)
+        for name in _quotes(kind):
+            said = getattr(event, name)
+            if said and (shown := self.redactor.redact(said)) != said:
+                event = attrs.evolve(event, **{name: shown})
+        self.hub.tell(event, self.epoch)
 
     def _observer_failed(self, error: Exception) -> None:
         self.note(error, "observer")

@@ -19,7 +19,6 @@ from trio_nova.events import (
     ErrorEvent,
     Event,
     LinkClosed,
-    MessageEvent,
     Observation,
     RetryScheduled,
     SessionEnded,
@@ -77,6 +76,8 @@ _LEVELS: Mapping[type[Event], int] = {
 
 def level_of(event: Event) -> int:
     """Return the level at which an event is logged."""
+    if (level := _LEVELS.get(type(event))) is not None and not isinstance(event, RetryScheduled):
+        return level
     match event:
         case LinkClosed():
             # Of a loss the line tells that says what follows.
@@ -209,16 +210,6 @@ class LoggingHandler:
     format: Literal["plain", "json"] = attrs.field(default="plain", validator=one_of("plain", "json"))
     _second_began: float = attrs.field(default=-math.inf, init=False, repr=False, on_setattr=attrs.setters.NO_OP)
     _in_this_second: Counter[tuple[str, str, str]] = attrs.field(factory=Counter, init=False, repr=False)
-
-    def __call__(self, observation: Observation) -> None:
-        """Hand what happened to the hook of its family."""
-        match observation.event:
-            case MessageEvent():
-                self.log_message_event(observation)
-            case ErrorEvent():
-                self.log_error_event(observation)
-            case _:
-                self.log_connection_event(observation)
 
     def log_connection_event(self, observation: Observation) -> None:
         """Log what happened to the session or its link."""

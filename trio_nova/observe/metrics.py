@@ -16,12 +16,10 @@ from trio_nova.events import (
     Category,
     ConsumerCaughtUp,
     Dropped,
-    ErrorEvent,
     Event,
     Gap,
     LinkClosed,
     LinkOpened,
-    MessageEvent,
     Observation,
     PongReceived,
     RateConsumed,
@@ -108,16 +106,6 @@ class MetricsCollector:
     counters: Counter[str] = attrs.field(factory=Counter)
     gauges: dict[str, float] = attrs.field(factory=dict)
     histograms: dict[str, Histogram] = attrs.field(factory=dict)
-
-    def __call__(self, observation: Observation) -> None:
-        """Hand what happened to the hook of its family."""
-        match observation.event:
-            case MessageEvent():
-                self.handle_message_event(observation)
-            case ErrorEvent():
-                self.handle_error_event(observation)
-            case _:
-                self.handle_connection_event(observation)
 
     def handle_connection_event(self, observation: Observation) -> None:
         """Count what happened to the session or its link."""

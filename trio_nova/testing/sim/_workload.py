@@ -29,7 +29,16 @@ from trio_nova import Buffer, Connection, ExponentialBackoff, FeedOptions, RateL
 from trio_nova.core.limits import RollingWindow
 from trio_nova.core.session import State
 from trio_nova.errors import NovaError
-from trio_nova.events import Dropped, FeedStale, Gap, Observation, RequestUnresolved, Resynced, RetryScheduled, SessionEnded
+from trio_nova.events import (
+    Dropped,
+    FeedStale,
+    Gap,
+    Observation,
+    RequestUnresolved,
+    Resynced,
+    RetryScheduled,
+    SessionEnded,
+)
 from trio_nova.observe.logging import LoggingHandler, describe_event
 from trio_nova.testing.sim._dialects import DIALECTS, Dialect
 from trio_nova.testing.sim._scenario import (
