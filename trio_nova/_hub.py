@@ -124,8 +124,8 @@ class Hub:
     _ears: tuple[_Ear, ...] = attrs.field(init=False)
     _metrics: _Ear = attrs.field(init=False)
     _metrics_look_at_messages: bool = attrs.field(init=False)
-    _hooks: dict[type[Event], list[tuple[_Ear, Observer]]] = attrs.field(factory=dict, init=False)
-    """What is to be called for events of the kinds that were told so far."""
+    _hooks: dict[object, list[tuple[_Ear, Observer]]] = attrs.field(factory=dict, init=False)
+    """What is to be called, by the kind of events; by their family where no observer tells kinds apart."""
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
     _waiting: deque[Observation] | None = attrs.field(default=None, init=False)
     """What was told from inside an observer; None: none is being told."""
@@ -160,11 +160,12 @@ class Hub:
         return bool(self._hooks_for(kind)) or any(listener.hears(kind) for listener in self._listeners)
 
     def _hooks_for(self, kind: type[Event]) -> list[tuple[_Ear, Observer]]:
-        hooks = self._hooks.get(kind)
+        key: object = kind if self.observers else kind.family
+        hooks = self._hooks.get(key)
         if hooks is None:
             hooks = [(ear, hook) for ear in self._ears if (hook := self._hook(ear, kind)) is not None]
-            if kind is not MessageEvent:  # whether those are logged may change at any time
-                self._hooks[kind] = hooks
+            if kind.family != "message":  # whether those are logged may change at any time
+                self._hooks[key] = hooks
         return hooks
 
     def _hook(self, ear: _Ear, kind: type[Event]) -> Observer | None:

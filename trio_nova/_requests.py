@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 from typing import Any, Literal, Protocol
@@ -124,7 +123,7 @@ class Requests:
     _told_unread: bool = attrs.field(default=False, init=False)
     under_way: int = attrs.field(default=0, init=False)
     """How many questions wait for their answer, or to be asked again."""
-    _held_up: deque[Pending] = attrs.field(factory=lambda: deque(maxlen=MAX_GIVEN_UP), init=False)
+    _held_up: list[Pending] = attrs.field(factory=list, init=False)
     """Those that were given up as reading stood still: only while it goes on can their answers be late."""
     renewal: Renewal | None = attrs.field(default=None, init=False)
     """The authenticator puts itself here."""
@@ -384,6 +383,7 @@ class Requests:
                 self._settle(pending, outcome.Error(OutcomeUnknown(why, where=where, waiting=waiting)))
                 pending.given_up_at = math.inf
                 self._held_up.append(pending)
+                del self._held_up[:-MAX_GIVEN_UP]
             elif self._outbound.withdraw(outgoing):
                 self._settle(pending, outcome.Error(NotSent(why)))
             else:
