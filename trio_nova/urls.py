@@ -13,7 +13,7 @@ import idna
 from trio_nova.errors import ConfigError
 from trio_nova.secrets import Secret, as_secret_text
 
-__all__ = ["Url", "ip_address", "split_host"]
+__all__ = ["Url", "ip_address", "is_address", "split_host"]
 
 _ILLEGAL = re.compile(r"[\x00-\x20\x7f\ud800-\udfff]")
 _NAME = re.compile(r"(?!.{254})[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
@@ -27,6 +27,15 @@ _INSTEAD = {"http": "; write ws://", "https": "; write wss://", "": "; begin wit
 
 ip_address = lru_cache(maxsize=256)(ipaddress.ip_address)
 """Parses an address, of which a program has few, and each dial asks several times."""
+
+
+def is_address(host: str) -> bool:
+    """Return whether `host` is an IP address, and no name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @attrs.frozen

@@ -29,7 +29,7 @@ from trio_nova.links._proxy import ENVIRONMENT, Proxy, connect_through, parse_pr
 from trio_nova.links._seam import Dial, StreamFactory
 from trio_nova.links._tls import default_context, lay_tls
 from trio_nova.secrets import discreet
-from trio_nova.urls import ip_address
+from trio_nova.urls import ip_address, is_address
 
 __all__ = ["SystemResolver", "open_stream", "unix_stream", "with_context"]
 
@@ -86,7 +86,7 @@ async def _open_transport(dial: Dial, host: str, port: int) -> trio.abc.Stream:
         dial.on_phase("tcp")
         return await _call_factory(dial.stream_factory, host, port)
     addresses: Sequence[str] = (host,)
-    if not _is_address(host):
+    if not is_address(host):
         dial.on_phase("dns")
         addresses = await dial.resolver.resolve(host)
         if not addresses:
@@ -300,15 +300,7 @@ def _known_addresses(host: str) -> Sequence[str]:
     """Return the addresses of what needs no look-up: literals, and this machine (RFC 6761 section 6.3)."""
     if host == "localhost" or host.endswith(".localhost"):
         return ("127.0.0.1", "::1")
-    return (host,) if _is_address(host) else ()
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
+    return (host,) if is_address(host) else ()
 
 
 def _take_turns(infos: Sequence[_AddressInfo]) -> list[str]:

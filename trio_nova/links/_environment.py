@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from trio_nova.errors import ConfigError
 from trio_nova.links._proxy import Proxy, parse_proxy
 from trio_nova.secrets import learn_here
-from trio_nova.urls import Url, ip_address, split_host
+from trio_nova.urls import Url, ip_address, is_address, split_host
 
 __all__ = ["proxy_for"]
 
@@ -69,7 +69,7 @@ def _is_about(url: Url, exemption: str) -> bool:
         name, _ = split_host(host.removeprefix("*").removeprefix("."), "no_proxy")
     except ConfigError:
         return False
-    return url.host == name or (not _is_address(url.host) and url.host.endswith(f".{name}"))
+    return url.host == name or (not is_address(url.host) and url.host.endswith(f".{name}"))
 
 
 def _is_in(host: str, network: str) -> bool:
@@ -77,11 +77,3 @@ def _is_in(host: str, network: str) -> bool:
         return ip_address(host) in ipaddress.ip_network(network, strict=False)
     except ValueError:  # the host is a name, or that is no network
         return False
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
