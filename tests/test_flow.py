@@ -82,7 +82,7 @@ async def test_a_consumer_asks_from_within_the_loop_over_its_feed_whatever_stand
     autojump_clock: trio.abc.Clock, transport: Transport, count: int
 ) -> None:
     if count > 2_000 and type(transport).__name__ != "WireTransport":
-        pytest.skip("takes a minute")
+        pytest.skip("trio-websocket takes a minute for so many; 2,000 are tried on it")
     service = talks(ticks(1), when_asked=ticks(count))
     async with ScriptedServer(service) as server, connect(server, transport) as conn, conn.subscribe("ticks") as feed:
         async for _ in feed:
@@ -96,7 +96,7 @@ async def test_a_consumer_asks_from_within_the_loop_over_the_inbox_whatever_stan
     autojump_clock: trio.abc.Clock, transport: Transport, count: int
 ) -> None:
     if count > 2_000 and type(transport).__name__ != "WireTransport":
-        pytest.skip("takes a minute")
+        pytest.skip("trio-websocket takes a minute for so many; 2,000 are tried on it")
     service = talks([{"n": 0}], when_asked=[{"n": number} for number in range(count)])
     async with ScriptedServer(service) as server, connect(server, transport) as conn:
         async for _ in conn:

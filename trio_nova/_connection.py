@@ -59,7 +59,7 @@ class Statistics:
     pings_sent: int
     pongs_received: int
     answers_unmatched: int
-    """That bore the id of no request under way, or came too late."""
+    """Answers that bore the id of no request under way, or came too late."""
     errors: int
     ready_time: float
     """Seconds that the session has been ready, in all."""
@@ -642,11 +642,11 @@ class ConnectionBlock:
         )
         session.on_failure = self._failed
         self._untaken: Sequence[Mailbox[Any]] = ()
-        """What consumers were still to take from when the session failed."""
+        """Mailboxes from which consumers were still to take when the session failed."""
         self._seeing_out = trio.CancelScope()
         self._manager: AbstractAsyncContextManager[trio.Nursery] | None = None
         self._task: trio.lowlevel.Task | None = None
-        """Who entered the block, and is to leave it."""
+        """The task that entered the block, and is to leave it."""
         self._tasks: trio.CancelScope | None = None
         """Around all tasks of the session, and shielded; None: they have not begun."""
 

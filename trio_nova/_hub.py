@@ -1,4 +1,4 @@
-"""Where a session tells what happens, and who hears it: logging, metrics, observers, and any number of listeners."""
+"""The hub of a session: tells what happens to logging, metrics, observers, and any number of listeners."""
 
 from __future__ import annotations
 
@@ -125,10 +125,10 @@ class Hub:
     _metrics: _Ear = attrs.field(init=False)
     _metrics_look_at_messages: bool = attrs.field(init=False)
     _hooks: dict[object, list[tuple[_Ear, Observer]]] = attrs.field(factory=dict, init=False)
-    """What is to be called, by the kind of events; by their family where no observer tells kinds apart."""
+    """Hooks to be called, by the kind of events; by their family where no observer tells kinds apart."""
     _listeners: list[Listener] = attrs.field(factory=list, init=False)
     _waiting: deque[Observation] | None = attrs.field(default=None, init=False)
-    """What was told from inside an observer; None: none is being told."""
+    """Observations made inside an observer, still to be told; None: none is being told."""
 
     def __attrs_post_init__(self) -> None:
         overridden = type(self.metrics).handle_message_event
@@ -137,7 +137,7 @@ class Hub:
         self._ears = (_Ear(self._logging_hook), self._metrics, *(_Ear(_hook_of(each)) for each in self.observers))
 
     def _logging_hook(self, kind: type[Event]) -> Observer | None:
-        if kind.family not in self.families or (kind is MessageEvent and not self.logging.wants_messages()):
+        if kind.family not in self.families or kind is MessageEvent:  # see `_logs_messages`
             return None
         hook: Observer = getattr(self.logging, f"log_{kind.family}_event")
         return hook
@@ -163,17 +163,21 @@ class Hub:
         key: object = kind if self.observers else kind.family
         hooks = self._hooks.get(key)
         if hooks is None:
-            hooks = [(ear, hook) for ear in self._ears if (hook := self._hook(ear, kind)) is not None]
-            if kind.family != "message":  # whether those are logged may change at any time
-                self._hooks[key] = hooks
+            found = [(ear, ear.hook_for(kind)) for ear in self._ears if not ear.failed]
+            hooks = self._hooks[key] = [(ear, hook) for ear, hook in found if hook is not None]
+        if kind is MessageEvent and self._logs_messages():
+            return [(self._ears[0], self.logging.log_message_event), *hooks]
         return hooks
 
-    def _hook(self, ear: _Ear, kind: type[Event]) -> Observer | None:
+    def _logs_messages(self) -> bool:
+        """Return whether messages are logged, which may change at any time."""
+        if "message" not in self.families or not self._ears or self._ears[0].failed:
+            return False
         try:
-            return None if ear.failed else ear.hook_for(kind)
+            return self.logging.wants_messages()
         except Exception as exc:
-            self._give_up(ear, ear.hook_for, exc)
-            return None
+            self._give_up(self._ears[0], self.logging.wants_messages, exc)
+            return False
 
     @property
     def messages_are_heard(self) -> bool:

@@ -65,7 +65,7 @@ class Inbound:
     _decode_all: Callable[[Sequence[Any]], Sequence[Any]] | None = attrs.field(init=False)
     """Decodes a whole batch of payloads, where no hook wants to see them one by one."""
     _received_at: float = attrs.field(default=-math.inf, init=False)
-    """When something was last received."""
+    """Trio's clock, seconds: the time of the last read that brought something."""
     announced: int = attrs.field(default=0, init=False)
     """Messages that the overflow policy has dropped."""
 
@@ -189,7 +189,7 @@ class Inbound:
                 except Exception as exc:
                     session.handler_failed(exc)
                     continue
-            parts = self._parts(message) if self._splits else None
+            parts = self._parts(message, now) if self._splits else None
             charge = None
             if parts:
                 length = -(-length // len(parts))  # each has its share of what the frame takes
@@ -227,11 +227,11 @@ class Inbound:
         if taken:
             self._keep(taken, sizes)
 
-    def _parts(self, message: Any) -> Sequence[Any] | None:
+    def _parts(self, message: Any, now: float) -> Sequence[Any] | None:
         """Return the messages that came in one frame, unless all together are an answer; None for a single message."""
         try:
             parts = self._session.config.correlation.parts(message)
-            if parts is not None and self._requests.take_batch(message):
+            if parts is not None and self._requests.take_batch(message, now):
                 for part in parts:
                     self._watch(part)
                 return ()
@@ -255,7 +255,7 @@ class Inbound:
         requests, subscriptions = self._requests, self._subscriptions
         self._watch(message)
         try:
-            found = requests.take(message, subscriptions.is_data) if requests.expecting else None
+            found = requests.take(message, now, subscriptions.is_data) if requests.expecting else None
             if found == "answer":
                 return "answer"
             owner = subscriptions.take(message, now, frame, charge) if subscriptions.active else None

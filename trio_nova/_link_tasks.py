@@ -80,7 +80,7 @@ class LinkTasks:
     _pongs: dict[bytes, _AwaitedPong] = attrs.field(factory=dict, init=False)
     _probe_sent_at: float = attrs.field(default=math.inf, init=False)
     _transit: Transit | None = attrs.field(default=None, init=False)
-    """How far what was written had got when the last probe was, or since then."""
+    """The bytes under way when the last probe was written, or as last looked at since; None: nobody can tell."""
 
     def __attrs_post_init__(self) -> None:
         config = self._session.config

@@ -51,7 +51,7 @@ class Source:
 
 @attrs.define(eq=False, kw_only=True)
 class Mailbox(BoundedQueue[T]):
-    """What the session puts and a consumer takes, in order.
+    """A queue in order, which the session fills and consumers empty.
 
     A task that waits for an item is given it without it ever lying in the queue; or it fills the mailbox itself,
     if it is the only one that waits, and no other reads from the source.

@@ -48,7 +48,7 @@ class _Waiter:
     epoch: int = 0
     """The link that the question was written on; 0 while it is not."""
     since: float = attrs.field(factory=trio.current_time)
-    """When it was written, or else asked."""
+    """Trio's clock, seconds: the time when it was written, or else asked."""
     missed: int = 0
     """The link that was lost already when the question was asked, though not everybody knew; else 0."""
     on_answer: Callable[[Any], object] | None = None
@@ -122,7 +122,7 @@ class Requests:
     """Whether a hook of the service's own says what is an answer."""
     _told_unread: bool = attrs.field(default=False, init=False)
     under_way: int = attrs.field(default=0, init=False)
-    """How many questions wait for their answer, or to be asked again."""
+    """The number of questions that wait for their answer, or to be asked again."""
     _held_up: list[Pending] = attrs.field(factory=list, init=False)
     """Those that were given up as reading stood still: only while it goes on can their answers be late."""
     renewal: Renewal | None = attrs.field(default=None, init=False)
@@ -292,14 +292,14 @@ class Requests:
         """Whether a message might be an answer, if only a late one; else `take` need not be asked."""
         return self._by_id or self._ledger.expects
 
-    def take(self, message: Any, is_data: Callable[[Any], bool]) -> Literal["answer", "unmatched"] | None:
+    def take(self, message: Any, now: float, is_data: Callable[[Any], bool]) -> Literal["answer", "unmatched"] | None:
         """Settle the question that `message` answers, and say that it is an answer: it goes no further.
 
         What `is_data` of a subscription answers nothing, whatever id it bears, unless it tells an outcome; without
         an id not even then. "unmatched": it bears the id of no question, which any other message may; `unclaimed`
         is to be told where it proves to be none of a subscription's either.
         """
-        correlation, ledger, now = self._session.config.correlation, self._ledger, trio.current_time()
+        correlation, ledger = self._session.config.correlation, self._ledger
         id = correlation.reply_id(message) if self._by_id else None
         is_awaited = id is not None and ledger.awaits(id, now)
         if not is_awaited and not ledger.expects:
@@ -308,16 +308,15 @@ class Requests:
         is_of_channel = not is_told and is_data(message)
         if is_of_channel and not correlation.has_outcome(message):
             return None
-        if self._settle_with(message, id, in_order=id is None and not is_of_channel):
+        if self._settle_with(message, id, now, in_order=id is None and not is_of_channel):
             return "answer"
         return None if id is None else "unmatched"
 
-    def take_batch(self, messages: Any) -> bool:
+    def take_batch(self, messages: Any, now: float) -> bool:
         """Settle the question that one frame's messages answer all together, as only its `matches` can say."""
-        return self._ledger.expects_batch and self._settle_with(messages, None, in_order=False)
+        return self._ledger.expects_batch and self._settle_with(messages, None, now, in_order=False)
 
-    def _settle_with(self, message: Any, id: Hashable | None, *, in_order: bool) -> bool:
-        now = trio.current_time()
+    def _settle_with(self, message: Any, id: Hashable | None, now: float, *, in_order: bool) -> bool:
         while isinstance(match := self._ledger.match(message, id, now, in_order=in_order), Unmatched):
             # A matter between that function and whoever asks with it; the message may be for another.
             self._settle(match.pending, outcome.Error(able_to_leave(match.error)))
@@ -368,6 +367,8 @@ class Requests:
         """
         now = trio.current_time()
         look_again = now + patience
+        where, waiting = find_fullest()
+        why = f"reading stands still: {waiting} messages wait in {where!r}, and nobody takes them"
         for pending, waiter in list(self._pending.items()):
             outgoing = waiter.outgoing
             if outgoing is None or outgoing.purpose != "query":
@@ -377,8 +378,6 @@ class Requests:
                 look_again = min(look_again, due)
                 continue
             when_settled = outgoing.when_settled
-            where, waiting = find_fullest()
-            why = f"reading stands still: {waiting} messages wait in {where!r}, and nobody takes them"
             if waiter.epoch:
                 self._settle(pending, outcome.Error(OutcomeUnknown(why, where=where, waiting=waiting)))
                 pending.given_up_at = math.inf

@@ -51,7 +51,6 @@ _LEVELS: Mapping[type[Event], int] = {
             events.Gap,
             events.RateLimitSlowed,
             events.RateRejected,
-            events.RetryScheduled,
             events.SubscriptionRefused,
         ),
         logging.WARNING,
@@ -76,7 +75,7 @@ _LEVELS: Mapping[type[Event], int] = {
 
 def level_of(event: Event) -> int:
     """Return the level at which an event is logged."""
-    if (level := _LEVELS.get(type(event))) is not None and not isinstance(event, RetryScheduled):
+    if (level := _LEVELS.get(type(event))) is not None:
         return level
     match event:
         case LinkClosed():
@@ -84,12 +83,14 @@ def level_of(event: Event) -> int:
             return logging.INFO if event.remote is False else logging.DEBUG
         case RetryScheduled(error=LinkLost(code=code)) if code in _IN_GOOD_ORDER:
             return logging.INFO
+        case RetryScheduled():
+            return logging.WARNING
         case SessionEnded():
             return logging.INFO if event.error is None else logging.WARNING
         case ErrorEvent():
             return logging.DEBUG if event.context in _FOLLOWED else logging.WARNING
         case _:
-            return _LEVELS.get(type(event), logging.INFO)
+            return logging.INFO
 
 
 _SENTENCES: Mapping[type[Event], str] = {
