@@ -391,8 +391,6 @@ NO_LIMITS = {
     "links._pins": "of ASN.1",
     "links._uplink": "of Linux's struct tcp_info",
     "links._wire._CONTINUATION": "of the protocol",
-    "links._wire._MANY": "which of two ways to the same result is taken",
-    "links._wire._WORTH_A_LOOK": "which of two ways to the same result is taken",
 }
 """Numbers of the code that are no limits, by module or name, and what they are."""
 

@@ -12,8 +12,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.links.wire_oracle import BINARY, CONTINUATION, OVERHEAD, TEXT, expected, observed
-from trio_nova.links._wire import WireProtocol
-from trio_nova.messages import Frame
 from trio_nova.testing import ClosePayload, encode_frame
 from trio_nova.testing._frames import encode
 
@@ -270,20 +268,3 @@ def test_both_sides_of_every_border_mean_what_they_mean_to_websockets(name: str,
         whole = observed([stream], limit, deflated=deflated)
         assert whole.in_substance == expected(stream, limit, deflated=deflated).in_substance, stream[:20]
         assert observed([stream[:3], stream[3:]], limit, deflated=deflated) == whole, stream[:20]
-
-
-def test_many_messages_alike_are_taken_in_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[int] = []
-    take_alike = WireProtocol._take_alike
-
-    def witness(self: WireProtocol, data: bytes, at: int, frames: list[Frame]) -> int:
-        before, stop = len(frames), take_alike(self, data, at, frames)
-        assert (stop > at) is (len(frames) > before)
-        taken.append(len(frames) - before)
-        return stop
-
-    monkeypatch.setattr(WireProtocol, "_take_alike", witness)
-    for size, count, together in ((60, 8, 0), (70, 7, 0), (70, 8, 8), (70, 40, 40), (200, 8, 8), (1_001, 8, 0)):
-        taken.clear()
-        observed([encode_frame(TEXT, b"m" * size) * count], 1_000, deflated=False)
-        assert sum(taken) == together, (size, count)

@@ -54,10 +54,6 @@ _WHOLE_CLOSE, _WHOLE_PING, _WHOLE_PONG = _FIN | CLOSE, _FIN | PING, _FIN | PONG
 
 _START = Struct("!BBH")
 """How a frame begins: its bits and opcode, a length, and, if that is 126, the length (RFC 6455 section 5.2)."""
-_MANY = 8
-"""Messages with the same header, one after the other, that are better taken in together than one by one."""
-_WORTH_A_LOOK = 512
-"""Bytes with which such messages are looked for."""
 _SHORT, _MEDIUM, _LONG = Struct("!BB4s"), Struct("!BBH4s"), Struct("!BBQ4s")
 
 _utf8 = codecs.getincrementaldecoder("utf-8")
@@ -180,8 +176,6 @@ class WireProtocol:
         text, binary, too_long = _WHOLE_TEXT, _WHOLE_BINARY, min(126, limit + 1)
         end = len(data)
         last = end - _START.size
-        if last - at > _WORTH_A_LOOK:
-            at = self._take_alike(data, at, frames)
         while at <= last:
             first, length, longer = unpack(data, at)
             if length < too_long:
@@ -202,39 +196,6 @@ class WireProtocol:
                 break
             at = stop
         return at
-
-    def _take_alike(self, data: bytes, at: int, frames: list[Frame]) -> int:
-        """Take in the messages that have the header of the first, if they are many; return where they end, or `at`.
-
-        That their headers are the same is seen by slices through all of them: for the price of one frame.
-        """
-        first, length, longer = _START.unpack_from(data, at)
-        head: int = 2
-        if length == 126 and longer > 125:
-            head, length = 4, longer
-        whole: int = head + length
-        if (
-            first not in (_WHOLE_TEXT, _WHOLE_BINARY)
-            or (head == 2 and length > 125)
-            or length > self._limit
-            or data[at : at + head] != data[at + whole : at + whole + head]
-        ):
-            return at
-        end = len(data) - (len(data) - at) % whole
-        columns = [data[at + byte : end : whole] for byte in range(head)]
-        count = min([len(column) - len(column.lstrip(column[:1])) for column in columns])
-        if count < _MANY:
-            return at
-        stop = at + count * whole
-        payloads = Struct(f"{head}x{length}s").iter_unpack(memoryview(data)[at:stop])
-        if first == _WHOLE_BINARY:
-            frames += [payload for (payload,) in payloads]
-            return stop
-        try:
-            frames += [payload.decode() for (payload,) in payloads]
-        except UnicodeDecodeError:
-            return at  # one by one it will show which
-        return stop
 
     def _take_frame(self, data: bytes | bytearray, at: int, frames: list[Frame]) -> int:
         """Take in one frame of any kind; return where it ends, or `at` if not all of it has come."""
