@@ -1,4 +1,4 @@
-"""Who reads: a task that waits for what will be read, else the reader's own."""
+"""The reader's task, and those who wait for what it reads."""
 
 from __future__ import annotations
 
@@ -73,19 +73,16 @@ class Service:
                 await peer.send_json({"type": "subscribed", "channel": asked["channel"]})
 
 
-async def test_a_task_that_waits_reads_itself_and_else_the_reader_does(autojump_clock: trio.abc.Clock) -> None:
+async def test_the_reader_reads_whoever_waits(autojump_clock: trio.abc.Clock) -> None:
     witness = Witness()
     async with ScriptedServer(count) as server, connect(server, witness) as conn:
-        assert await conn.receive() == 0  # the reader was there before anybody waited
-        assert [await conn.receive() for _ in range(9)] == list(range(1, 10))
+        assert [await conn.receive() for _ in range(10)] == list(range(10))
         await trio.sleep(2.5)
-        assert [await conn.receive() for _ in range(3)] == [10, 11, 12]
-        assert [await conn.receive() for _ in range(3)] == [13, 14, 15]
-    me, reader = trio.lowlevel.current_task().name, f"nova[{conn.id}]:reader#1"
-    assert witness.tasks == [reader, *[me] * 9, reader, reader, reader, me, me, me]
+        assert [await conn.receive() for _ in range(6)] == list(range(10, 16))
+    assert witness.tasks == [f"nova[{conn.id}]:reader#1"] * 16
 
 
-async def test_a_feed_is_read_by_its_consumer_and_for_others(autojump_clock: trio.abc.Clock) -> None:
+async def test_each_feed_gets_its_own_in_order(autojump_clock: trio.abc.Clock) -> None:
     service, heard = Service(), list[object]()
 
     async def consume(feed: Any) -> None:
@@ -126,7 +123,7 @@ async def test_tasks_that_wait_for_the_same_are_served_in_turn(autojump_clock: t
     assert len(heard["one"]) == len(heard["other"]) == 5
 
 
-async def test_a_task_that_reads_leaves_at_once_when_it_is_cancelled_and_loses_nothing(
+async def test_a_receive_leaves_at_once_when_it_is_cancelled_and_loses_nothing(
     autojump_clock: trio.abc.Clock,
 ) -> None:
     heard: list[int] = []
@@ -139,7 +136,7 @@ async def test_a_task_that_reads_leaves_at_once_when_it_is_cancelled_and_loses_n
         assert conn.epoch == 1
 
 
-async def test_a_task_that_reads_is_told_that_the_receive_side_has_moved(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_task_that_waits_is_told_that_the_receive_side_has_moved(autojump_clock: trio.abc.Clock) -> None:
     async with ScriptedServer(count) as server, connect(server) as conn, trio.open_nursery() as nursery:
 
         async def wait() -> None:
@@ -154,7 +151,7 @@ async def test_a_task_that_reads_is_told_that_the_receive_side_has_moved(autojum
         assert await receiver.receive() == 0
 
 
-async def test_a_task_that_reads_is_told_that_the_receive_side_has_moved_by_what_it_read(
+async def test_a_task_that_waits_is_told_that_a_hook_moved_the_receive_side(
     autojump_clock: trio.abc.Clock,
 ) -> None:
     class Moves(MessageHandler):
@@ -171,7 +168,7 @@ async def test_a_task_that_reads_is_told_that_the_receive_side_has_moved_by_what
         assert [await receivers[0].receive() for _ in range(2)] == [2, 3]
 
 
-async def test_a_task_that_reads_for_a_feed_reads_itself_that_the_feed_has_ended(
+async def test_a_task_that_waits_is_told_that_the_service_ended_the_feed(
     autojump_clock: trio.abc.Clock,
 ) -> None:
     service = Service()
@@ -189,7 +186,7 @@ async def test_a_task_that_reads_for_a_feed_reads_itself_that_the_feed_has_ended
             await service.peer.send_json({"type": "error", "channel": "a", "reason": "no more"})
 
 
-async def test_a_task_that_reads_for_a_feed_is_told_that_the_feed_has_ended(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_task_that_waits_is_told_that_the_block_of_its_feed_was_left(autojump_clock: trio.abc.Clock) -> None:
     service = Service()
     async with ScriptedServer(service) as server, connect(server) as conn, trio.open_nursery() as nursery:
         async with conn.subscribe("a") as feed:
@@ -206,7 +203,7 @@ async def test_a_task_that_reads_for_a_feed_is_told_that_the_feed_has_ended(auto
         assert await conn.receive() == "to nobody in particular"
 
 
-async def test_a_task_that_reads_may_be_outside_of_the_block(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_task_that_waits_may_be_outside_of_the_block(autojump_clock: trio.abc.Clock) -> None:
     async with ScriptedServer(count) as server, trio.open_nursery() as nursery:
 
         async def wait(conn: Connection) -> None:
@@ -223,7 +220,7 @@ async def test_a_task_that_reads_may_be_outside_of_the_block(autojump_clock: tri
                 await trio.lowlevel.checkpoint()
 
 
-async def test_a_task_that_reads_stops_while_reading_is_paused(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_task_that_waits_gets_nothing_while_reading_is_paused(autojump_clock: trio.abc.Clock) -> None:
     heard: list[int] = []
 
     async def consume(conn: Connection) -> None:
@@ -241,9 +238,7 @@ async def test_a_task_that_reads_stops_while_reading_is_paused(autojump_clock: t
         nursery.cancel_scope.cancel()
 
 
-async def test_a_defect_of_the_session_ends_it_in_whatever_task_it_came_up(
-    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_defect_of_the_session_ends_it(autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
@@ -254,7 +249,7 @@ async def test_a_defect_of_the_session_ends_it_in_whatever_task_it_came_up(
                 await conn.receive()
 
 
-async def test_an_exit_that_a_hook_wants_ends_the_session_not_the_task_that_reads(
+async def test_an_exit_that_a_hook_wants_ends_the_session_not_the_task_that_waits(
     autojump_clock: trio.abc.Clock,
 ) -> None:
     class Exits(MessageHandler):
@@ -277,7 +272,7 @@ async def test_an_exit_that_a_hook_wants_ends_the_session_not_the_task_that_read
     assert heard == [0, 1]
 
 
-async def test_what_is_logged_where_a_task_reads_holds_no_secret(
+async def test_what_is_logged_of_a_hook_that_raises_holds_no_secret(
     autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Tells(MessageHandler):
@@ -307,7 +302,7 @@ async def test_a_defect_is_told_though_the_link_was_to_be_left_as_it_came_up(
 ) -> None:
     with pytest.raises(ZeroDivisionError):
         async with ScriptedServer(count, then=count) as server, connect(server) as conn:
-            assert await conn.receive() == 0  # the next is read by this task
+            assert await conn.receive() == 0
 
             def leave_and_fail(*_: object) -> None:
                 monkeypatch.undo()  # the next link is well
@@ -341,16 +336,6 @@ class Answers:
         await trio.sleep(1.0)
         await self.peer.send_json("by the way")
         await self.peer.send_json({"id": id})
-
-
-async def test_a_task_that_asks_reads_the_answer_itself(autojump_clock: trio.abc.Clock) -> None:
-    witness = Witness()
-    async with ScriptedServer(Answers()) as server, connect(server, witness) as conn:
-        assert await conn.request({}) == {"id": 1}  # the reader was there before anybody asked
-        assert await conn.request({}) == {"id": 2}
-        assert await conn.receive_batch() == ["by the way"] * 2
-    me, reader = trio.lowlevel.current_task().name, f"nova[{conn.id}]:reader#1"
-    assert witness.tasks == [reader, reader, me, me]
 
 
 async def test_a_question_that_a_socket_takes_at_once_needs_no_writer() -> None:
@@ -390,7 +375,7 @@ async def test_a_question_that_a_socket_takes_a_part_of_at_once_leaves_whole() -
         assert told.count(RequestSent) == 1
 
 
-async def test_a_task_that_reads_its_answer_is_told_that_it_was_not_asked(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_task_that_asks_is_told_that_it_was_not_asked(autojump_clock: trio.abc.Clock) -> None:
     limit = RateLimitHandler(limits=[RollingWindow(2, 60.0)], queue_size=1)
     async with ScriptedServer(Answers()) as server, connect(server, rate_limit_handler=limit) as conn:
         await conn.request({})
@@ -408,7 +393,7 @@ async def test_a_task_that_reads_its_answer_is_told_that_it_was_not_asked(autoju
             assert (await conn.request({}, priority=-1))["id"] == 4
 
 
-async def test_tasks_that_ask_wait_for_the_one_that_reads(autojump_clock: trio.abc.Clock) -> None:
+async def test_tasks_that_ask_at_once_all_get_their_answers(autojump_clock: trio.abc.Clock) -> None:
     answers, heard = Answers(), list[int]()
 
     async def ask(conn: Connection) -> None:
@@ -425,7 +410,7 @@ async def test_tasks_that_ask_wait_for_the_one_that_reads(autojump_clock: trio.a
         assert sorted(heard) == list(range(3, 13))
 
 
-async def test_a_task_that_reads_its_answer_leaves_at_once_when_it_is_cancelled(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_task_that_asks_leaves_at_once_when_it_is_cancelled(autojump_clock: trio.abc.Clock) -> None:
     answers = Answers()
     async with ScriptedServer(answers) as server, connect(server) as conn, conn.listen() as events:
         await conn.request({})
@@ -472,7 +457,7 @@ async def test_a_question_is_settled_once_where_its_link_is_lost_as_it_is_cancel
 
 
 @pytest.mark.parametrize("cause", ["drop", "redial", "defect"])
-async def test_a_question_is_settled_where_the_link_ends_for_the_task_that_reads_its_answer(
+async def test_a_question_is_settled_where_the_link_ends(
     autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch, cause: str
 ) -> None:
     answers = Answers()

@@ -82,7 +82,6 @@ class Feed(Receiver[Any]):
             room=session.room if options.overflow == "block" else session.make_room(),
             overflow="block" if options.overflow == "fail" else options.overflow,
             notice=notice if options.notices else None,
-            source=session.source,
             looked=session.looked,
             on_high_water=partial(tell, HighWater) if options.overflow == "block" else None,
             on_low_water=partial(tell, LowWater) if options.overflow == "block" else None,

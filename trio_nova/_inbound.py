@@ -80,7 +80,6 @@ class Inbound:
             overflow=config.overflow,
             on_high_water=self._high_water,
             on_low_water=self._low_water,
-            source=None if self.has_hooks else self._session.source,
             looked=self._session.looked,
         )
         self.receiver = Receiver(self.inbox)
@@ -377,7 +376,7 @@ class Inbound:
         found = [
             mailbox
             for mailbox in (self.inbox, *feeds)
-            if mailbox.claimed and (mailbox.ready or (is_recent and not mailbox.is_waited_on))
+            if mailbox.claimed and (mailbox.ready or (is_recent and not mailbox.is_awaited))
         ]
         if self._staged is not None and self._staged.ready and self.inbox.claimed and self.inbox not in found:
             found.append(self.inbox)  # where the end will put it

@@ -119,7 +119,6 @@ class LinkTasks:
                 await self._leave(reader)
                 self._subscriptions.stop_asking()
                 nursery.cancel_scope.cancel(reason="the link has ended")
-            await reader.finish()
         finally:
             self._settle_pongs()
         return self._lost or LinkLost(1006, "", number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import attrs
 import outcome
@@ -15,7 +15,7 @@ from trio_nova._signal import Bell
 from trio_nova.core.bounded import BoundedQueue
 from trio_nova.errors import ReceiverMoved, SessionOver
 
-__all__ = ["Mailbox", "Receiver", "Source"]
+__all__ = ["Mailbox", "Receiver"]
 
 T = TypeVar("T")
 
@@ -28,37 +28,12 @@ _LOOK_AGAIN = object()
 """What wakes a taker for whom there is no item."""
 
 
-class Reader(Protocol):
-    """What fills mailboxes from a link, and answers questions; see `trio_nova._reader`."""
-
-    @property
-    def is_free(self) -> bool: ...
-
-    async def read_for(self, wanted: object) -> None: ...
-
-    def look_again(self, wanted: object) -> None: ...
-
-
-@attrs.define(eq=False)
-class Source:
-    """Where the mailboxes of a session are filled from."""
-
-    reader: Reader | None = None
-    """Of the present link."""
-    was_awaited: bool = False
-    """Whether anybody who waited has been given something, since this was last made False."""
-
-
 @attrs.define(eq=False, kw_only=True)
 class Mailbox(BoundedQueue[T]):
     """A queue in order, which the session fills and consumers empty.
 
-    A task that waits for an item is given it without it ever lying in the queue; or it fills the mailbox itself,
-    if it is the only one that waits, and no other reads from the source.
+    A task that waits for an item is given it without it ever lying in the queue.
     """
-
-    source: Source | None = None
-    """None: it is filled by others only."""
 
     on_high_water: Callable[[], None] | None = None
     on_low_water: Callable[[], None] | None = None
@@ -79,8 +54,6 @@ class Mailbox(BoundedQueue[T]):
     _error: Exception | None = attrs.field(default=None, init=False)
     plain: bool = attrs.field(default=True, init=False)
     """Whether taking an item is no more than that: nobody is to be told."""
-    _reader: Reader | None = attrs.field(default=None, init=False)
-    """What the task that waits reads from."""
     turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
     """How many items may be taken before other tasks get to run."""
 
@@ -120,8 +93,6 @@ class Mailbox(BoundedQueue[T]):
             trio.lowlevel.reschedule(task, outcome.Value(item))
         if not takers:
             self._takers = None
-        if self.source is not None:
-            self.source.was_awaited = True
         return given
 
     @property
@@ -129,19 +100,12 @@ class Mailbox(BoundedQueue[T]):
         """Whether somebody waits for the next item, which then never lies in the queue."""
         return self._takers is not None
 
-    @property
-    def is_waited_on(self) -> bool:
-        """Whether somebody waits for the next item, or reads the link until it comes."""
-        return self._takers is not None or self._reader is not None
-
     def put_nowait(self, item: T, size: int) -> None:
         """Take an item in."""
         if self.plain and self._takers is None and len(self) + 1 < self._mark:
             self.offer(item, size)
             if self.dropped:
                 self._look()
-            if self._reader is not None:
-                self._reader.look_again(self)
             return
         self.put_all_nowait((item,), (size,))
 
@@ -158,8 +122,6 @@ class Mailbox(BoundedQueue[T]):
             self._is_high = True
             self.on_high_water()
         self._look()
-        if self._reader is not None:
-            self._reader.look_again(self)
 
     # ----------------------------------------------------------------- taking
 
@@ -200,39 +162,20 @@ class Mailbox(BoundedQueue[T]):
         Cancelling takes nothing.
         """
         # A full checkpoint costs more than the rest of a receive: where there is something, one now and then is
-        # enough to let others run. Where there is nothing it may bring what comes meanwhile, and save a sleep; but
-        # nothing brings it sooner than reading it oneself, which is a checkpoint too.
+        # enough to let others run. Where there is nothing, the wait is one.
         self.turns -= 1
-        if self.turns > 0 and self.ready:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        elif self.ready or self._free_reader() is None:
+        if self.turns <= 0 or self._is_closed:
             self.turns = _FULL_CHECKPOINT_EVERY
             await trio.lowlevel.checkpoint()
+        elif self.ready:
+            await trio.lowlevel.checkpoint_if_cancelled()
         while True:
             receiver.check()
             if self.ready:
                 return self.take_all_nowait() if every else self.take_nowait()
             self._check_open()
-            reader = self._free_reader()
-            if reader is not None:
-                await self._read(reader)
-            elif (item := await self._wait_to_be_given(every)) is not _LOOK_AGAIN:
+            if (item := await self._wait_to_be_given(every)) is not _LOOK_AGAIN:
                 return item
-
-    def _free_reader(self) -> Reader | None:
-        """Return what a task that is to wait may read from, if no other does, or waits."""
-        if self.source is None or self._takers is not None:
-            return None
-        reader = self.source.reader
-        return reader if reader is not None and reader.is_free else None
-
-    @trio.lowlevel.enable_ki_protection
-    async def _read(self, reader: Reader) -> None:
-        self.turns, self._reader = _FULL_CHECKPOINT_EVERY, reader
-        try:
-            await reader.read_for(self)
-        finally:
-            self._reader = None
 
     async def _wait_to_be_given(self, every: bool) -> Any:
         task = trio.lowlevel.current_task()
@@ -240,8 +183,6 @@ class Mailbox(BoundedQueue[T]):
         if takers is None:
             takers = self._takers = OrderedDict()
         takers[task] = every
-        if self._reader is not None:
-            self._reader.look_again(self)  # two who wait are served in turn
 
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
             del takers[task]
@@ -257,8 +198,6 @@ class Mailbox(BoundedQueue[T]):
         takers, self._takers = self._takers, None
         for task in takers or ():
             trio.lowlevel.reschedule(task, outcome.Value(_LOOK_AGAIN))
-        if self._reader is not None:
-            self._reader.look_again(self)
 
     def close(self, error: Exception | None = None) -> None:
         """Let what is there be taken; after that raise `error`, or SessionOver."""

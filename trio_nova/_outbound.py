@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import partial
@@ -29,8 +28,6 @@ _CONTROL_FRAMES = (Ping, Pong)
 _APPLICATION = Lane.APPLICATION  # looking a member up in its enumeration takes a while
 _FULL_CHECKPOINT_EVERY = 64
 """Messages that are sent without waiting, one after another."""
-_AT_ONCE = 0.0001
-"""Seconds between the messages of two tasks within which they count as sent together."""
 MAX_REPLIES = 1024
 """Replies of hooks that may wait to be written; what exceeds them is refused, and reported."""
 REPLIES_IN_HAND = 64
@@ -72,10 +69,6 @@ class Outbound:
     """Starts the writer of the link that is up; None where there is no link, or its writer has begun."""
     _turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
     """How many messages may be sent before other tasks get to run."""
-    _sent_at: float = attrs.field(default=-math.inf, init=False)
-    """When a message was last sent, or written."""
-    _sender: int = attrs.field(default=0, init=False)
-    """The id of the task that sent it: the task itself would be kept alive."""
     _expiry_changed: Signal = attrs.field(factory=Signal, init=False)
     _expires: bool = attrs.field(default=False, init=False)
     """Whether a task settles what waits too long: there is one from the first message that may."""
@@ -141,8 +134,8 @@ class Outbound:
             self._turns = _FULL_CHECKPOINT_EVERY
             await trio.lowlevel.checkpoint()
         begun = None
-        task, now = trio.lowlevel.current_task(), trio.current_time()
-        if lane is _APPLICATION and self._is_alone(task, now) and not isinstance(frame, _CONTROL_FRAMES):
+        task = trio.lowlevel.current_task()
+        if lane is _APPLICATION and self._may_write and not isinstance(frame, _CONTROL_FRAMES):
             self._turns -= 1
             await trio.lowlevel.checkpoint_if_cancelled()
             begun = self._send_nowait(frame, kind)
@@ -159,7 +152,7 @@ class Outbound:
             self.withdraw(outgoing)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        outgoing = self._outgoing(frame, lane, kind, priority, purpose, now)
+        outgoing = self._outgoing(frame, lane, kind, priority, purpose, trio.current_time())
         outgoing.when_settled = settled
         try:
             if begun:
@@ -172,21 +165,12 @@ class Outbound:
             raise
         await trio.lowlevel.wait_task_rescheduled(abort)
 
-    def _is_alone(self, task: trio.lowlevel.Task, now: float) -> bool:
-        """Whether the writer would write a message at once, and that alone: then it need not be woken for it.
-
-        What several tasks send at once is left to the writer: to write it together costs less than to wake it.
-        """
-        sender = id(task)
-        joins = sender != self._sender and now - self._sent_at < _AT_ONCE
-        self._sent_at, self._sender = now, sender
+    @property
+    def _may_write(self) -> bool:
+        """Whether the writer would write a message at once, and that alone: then it need not be woken for it."""
+        session = self._session
         return (
-            not joins
-            and self._session.ready
-            and self._session.goodbye is None
-            and not self.draining
-            and self._nothing_waits
-            and not self.limited
+            session.ready and session.goodbye is None and not self.draining and self._nothing_waits and not self.limited
         )
 
     @property
@@ -221,10 +205,9 @@ class Outbound:
 
         What is not new, but a part of what is under way, is accepted while draining too.
         """
-        task, now = trio.lowlevel.current_task(), trio.current_time()
-        outgoing = self._outgoing(frame, lane, kind, priority, purpose, now)
+        outgoing = self._outgoing(frame, lane, kind, priority, purpose, trio.current_time())
         outgoing.when_settled = when_settled
-        if lane is not _APPLICATION or not self._is_alone(task, now) or not self._write_now(outgoing):
+        if lane is not _APPLICATION or not self._may_write or not self._write_now(outgoing):
             self._put(outgoing, is_new=is_new)
         return outgoing
 
@@ -436,8 +419,6 @@ class Outbound:
         """Settle a batch that the operating system has taken, and count it."""
         self._count_written(batch)
         self.outbox.written()
-        if len(batch) > 1:  # those who sent them will go on to send together
-            self._sent_at, self._sender = trio.current_time(), 0
         self.settled.ring()
 
     def _count_written(self, batch: Sequence[Outgoing]) -> None:

@@ -1,12 +1,4 @@
-"""Reading a link: by a task of its own, or by whoever waits for what will be read.
-
-What one task reads and hands to another costs a turn of Trio's loop more than what its consumer reads
-itself, and a turn is a good part of a round trip. So the reader's task reads only while no task does
-that waits for what is read::
-
-    a task in receive() ─ finds nothing ─► reads until there is something ─► goes its way
-    the reader          ─ stands by ─────────────────────────────────────► reads on, unless that one is back
-"""
+"""The reader's task: what arrives on a link, for as long as there is room for it."""
 
 from __future__ import annotations
 
@@ -33,7 +25,7 @@ PATIENCE = 20.0
 
 @attrs.define(eq=False)
 class Reader:
-    """Reads one link until it ends, in whatever task."""
+    """Reads one link until it ends."""
 
     _session: Session
     _inbound: Inbound
@@ -48,34 +40,14 @@ class Reader:
     _held: Sequence[Frame] = attrs.field(default=(), init=False)
     """What arrived when reading had just been paused."""
     is_reading: bool = attrs.field(default=False, init=False)
-    """Whether some task reads now."""
-    _helped: object | None = attrs.field(default=None, init=False)
-    """What is read for by a task that waits for it."""
-    _is_called: bool = attrs.field(default=False, init=False)
-    """Whether there may be something for that task."""
-    _helper: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
-    """That task."""
-    _help: trio.CancelScope = attrs.field(init=False)
-    """What it reads in."""
-    _left: Signal = attrs.field(factory=Signal, init=False)
-    """Tells that it reads no more."""
-    _defect: BaseException | None = attrs.field(default=None, init=False)
-    """What went wrong in it, and is not its own fault."""
-
-    # ----------------------------------------------------------------- in a task of its own
+    """Whether it waits for what comes next."""
 
     async def run(self) -> None:
-        """Read while nobody else does."""
-        source, inbound = self._session.source, self._inbound
-        source.reader = self
-        in_vain = False
+        """Read until the link ends."""
+        inbound, in_vain = self._inbound, False
         try:
             while not self._ending.is_set():
-                if self._defect is not None:
-                    raise self._defect
-                if self.is_reading:
-                    await self._left.wait()
-                elif inbound.pauses or inbound.clogged:
+                if inbound.pauses or inbound.clogged:
                     await self._stand_still()
                 elif self._held:
                     self.take_held()
@@ -83,16 +55,10 @@ class Reader:
                     await inbound.give_turns()
                     in_vain = inbound.crowded
                 else:
-                    source.was_awaited = in_vain = False
+                    in_vain = False
                     await self._read()
-                    if source.was_awaited:
-                        # The task that got it may soon be back, and read itself. Twice, as Trio may run us first.
-                        await trio.lowlevel.checkpoint()
-                        await trio.lowlevel.checkpoint()
         except LinkLost as lost:
             self._lose(lost)
-        finally:
-            source.reader = None
 
     async def _read(self) -> None:
         """Wait for what comes next, and take it in; raises LinkLost."""
@@ -153,56 +119,3 @@ class Reader:
         finally:
             session.room.on_take = None
             requests.stand_still(still=False)
-
-    # ----------------------------------------------------------------- in a task that waits
-
-    @property
-    def is_free(self) -> bool:
-        """Whether a task that waits may read."""
-        if self.is_reading or self._held or self._defect is not None or self._ending.is_set():
-            return False
-        inbound = self._inbound
-        return not (inbound.pauses or inbound.crowded or inbound.clogged)
-
-    @trio.lowlevel.enable_ki_protection
-    async def read_for(self, wanted: object) -> None:
-        """Read until `wanted` is to be looked at again, or reading is not free any more.
-
-        Always a checkpoint. Cancelling loses nothing.
-        """
-        redactor = self._session.redactor
-        guarded = redactor.guard_task()
-        self._helped, self._helper, self._is_called = wanted, trio.lowlevel.current_task(), False
-        try:
-            with trio.CancelScope() as self._help:
-                await self._read()
-                while not self._is_called and self.is_free:
-                    await self._read()
-        except LinkLost as lost:
-            self._lose(lost)
-        except (trio.Cancelled, GeneratorExit):
-            raise
-        except BaseException as exc:  # the session's, not that task's
-            self._defect = exc
-        finally:
-            self._helped = self._helper = None
-            self._left.set()
-            redactor.leave_task(guarded)
-
-    def look_again(self, wanted: object) -> None:
-        """Let the task that reads for `wanted` look at it again: where it reads just now, before it reads on."""
-        if self._helped is wanted:
-            self._is_called = True
-            if self._helper is not trio.lowlevel.current_task():
-                self._help.cancel(reason="what is read for is to be looked at again")
-
-    async def finish(self) -> None:
-        """Wait until nobody reads any more: to be called when the reader's own task has ended, and the link.
-
-        Raises what went wrong in the task that did, where the reader's own had no time to.
-        """
-        while self._helped is not None:
-            self._help.cancel(reason="the link has ended")
-            await self._left.wait()
-        if self._defect is not None:
-            raise self._defect

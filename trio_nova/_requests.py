@@ -11,7 +11,6 @@ import attrs
 import outcome
 import trio
 
-from trio_nova._mailbox import Reader
 from trio_nova._outbound import Outbound
 from trio_nova._session import Session, able_to_leave
 from trio_nova.codecs import JsonCodec, MixedCodec, RawCodec
@@ -38,12 +37,9 @@ __all__ = ["Requests"]
 
 @attrs.define(eq=False)
 class _Waiter:
-    """The task that waits for an answer, or reads the link until it is there; told once."""
+    """The task that waits for an answer; told once."""
 
     task: trio.lowlevel.Task
-    result: outcome.Outcome[Any] | None = None
-    reader: Reader | None = None
-    """What it reads from."""
     outgoing: Outgoing | None = None
     epoch: int = 0
     """The link that the question was written on; 0 while it is not."""
@@ -53,42 +49,29 @@ class _Waiter:
     """The link that was lost already when the question was asked, though not everybody knew; else 0."""
     on_answer: Callable[[Any], object] | None = None
     """Shown the answer before anything is taken in that came behind it."""
+    result: outcome.Outcome[Any] | None = None
+    is_waiting: bool = False
 
     def tell(self, result: outcome.Outcome[Any]) -> None:
         """Let it go on with `result`."""
         self.result = result
-        if self.reader is None:
+        if self.is_waiting:
             trio.lowlevel.reschedule(self.task)
-        else:
-            self.reader.look_again(self)
 
-    async def wait(self, reader: Reader | None, give_up: Callable[[], None]) -> Any:
+    async def wait(self, give_up: Callable[[], None]) -> Any:
         """Wait to be told; raises what the result does. Calls `give_up` where it is cancelled before."""
-        if reader is not None and reader.is_free:
-            await self._read(reader, give_up)
+
+        def abort(raise_cancel: object) -> trio.lowlevel.Abort:
+            give_up()
+            return trio.lowlevel.Abort.SUCCEEDED
+
         if self.result is None:
-
-            def abort(raise_cancel: object) -> trio.lowlevel.Abort:
-                give_up()
-                return trio.lowlevel.Abort.SUCCEEDED
-
+            self.is_waiting = True
             await trio.lowlevel.wait_task_rescheduled(abort)
+        else:
+            await trio.lowlevel.cancel_shielded_checkpoint()
         assert self.result is not None
         return self.result.unwrap()
-
-    @trio.lowlevel.enable_ki_protection
-    async def _read(self, reader: Reader, give_up: Callable[[], None]) -> None:
-        self.reader = reader
-        try:
-            await reader.read_for(self)
-        except BaseException as exc:  # whatever ends the reading ends the waiting
-            if self.result is None:
-                give_up()
-            elif isinstance(exc, trio.Cancelled):
-                return  # too late: the next checkpoint will say so
-            raise
-        finally:
-            self.reader = None
 
 
 class Renewal(Protocol):
@@ -239,7 +222,7 @@ class Requests:
             await trio.lowlevel.cancel_shielded_checkpoint()
             raise
         try:
-            reply = await waiter.wait(session.source.reader if lane is Lane.APPLICATION else None, give_up)
+            reply = await waiter.wait(give_up)
             reason = session.config.correlation.failure(reply)
             if reason is not None:
                 self._outbound.heed(reply)
@@ -327,7 +310,6 @@ class Requests:
                     if waiter.on_answer is not None:
                         waiter.on_answer(message)
                     waiter.tell(outcome.Value(message))
-                    self._session.source.was_awaited = True
                 return True
             case Late():
                 self._tell_unmatched(id, late=True)

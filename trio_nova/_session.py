@@ -14,7 +14,6 @@ import attrs
 import trio
 
 from trio_nova._hub import Hub
-from trio_nova._mailbox import Source
 from trio_nova._signal import Bell, Latch
 from trio_nova.codecs import RawCodec, weigher
 from trio_nova.config import Config, check_plaintext, made
@@ -175,8 +174,6 @@ class Session:
     """Set while somebody wants the link, or the whole session, to end."""
     send_replies: Callable[[Sequence[Any], Lane], None] = attrs.field(default=_no_replies, init=False)
     """Where the replies of hooks go: the send side puts itself here."""
-    source: Source = attrs.field(factory=Source, init=False)
-    """Where what is received comes from: a link's reader puts itself there."""
     start_soon: Callable[..., None] = attrs.field(default=_no_tasks, init=False)
     """Starts a task that lives until the session ends; there from the first dial on."""
     on_leave: Callable[[], object] | None = attrs.field(default=None, init=False)

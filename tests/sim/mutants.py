@@ -456,9 +456,9 @@ mutant(
 )
 mutant(
     "nobody reads",
-    "When a task that read while it waited goes its way, the reader does not go on.",
+    "When the reader has let consumers run, it does not go on.",
     "L1 L2",
-    Edit(Reader, "read_for", "self._left.set()", "pass"),
+    Edit(Reader, "run", "in_vain = inbound.crowded", "return"),
 )
 mutant(
     "one heartbeat",
