@@ -352,8 +352,7 @@ def more_waits_to_be_sent_than_was_asked_for(records: Records) -> Records:
 
 @forgery("M1")
 def more_waits_to_be_received_than_may(records: Records) -> Records:
-    index = first(records, "client.peaks")
-    return replaced(records, index, changed(records[index], inbox=10**6))
+    return with_record(records, "client.waiting", client=1, session=1, inbox=0, feeds=1000, ahead=0)
 
 
 @forgery("M3")

@@ -27,6 +27,16 @@ def test_a_planted_defect_is_found_within_a_few_seeds(name: str, rule: str) -> N
     assert rule in hunt(name, range(1, 21)).rules
 
 
+@pytest.mark.parametrize("kind", sim.SERVERS)
+def test_a_reader_that_never_stops_is_found_where_consumers_lag(kind: sim.ServerKind) -> None:
+    scenario = sim.Scenario(server=kind, length=30.0, slice_size=1_000, lags=True)
+    floods = [sim.Fault("flood", at, args={"count": 200}) for at in (8.0, 16.0, 24.0)]
+    assert not sim.run(1, scenario=scenario, faults=floods).violations
+    with MUTANTS["bottomless inbox"].planted():
+        run = sim.run(1, scenario=scenario, faults=floods)
+    assert {violation.rule for violation in run.violations} == {"M1"}
+
+
 def test_a_mutant_that_only_breaks_the_run_is_not_caught_unless_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(seed: int) -> sim.Run:
         raise ZeroDivisionError("a mutant")

@@ -119,6 +119,14 @@ def test_a_network_too_narrow_for_what_is_said_carries_it_once_all_is_well() -> 
 
 
 @pytest.mark.parametrize("kind", sim.SERVERS)
+def test_consumers_that_lag_stop_the_reading_and_are_given_all_in_the_end(kind: sim.ServerKind) -> None:
+    floods = [sim.Fault("flood", at, args={"count": 200}) for at in (8.0, 16.0, 24.0)]
+    run = sim.run(1, scenario=attrs.evolve(scenario_of(kind), lags=True), faults=floods)
+    assert not run.violations, run
+    assert "a session that stopped reading, as too much waited" in run.sights
+
+
+@pytest.mark.parametrize("kind", sim.SERVERS)
 def test_a_perfect_network_loses_nothing(kind: sim.ServerKind) -> None:
     run = sim.run(1, scenario=scenario_of(kind), faults=())
     assert not run.violations, run

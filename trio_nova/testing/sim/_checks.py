@@ -59,8 +59,14 @@ MOST_DIALS = 25
 """In a minute: the back-off's mean is a third of that."""
 MOST_WAITING = 20
 """Messages that may wait to be sent beside those of calls: heartbeats, subscriptions, what answers the service."""
-MOST_AT_ONCE = 65_536
-"""Bytes that what one read brings may take in memory."""
+LEAST_CHARGE = 200
+"""Bytes that each message which waits in a feed is charged, at least."""
+CHARGE_PER_BYTE = 16
+"""Bytes that are charged for each byte which is read, at most: services' messages are short, and all brackets."""
+LONGEST_CHARGE = 16_384
+"""Bytes that one message is charged, at most: the read that completes it need not have brought all of it."""
+SETUP_ROOM = 1_048_576
+"""Bytes beyond `INBOX_BYTES` that may wait while a link is set up, as is documented."""
 MOST_STEPS_EACH = 3
 """Steps that the tasks of sessions may take for each thing that happens to them or that they do."""
 LONGEST_SEND = 30.0
@@ -321,7 +327,7 @@ class History:
 
     @cached_property
     def _held(self) -> dict[str, list[tuple[float, float]]]:
-        """When each session did not read, on purpose or because it was full."""
+        """When each session did not read, on purpose or because it was full: that ends with the link, too."""
         found: dict[str, list[tuple[float, float]]] = defaultdict(list)
         begun: dict[tuple[str, str], float] = {}
         for record in self.records:
@@ -331,6 +337,8 @@ class History:
                 case ("client.return", "pause", _) | ("client.event", _, "ConsumerCaughtUp"):
                     since = begun.pop((_owner(record), record.get("op", "")), record.at)
                     found[_owner(record)].append((since, record.at))
+                case ("client.event", _, "LinkClosed") if (_owner(record), "") in begun:
+                    found[_owner(record)].append((begun.pop((_owner(record), "")), record.at))
                 case _:
                     pass
         for (owner, _), since in begun.items():
@@ -340,6 +348,13 @@ class History:
     def holds(self, owner: str) -> Sequence[tuple[float, float]]:
         """Return when a session did not read, by its own doing."""
         return self._held.get(owner, ())
+
+    def when_unheld(self, owner: str, at: float) -> float:
+        """Return when a session read again that did not at a time, by its own doing; the time itself where it did."""
+        for begin, end in self.holds(owner):
+            if begin <= at <= end:
+                at = end
+        return at
 
     @cached_property
     def _leavings(self) -> dict[str, list[float]]:
@@ -914,6 +929,8 @@ def _no_standstill(history: History) -> Found:
         # What has been refused, each time it was written, for want of authentication may wait for the next link.
         if call == "request" and len(written) > history.ops_refused[op]:
             gone = written[-1][0].client_closed
+            if gone is not None:  # who does not read learns of it afterwards, where the transport closes by itself
+                gone = history.when_unheld(owner, gone)
             if gone is not None and back > gone + CLOSE_TIMEOUT + SLACK:
                 yield gone, f"{op} waited for {back - gone:.3f} s after its link was gone"
         elif call == "send" and record.at < (rest := rests.get(owner, 0.0)) - LONGEST_SEND and back >= rest:
@@ -930,12 +947,37 @@ def _queues(history: History) -> Found:
     for rest in history.all("client.rest"):
         if rest["inbox"] > MOST_WAITING or rest["outbox"] > MOST_WAITING:
             yield rest.at, f"{rest['inbox']} messages wait to be received, {rest['outbox']} to be sent"
+    yield from _unread(history)
     most_calls = history.most_calls
     for record in history.all("client.peaks"):
-        if record["inbox"] > INBOX_BYTES + MOST_AT_ONCE:
-            yield record.at, f"{record['inbox']} bytes waited to be received, and {INBOX_BYTES + MOST_AT_ONCE} may"
         if record["outbox"] > (most := most_calls[_owner(record)] + MOST_WAITING):
             yield record.at, f"{record['outbox']} messages waited to be sent, and {most} may"
+
+
+def _unread(history: History) -> Found:
+    """Find where more waited to be received, in the inbox and in all feeds, than may.
+
+    A read begins only while less waits than the bound. So what waits exceeds it by what one read brought, at most: the
+    last one, or that before, where a pause keeps the last one back. But while a link is set up there is more room; what
+    was held back for a snapshot, or for the name of a subscription, comes all at once; and what then waits may stay.
+    """
+    reads: dict[str, list[int]] = defaultdict(list)
+    for record in history.records:
+        match record.what, record.get("event"):
+            case "net.read", _ if record["end"] == "client":
+                reads[history.links[record["link"]].owner].append(record["size"])
+            case "client.event", "StateChanged" | "Listening" | "Resynced" | "SubscriptionConfirmed":
+                reads[_owner(record)].clear()
+            case "client.waiting", _:
+                since = reads[_owner(record)]
+                waiting = record["inbox"] + LEAST_CHARGE * (record["feeds"] - record["ahead"])
+                most = INBOX_BYTES + CHARGE_PER_BYTE * max(since[-2:], default=0) + LONGEST_CHARGE
+                if len(since) < 3:
+                    most += SETUP_ROOM
+                if waiting > most:
+                    yield record.at, f"{waiting} bytes and more waited to be received, and {most} may"
+            case _:
+                pass
 
 
 @invariant("M3", "work is in proportion to what happens")

@@ -104,11 +104,16 @@ def fault_kind(
 
 
 def draw_schedule(seed: int, scenario: Scenario) -> tuple[Fault, ...]:
-    """Return what goes wrong in the run of a seed: of few kinds, and in one seed of five of a single one."""
+    """Return what goes wrong in the run of a seed: of few kinds, and in one seed of five of a single one.
+
+    Where clients lag, floods are always among them.
+    """
     dice = random.Random(f"{seed}:faults")
     possible = [kind for kind in FAULTS.values() if not kind.servers or scenario.server in kind.servers]
     enabled = [kind for kind in possible if dice.random() < 0.25] if dice.random() < 0.8 else []
     enabled = enabled or [dice.choice(possible)]
+    if scenario.lags and FAULTS["flood"] not in enabled:
+        enabled.append(FAULTS["flood"])
     count = dice.randint(1, max(1, round(scenario.length / 8)))
     times = sorted(dice.uniform(0.0, scenario.length) for _ in range(count))
     return tuple(dice.choice(enabled).draw(dice, at) for at in times)

@@ -83,6 +83,8 @@ class Scenario:
     """Whether the first connect is retried too."""
     verbose: bool = False
     """Whether everything is logged, each message too."""
+    lags: bool = False
+    """Whether the client's consumers take nothing for a while now and then, as long as there are faults."""
 
 
 def draw_scenario(seed: int) -> Scenario:
@@ -110,4 +112,5 @@ def draw_scenario(seed: int) -> Scenario:
         budget=rng.choice((None, None, None, 5)),
         has_backup=rng.random() < 0.3,
         direct=rng.random() < 0.5,
+        lags=rng.random() < 0.25,
     )

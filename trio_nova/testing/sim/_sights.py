@@ -228,6 +228,11 @@ def _overlap(history: History) -> bool:
     )
 
 
+@sight("a session that stopped reading, as too much waited")
+def _lagged(history: History) -> bool:
+    return bool(history.events("ConsumerLagged"))
+
+
 @sight("an illegal frame")
 def _illegal(history: History) -> bool:
     return bool(history.all("server.illegal"))

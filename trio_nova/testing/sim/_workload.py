@@ -6,8 +6,8 @@
     └─ client                one or two
        └─ session            opened, used, closed and opened again until the faults are over; the last one stays
           ├─ events          every event of the session goes to the journal
-          ├─ inbox           receives what belongs to no feed
-          ├─ feed            one per channel: subscribes, listens, leaves, comes back
+          ├─ inbox           receives what belongs to no feed; where the client lags, not for a while
+          ├─ feed            one per channel: subscribes, listens, leaves, comes back; lags like the inbox
           ├─ operator        sends and asks; sometimes gives up half-way
           └─ meddler         reconnects, reconfigures, pauses, pings, authenticates
 """
@@ -25,7 +25,7 @@ import attrs
 import msgspec
 import trio
 
-from trio_nova import Buffer, Connection, ExponentialBackoff, FeedOptions, RateLimitHandler, open_connection
+from trio_nova import Buffer, Connection, ExponentialBackoff, Feed, FeedOptions, RateLimitHandler, open_connection
 from trio_nova.core.limits import RollingWindow
 from trio_nova.core.session import State
 from trio_nova.errors import NovaError
@@ -65,6 +65,12 @@ HURRY_AFTER = 10.0
 """Seconds after the phase with faults."""
 LONGEST_WAIT = 60.0
 """Seconds that a client waits for a dial without a word."""
+READ_AHEAD = 256
+"""Messages that another transport than the usual one may have read before they were asked for."""
+NAP = (1.0, 20.0)
+"""Seconds, at least and at most, for which a consumer that lags takes nothing."""
+AWAKE = (1.0, 10.0)
+"""Seconds that it takes messages in between."""
 
 _NOTICES = (Gap, Resynced, Dropped, FeedStale)
 
@@ -104,11 +110,13 @@ class Client:
     """Only looked at: which channels there are, and what was granted in the end."""
     ops: Iterator[int]
     sessions: int = 0
-    peaks: dict[str, int] = attrs.field(factory=dict)
-    """How many messages waited at most, in the present session."""
+    outbox_peak: int = 0
+    """How many messages waited to be sent at most, in the present session."""
     dials_at: float = 0.0
     """When the session dials again, as it said last."""
     feeds: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
+    open_feeds: dict[int, Feed] = attrs.field(factory=dict)
+    """Those of the present session whose blocks are entered, by their number."""
     dice: random.Random = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -155,7 +163,7 @@ class Client:
     async def _hold_session(self) -> bool:
         """Open a session and use it; return whether it was the last."""
         self.sessions += 1
-        self.peaks = {"inbox": 0, "outbox": 0}
+        self.outbox_peak = 0
         self.note("client.open", patient=self.world.scenario.patient)
         life = self.dice.choice((20.0, 60.0, math.inf, math.inf, math.inf))
         if trio.current_time() + life >= self.world.scenario.length:
@@ -173,7 +181,7 @@ class Client:
                             self._note_rest(conn)
                         nursery.cancel_scope.cancel(reason="the session has lived long enough")
                 finally:
-                    self.note("client.peaks", **self.peaks)
+                    self.note("client.peaks", outbox=self.outbox_peak)
                     self.note("client.leave")
         except* NovaError as group:
             self.note("client.left", error=_names(group))
@@ -233,24 +241,30 @@ class Client:
                     self.dials_at = trio.current_time() + event.delay
 
     async def _empty_inbox(self, conn: Connection) -> None:
+        naps = _Naps(self, conn, self.world.dice(f"naps {self.number}"))
         try:
             async for message in conn:
-                self._watch_peaks(conn)
                 if str(ILLEGAL_NUMBER) in str(message):
                     self.note("client.unclaimed", number=ILLEGAL_NUMBER)
+                await naps.nap_if_tired()
         except NovaError as error:
             self.note("client.inbox", error=_kind(error))
 
     def _watch_peaks(self, conn: Connection) -> None:
-        statistics = conn.statistics()
-        self.peaks["inbox"] = max(self.peaks["inbox"], statistics.inbox_bytes)
-        self.peaks["outbox"] = max(self.peaks["outbox"], statistics.outbox_messages)
+        self.outbox_peak = max(self.outbox_peak, conn.statistics().outbox_messages)
+
+    def note_waiting(self, conn: Connection) -> None:
+        """Write down how much waits to be received: bytes in the inbox, messages in the feeds."""
+        waiting = sum(feed.waiting for feed in self.open_feeds.values())
+        ahead = 0 if self.world.transport is None else READ_AHEAD
+        self.note("client.waiting", inbox=conn.statistics().inbox_bytes, feeds=waiting, ahead=ahead)
 
     # ------------------------------------------------------------------- feeds
 
     async def _listen(self, conn: Connection, channel: str) -> None:
         """Hear a channel, leave it, and come back, while there are faults; then stay, or stay away."""
         dice = self.world.dice(f"feed {self.number} {channel}")
+        naps = _Naps(self, conn, self.world.dice(f"naps {self.number} {channel}"))
         while True:
             await trio.sleep(dice.uniform(0.0, 10.0))
             stays = self.world.healed.is_set()
@@ -266,8 +280,10 @@ class Client:
                 with trio.move_on_after(span) as scope:
                     async with conn.subscribe(channel, feed=FeedOptions(notices=True)) as items:
                         self.note("client.subscribed", **about)
+                        self.open_feeds[feed] = items
                         async for item in items:
                             self._note_item(about, item)
+                            await naps.nap_if_tired()
                 if scope.cancelled_caught:
                     outcome = "cancelled"
             except NovaError as error:
@@ -276,6 +292,7 @@ class Client:
                 outcome = "ended"
                 raise
             finally:
+                self.open_feeds.pop(feed, None)
                 self.note("client.unsubscribed", **about, outcome=outcome)
 
     def _note_item(self, about: dict[str, Any], item: Any) -> None:
@@ -369,6 +386,26 @@ class Client:
 
     async def _nap(self, least: float, most: float) -> None:
         await trio.sleep(self.dice.uniform(least, most))
+
+
+@attrs.define(eq=False)
+class _Naps:
+    """What one consumer of a client that lags does beside receiving: nothing, for a while, until all is well."""
+
+    client: Client
+    conn: Connection
+    dice: random.Random
+    awake_until: float = 0.0
+
+    async def nap_if_tired(self) -> None:
+        """Take nothing for a while, where it is time for that; then write down how much waits."""
+        world = self.client.world
+        if not world.scenario.lags or world.healed.is_set() or trio.current_time() < self.awake_until:
+            return
+        with trio.move_on_after(self.dice.uniform(*NAP)):
+            await world.healed.wait()
+        self.client.note_waiting(self.conn)
+        self.awake_until = trio.current_time() + self.dice.uniform(*AWAKE)
 
 
 def _names(error: BaseException) -> list[str]:
