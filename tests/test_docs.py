@@ -376,10 +376,9 @@ def test_the_table_of_limits_is_the_codes_own(page: str) -> None:
 
 NO_LIMITS = {
     "__main__": "of the demo",
-    "_auth._FIRST": "a priority",
+    "_link.grant._FIRST": "a priority",
     "_mailbox._HIGH_WATER": "when an event tells of the inbox",
     "_mailbox._LOW_WATER": "when an event tells of the inbox",
-    "_outbound._AT_ONCE": "what is joined into one write",
     "adapters.deribit.UNAUTHORIZED": "a code of the service",
     "adapters.deribit.RAW_UNAUTHORIZED": "a code of the service",
     "core.limits._TICKS": "a unit of time",

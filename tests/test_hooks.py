@@ -661,7 +661,7 @@ async def test_what_a_message_of_a_lost_link_asks_for_does_not_disturb_the_next(
     async def first(peer: Peer) -> None:
         await peer.accept()
         await peer.expect("go on")
-        await peer.send(*["one"] * 64, "two")
+        await peer.send(*["one"] * 600, "two")
         await trio.sleep(1.0)
         await peer.drop()
 
@@ -669,8 +669,8 @@ async def test_what_a_message_of_a_lost_link_asks_for_does_not_disturb_the_next(
     async with ScriptedServer(first, then=echo) as server:
         async with connect(server, message_handler=Slow, rate_limit_handler=limiter) as conn:
             await conn.send("go on")
-            # 64 replies wait for the limit, so "two" waits for the hook; meanwhile the link is lost
-            for _ in range(64):
+            # 64 replies wait for the limit, so what follows waits for the hook; meanwhile the link is lost
+            for _ in range(600):
                 assert await conn.receive() == "one"
             assert await conn.receive() == "two"
             await trio.sleep(PATIENCE)

@@ -242,7 +242,7 @@ async def test_a_defect_of_the_session_ends_it(autojump_clock: trio.abc.Clock, m
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("trio_nova._inbound.Inbound.take_in", fail)
+    monkeypatch.setattr("trio_nova._link.reader.Intake.take_in", fail)
     with pytest.raises(ZeroDivisionError):
         async with ScriptedServer(count) as server, connect(server) as conn:
             with pytest.raises(SessionOver):
@@ -309,7 +309,7 @@ async def test_a_defect_is_told_though_the_link_was_to_be_left_as_it_came_up(
                 conn._session.redial(0.0)
                 raise ZeroDivisionError
 
-            monkeypatch.setattr("trio_nova._inbound.Inbound.take_in", leave_and_fail)
+            monkeypatch.setattr("trio_nova._link.reader.Intake.take_in", leave_and_fail)
             with pytest.raises(SessionOver):
                 await conn.receive()
 
@@ -338,7 +338,7 @@ class Answers:
         await self.peer.send_json({"id": id})
 
 
-async def test_a_question_that_a_socket_takes_at_once_needs_no_writer() -> None:
+async def test_a_question_that_a_socket_takes_at_once_is_counted_once() -> None:
     async def answer(peer: Peer) -> None:
         await peer.accept()
         while isinstance(frame := await peer.receive(), str):
@@ -351,7 +351,6 @@ async def test_a_question_that_a_socket_takes_at_once_needs_no_writer() -> None:
         ):
             for number in range(1, 100):
                 assert await conn.request({}) == {"id": number}
-            assert conn._outbound.start_writer is not None
             assert conn.statistics().messages_sent == 99
 
 
@@ -390,7 +389,7 @@ async def test_a_task_that_asks_is_told_that_it_was_not_asked(autojump_clock: tr
                 assert trio.current_time() == asked + 1.0
 
             await trio.sleep(1.0)
-            assert (await conn.request({}, priority=-1))["id"] == 4
+            assert (await conn.request({}, priority=-1))["id"] == 3
 
 
 async def test_tasks_that_ask_at_once_all_get_their_answers(autojump_clock: trio.abc.Clock) -> None:
@@ -445,7 +444,7 @@ async def test_a_question_is_settled_once_where_its_link_is_lost_as_it_is_cancel
 
         async def lose_and_cancel() -> None:
             await wait_all_tasks_blocked()
-            conn._requests.link_lost(LinkLost(1006, "", 1))
+            conn._session.current.answers.end(LinkLost(1006, "", 1))
             scope.cancel()
 
         trio.lowlevel.spawn_system_task(lose_and_cancel)
@@ -473,7 +472,7 @@ async def test_a_question_is_settled_where_the_link_ends(
             def fail(*_: object) -> None:
                 raise ZeroDivisionError
 
-            monkeypatch.setattr("trio_nova._inbound.Inbound.take_in", fail)
+            monkeypatch.setattr("trio_nova._link.reader.Intake.take_in", fail)
 
     with pytest.raises(ZeroDivisionError) if cause == "defect" else contextlib.nullcontext():
         async with ScriptedServer(answers, then=answers) as server, connect(server) as conn:

@@ -11,10 +11,11 @@ import attrs
 import msgspec
 import trio
 
-from trio_nova._auth import Authenticator
+from trio_nova._actions import Actions
 from trio_nova._feeds import Feed, FeedOptions
 from trio_nova._hub import Listener, ListenerOverflow
 from trio_nova._inbound import Inbound
+from trio_nova._limiter import Limiter
 from trio_nova._mailbox import Mailbox, Receiver
 from trio_nova._outbound import Outbound, check_payload
 from trio_nova._requests import Requests
@@ -29,6 +30,7 @@ from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, Outcome
 from trio_nova.events import Event, OwnershipTransferred
 from trio_nova.messages import CloseInfo, Ping, Pong, check_close
 from trio_nova.secrets import discreet, forget_locals
+from trio_nova.urls import Url
 
 __all__ = ["Connection", "ConnectionBlock", "Health", "Statistics", "open_connection", "run_connection"]
 
@@ -100,9 +102,7 @@ class Connection:
         self._inbound = block.inbound
         self._outbound = block.outbound
         self._requests = block.requests
-        self._authenticator = block.authenticator
         self._subscriptions = block.subscriptions
-        self._supervisor = block.supervisor
         self._receiver = block.inbound.receiver
 
     def __repr__(self) -> str:
@@ -150,7 +150,7 @@ class Connection:
         """Return what the session has done so far."""
         session, counts = self._session, self._session.counts
         ready = 0.0 if session.ready_since is None else trio.current_time() - session.ready_since
-        inbox, outbox = self._inbound.inbox, self._outbound.outbox
+        inbox, backlog = self._inbound.inbox, self._outbound.backlog
         return Statistics(
             dials=counts.dials,
             links=counts.links,
@@ -161,8 +161,8 @@ class Connection:
             messages_dropped=self._inbound.announced,
             inbox_messages=len(inbox),
             inbox_bytes=inbox.size,
-            outbox_messages=outbox.waiting,
-            outbox_bytes=outbox.waiting_bytes,
+            outbox_messages=backlog.length,
+            outbox_bytes=backlog.size,
             pings_sent=counts.pings_sent,
             pongs_received=counts.pongs_received,
             answers_unmatched=counts.answers_unmatched,
@@ -190,7 +190,7 @@ class Connection:
             return "over"
         if not self._session.ready:
             return "down"
-        return "degraded" if self._subscriptions.book.degraded or self._inbound.clogged else "ok"
+        return "degraded" if self._subscriptions.degraded or self._inbound.clogged else "ok"
 
     # ----------------------------------------------------------------- sending
 
@@ -218,8 +218,7 @@ class Connection:
         if isinstance(message, Ping | Pong):
             await outbound.send(message)
             return
-        kind = outbound.kind_of(message)
-        await outbound.send(outbound.encode(message), kind, priority)
+        await outbound.send_message(message, priority)
 
     # These two are `discreet` without the decorator, whose coroutine would be the dearest of all that a send takes.
 
@@ -326,7 +325,7 @@ class Connection:
 
     def export_subscriptions(self) -> str:
         """Return what is subscribed to, as JSON, for `import_subscriptions` of another session."""
-        return encode_json(self._subscriptions.book.export())
+        return encode_json(self._subscriptions.export())
 
     def import_subscriptions(self, text: str) -> None:
         """Want all that an export holds, until `unsubscribe`; its messages are received as ordinary ones.
@@ -354,7 +353,7 @@ class Connection:
 
     def subscriptions(self) -> Mapping[str, str]:
         """Return the state of every subscription, by channel: wanted, requested, confirmed or rejected."""
-        return {each.channel: each.state.value for each in self._subscriptions.book if each.users}
+        return self._subscriptions.states()
 
     async def authenticate(self, credentials: Any = None) -> None:
         """Authenticate the living link again, now; with other credentials from now on, where some are given.
@@ -373,13 +372,15 @@ class Connection:
         session = self._session
         session.check_open()
         await session.wait_state(State.READY)
+        if session.current is None:
+            raise NotSent("the link to be authenticated is gone") from session.last_error
         if credentials is None:
-            await self._authenticator.sign_in(refresh=True)
+            await session.current.grant.sign_in(refresh=True)
         else:
             on_trial = configure(session.config, {"credentials": credentials})
             session.check_credentials(on_trial)
             session.keep_secret(on_trial, "options on trial")
-            await self._authenticator.change(on_trial.credentials)
+            await session.current.grant.change(on_trial.credentials)
 
     async def ping(self) -> float:
         """Send a ping and return the seconds until its pong. Cancelling stops waiting for it.
@@ -391,10 +392,10 @@ class Connection:
         """
         self._session.check_run()
         self._session.check_open()
-        if self._supervisor.link is None:
+        if self._session.current is None:
             await trio.lowlevel.checkpoint()
             raise NotSent("there is no link to ping on") from self._session.last_error
-        return await self._supervisor.link.ping()
+        return await self._session.current.heartbeat.ping()
 
     # ----------------------------------------------------------------- receiving
 
@@ -435,10 +436,9 @@ class Connection:
             to: who gets it, for the event OwnershipTransferred.
         """
         self._session.check_run()
-        inbound = self._inbound
-        inbound.receiver = inbound.receiver.move()
+        receiver = self._inbound.hand_over()
         self._session.tell(OwnershipTransferred(to=to))
-        return inbound.receiver
+        return receiver
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
@@ -536,8 +536,8 @@ class Connection:
             if name in attrs.fields_dict(Config) and name not in RECONFIGURABLE:
                 raise ConfigError(name, "cannot be changed while the session lives")
         self._session.reconfigure(configure(self._session.config, changes), tuple(changes))
-        if self._supervisor.link is not None:
-            self._supervisor.link.reconfigure()
+        for link in self._session.links:
+            link.reconfigure()
 
     async def drain(self) -> None:
         """Take no new work, finish what is under way, then close.
@@ -548,17 +548,21 @@ class Connection:
         waiting, and leaves the connection draining: `aclose` then closes it.
         """
         self._session.check_run()
-        session, outbound = self._session, self._outbound
-        outbound.draining = True
+        session = self._session
+        self._outbound.drain()
         await trio.lowlevel.checkpoint()
         while not session.is_closing and self._is_at_work:
-            await outbound.settled.wait()
+            await session.settled.wait()
         await self.aclose()
 
     @property
     def _is_at_work(self) -> bool:
         """Whether something waits to be written or answered."""
-        return not self._outbound.outbox.idle or self._requests.under_way > 0 or self._subscriptions.at_work
+        return (
+            self._outbound.backlog.length > 0
+            or self._requests.under_way > 0
+            or any(link.is_at_work for link in self._session.links)
+        )
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the session: say goodbye, wait for the answer for at most `close_timeout`, and let go.
@@ -601,7 +605,7 @@ def open_connection(target: Target, *, config: Config | None = None, **overrides
         ConnectFailed: the first connect failed, if `retry_first_connect` is off.
         SessionOver: the session gave up after `max_attempts`, or a hook closed it before it was ready.
     """
-    return ConnectionBlock(Session(*settle(target, config, overrides)))
+    return ConnectionBlock(*settle(target, config, overrides))
 
 
 @discreet
@@ -630,17 +634,16 @@ class ConnectionBlock:
     bounds the leaving is that every wait of the session for its peer is bounded.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.outbound = Outbound(session)
+    def __init__(self, url: Url, config: Config, **id: str) -> None:
+        session = self.session = Session(url, config, on_failure=self._failed, **id)
+        self.outbound = Outbound(session, Limiter(session))
+        self.actions = Actions(session, self.outbound)
         self.requests = Requests(session, self.outbound)
-        self.authenticator = Authenticator(session, self.outbound, self.requests)
-        self.subscriptions = Subscriptions(session, self.outbound, self.requests)
-        self.inbound = Inbound(session, self.outbound, self.requests, self.subscriptions)
+        self.subscriptions = Subscriptions(session, self.outbound)
+        self.inbound = Inbound(session, self.actions, self.subscriptions)
         self.supervisor = Supervisor(
-            session, self.inbound, self.outbound, self.requests, self.authenticator, self.subscriptions
+            session, self.actions, self.inbound, self.outbound, self.requests, self.subscriptions
         )
-        session.on_failure = self._failed
         self._untaken: Sequence[Mailbox[Any]] = ()
         """Mailboxes from which consumers were still to take when the session failed."""
         self._seeing_out = trio.CancelScope()
@@ -664,7 +667,7 @@ class ConnectionBlock:
             )
         self._manager = trio.open_nursery()
         self._nursery = await self._manager.__aenter__()
-        session.root, self._task = trio.lowlevel.current_root_task(), trio.lowlevel.current_task()
+        self._task = trio.lowlevel.current_task()
         self._nursery.start_soon(self._serve, name=session.task_name("supervisor"))
         try:
             await session.opened.wait()
@@ -742,9 +745,9 @@ class ConnectionBlock:
             async with trio.open_nursery() as nursery:
                 self._tasks = nursery.cancel_scope
                 self._tasks.shield = True
-                session.start_soon = nursery.start_soon
-                if self.inbound.has_hooks:
-                    nursery.start_soon(self.inbound.dispatch, name=session.task_name("dispatcher"))
+                session.begin(nursery)
+                if session.hooks.dispatches:
+                    session.start_soon(self.inbound.dispatch, "dispatcher")
                 await self.supervisor.supervise()
                 if nursery.child_tasks:
                     nursery.cancel_scope.cancel(reason="the session is over")
@@ -782,7 +785,7 @@ class ConnectionBlock:
             patience = trio.CancelScope()
             while not patience.cancelled_caught and not all(mailbox.is_finished for mailbox in self._untaken):
                 with trio.move_on_after(session.config.close_timeout) as patience:
-                    await session.looked.wait()
+                    await session.taken.wait()
         session.block.cancel(reason="the session has failed")
 
 

@@ -37,8 +37,8 @@ class Mailbox(BoundedQueue[T]):
 
     on_high_water: Callable[[], None] | None = None
     on_low_water: Callable[[], None] | None = None
-    looked: Bell | None = None
-    """Rung, after it was closed, whenever somebody has taken something, or has found that there is nothing more."""
+    taken: Bell | None = None
+    """Rung whenever somebody has taken something, or has found that there will be nothing more."""
     notice: Callable[[int], T] | None = None
     """Makes the item that stands where so many were dropped; None: nothing stands there."""
     claimed: bool = attrs.field(default=False, init=False)
@@ -193,6 +193,10 @@ class Mailbox(BoundedQueue[T]):
         self.turns = _FULL_CHECKPOINT_EVERY
         return await trio.lowlevel.wait_task_rescheduled(abort)
 
+    def forget_marks(self) -> None:
+        """Tell nobody of high or low water any more."""
+        self.on_high_water = self.on_low_water = None
+
     def wake_takers(self) -> None:
         """Make all who wait look again."""
         takers, self._takers = self._takers, None
@@ -210,17 +214,15 @@ class Mailbox(BoundedQueue[T]):
     def _check_open(self) -> None:
         if self._is_closed:
             self.is_finished = True
-            if self.looked is not None:
-                self.looked.ring()
+            if self.taken is not None:
+                self.taken.ring()
             raise self._error or SessionOver("the session is over: nothing will be received any more")
 
     def _taken(self) -> None:
-        if self.room.on_take is not None:
-            self.room.on_take()
+        if self.taken is not None:
+            self.taken.ring()
         if self.plain:
             return
-        if self._is_closed and self.looked is not None:
-            self.looked.ring()
         if self._is_high and self.fill <= _LOW_WATER:
             self._is_high = False
             if self.on_low_water is not None:
@@ -252,10 +254,9 @@ class Receiver(Generic[T]):
             await trio.lowlevel.checkpoint_if_cancelled()
             mailbox.turns -= 1
             if mailbox.sized:
-                room = mailbox.room
-                room.held -= mailbox.sizes.popleft()
-                if room.on_take is not None:
-                    room.on_take()
+                mailbox.room.held -= mailbox.sizes.popleft()
+                if mailbox.taken is not None:
+                    mailbox.taken.ring()
             return mailbox.items.popleft()
         item: T = await mailbox.take(self, every=False)
         return item

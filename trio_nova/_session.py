@@ -1,39 +1,33 @@
 """What a session is and knows from its first link to its end, and the verbs by which hooks and calls change it.
 
-Nothing here decides what `core` can decide, and nothing waits but for a state. The two directions of
-traffic are `_outbound` and `_inbound`; `_link_tasks` and `_supervisor` have the tasks.
+Nothing here decides what `core` can decide, and nothing waits but for a state. What is true of one link only is in
+`_link`, and goes with it; `_supervisor` makes links.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 import trio
 
+from trio_nova._hooks import Handlers, Hooks
 from trio_nova._hub import Hub
+from trio_nova._mailbox import Mailbox
 from trio_nova._signal import Bell, Latch
-from trio_nova.codecs import RawCodec, weigher
-from trio_nova.config import Config, check_plaintext, made
+from trio_nova.codecs import weigher
+from trio_nova.config import Config, check_plaintext
 from trio_nova.core.bounded import Room
-from trio_nova.core.outbox import Lane
+from trio_nova.core.link import LinkEvent
 from trio_nova.core.recovery import wait_wished_for
 from trio_nova.core.session import TERMINAL, SessionEvent, State, StateMachine
 from trio_nova.core.verdict import Attempts
 from trio_nova.errors import ConfigError, LinkLost, NovaError, SessionOver
 from trio_nova.events import BecameReady, ErrorEvent, Event, Reconfigured, Reconnected, StateChanged
-from trio_nova.handlers import (
-    AuthHandler,
-    ConnectionHandler,
-    ErrorHandler,
-    MessageHandler,
-    RateLimitHandler,
-    SubscriptionHandler,
-)
-from trio_nova.messages import ACTIONS, Action, Close, CloseInfo, Reconnect, Reply, ReplyMany, Retry, Stop
-from trio_nova.observe import LoggingHandler, MetricsCollector
+from trio_nova.messages import ACTIONS, Action, CloseInfo, Reconnect, Retry
 from trio_nova.secrets import (
     CredentialsSource,
     Redactor,
@@ -48,36 +42,12 @@ from trio_nova.secrets import (
 )
 from trio_nova.urls import Url
 
-__all__ = ["Counts", "Goodbye", "Handlers", "Session", "able_to_leave"]
+if TYPE_CHECKING:
+    from trio_nova._link import LinkLife, LiveLink
+
+__all__ = ["Counts", "Goodbye", "Session", "able_to_leave"]
 
 E = TypeVar("E", bound=BaseException)
-
-
-@attrs.frozen(kw_only=True)
-class Handlers:
-    """The eight strategies of one session."""
-
-    connection: ConnectionHandler
-    message: MessageHandler
-    subscription: SubscriptionHandler
-    auth: AuthHandler
-    error: ErrorHandler
-    rate_limit: RateLimitHandler
-    logging: LoggingHandler
-    metrics: MetricsCollector
-
-    @classmethod
-    def of(cls, config: Config) -> Handlers:
-        return cls(
-            connection=made(config.connection_handler, ConnectionHandler, "connection_handler"),
-            message=made(config.message_handler, MessageHandler, "message_handler"),
-            subscription=made(config.subscription_handler, SubscriptionHandler, "subscription_handler"),
-            auth=made(config.auth_handler, AuthHandler, "auth_handler"),
-            error=made(config.error_handler, ErrorHandler, "error_handler"),
-            rate_limit=made(config.rate_limit_handler, RateLimitHandler, "rate_limit_handler"),
-            logging=made(config.logging_handler, LoggingHandler, "logging_handler"),
-            metrics=made(config.metrics_collector, MetricsCollector, "metrics_collector"),
-        )
 
 
 @attrs.define
@@ -115,6 +85,13 @@ class _StateWaiter:
     reached: bool = False
 
 
+_SHOWS_AS = {
+    LinkEvent.AUTHENTICATE: SessionEvent.AUTHENTICATE,
+    LinkEvent.RESTORE: SessionEvent.RESTORE,
+    LinkEvent.COMPLETE: SessionEvent.COMPLETE,
+}
+"""What happens to the session where it happens to its current link."""
+
 _QUOTES = frozenset({"cause", "channel", "detail", "reason", "to", "where"})
 """Fields of events that may repeat what somebody else said."""
 
@@ -134,16 +111,8 @@ def able_to_leave(error: E) -> E | RuntimeError:
     return instead
 
 
-def _no_replies(messages: Sequence[Any], lane: Lane) -> None:
-    raise AssertionError("a session without a send side")
-
-
-def _no_block() -> None:
-    """Tell nobody of a failure: the session is over."""
-
-
-def _no_tasks(*args: Any, name: str) -> None:
-    raise AssertionError("a session that has not begun")
+def _tell_nobody() -> None:
+    """Take the place of a callback that has gone."""
 
 
 @attrs.define(eq=False, repr=False)
@@ -154,9 +123,12 @@ class Session:
     config: Config
     id: str = attrs.field(default=attrs.Factory(lambda self: self.config.entropy(4).hex(), takes_self=True))
     handlers: Handlers = attrs.field(init=False)
+    hooks: Hooks = attrs.field(init=False)
     hub: Hub = attrs.field(init=False)
     room: Room = attrs.field(init=False)
     """Room for all that was received, waits, and must not be dropped: where it is full reading stops."""
+    crowds: dict[Mailbox[Any], None] = attrs.field(factory=dict, init=False)
+    """Mailboxes of feeds in which much waits."""
     attempts: Attempts = attrs.field(init=False)
     counts: Counts = attrs.field(factory=Counts, init=False)
     redactor: Redactor = attrs.field(factory=Redactor, init=False)
@@ -172,12 +144,10 @@ class Session:
     """What ends the session: it leaves the user's block."""
     goodbye: Goodbye | None = attrs.field(default=None, init=False)
     """Set while somebody wants the link, or the whole session, to end."""
-    send_replies: Callable[[Sequence[Any], Lane], None] = attrs.field(default=_no_replies, init=False)
-    """Where the replies of hooks go: the send side puts itself here."""
-    start_soon: Callable[..., None] = attrs.field(default=_no_tasks, init=False)
-    """Starts a task that lives until the session ends; there from the first dial on."""
-    on_leave: Callable[[], object] | None = attrs.field(default=None, init=False)
-    """Interrupts what the supervisor waits for: told when `goodbye` is set."""
+    links: list[LiveLink] = attrs.field(factory=list, init=False)
+    """The links that are up, the oldest first: one, or two while one takes the place of the other."""
+    current: LiveLink | None = attrs.field(default=None, init=False)
+    """The link that messages of the application leave on, and whose state is the session's."""
     ready_since: float | None = attrs.field(default=None, init=False)
     down_since: float | None = attrs.field(default=None, init=False)
     opened: Latch = attrs.field(factory=Latch, init=False)
@@ -186,20 +156,29 @@ class Session:
     """Set when the session has come to its end."""
     seen_out: Latch = attrs.field(factory=Latch, init=False)
     """Set when the session is over, and those have had their time who were still to take what was received."""
-    looked: Bell = attrs.field(factory=Bell, init=False)
-    """Rung after the end, whenever a consumer has taken something, or has found that there is nothing more."""
-    on_failure: Callable[[], object] = attrs.field(default=_no_block, init=False)
+    taken: Bell = attrs.field(factory=Bell, init=False)
+    """Rung whenever a consumer has taken something, or has found that there will be nothing more."""
+    settled: Bell = attrs.field(factory=Bell, init=False)
+    """Rung when a message, a question or a subscription is settled, for those who want fewer to be on their way."""
+    _on_failure: Callable[[], object] = _tell_nobody
     """Told when `failure` is set, which is to leave the user's block."""
-    root: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
+    _root: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
     """The root of the run of Trio that the session lives in."""
+    _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
+    _waits_in: trio.CancelScope | None = attrs.field(default=None, init=False)
+    """What a wish to leave interrupts; see `interruptible`."""
+    login_refusals: int = attrs.field(default=0, init=False)
+    """Logins in a row that the service has refused."""
     block: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
     """Around the user's block."""
+    _requests: int = attrs.field(default=0, init=False)
     _machine: StateMachine = attrs.field(factory=StateMachine, init=False)
     _waiters: list[_StateWaiter] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.keep_secret(self.config)
         self.handlers = Handlers.of(self.config)
+        self.hooks = Hooks.of(self.handlers, self.config)
         self.check_credentials(self.config)
         self.room = self.make_room()
         self.hub = Hub(
@@ -230,27 +209,13 @@ class Session:
 
     # ----------------------------------------------------------------- what can be read
 
-    @property
-    def reads_text_only(self) -> bool:
-        """Whether the hooks are shown messages as they came, text: the default ones can read nothing in them."""
-        validates = type(self.handlers.message).validate_message is not MessageHandler.validate_message
-        return type(self.config.codec) is RawCodec and not validates
-
     def check_credentials(self, config: Config) -> None:
         """Refuse credentials the answer to which could never be understood.
 
         Raises:
             ConfigError: there are some.
         """
-        handler = type(self.handlers.auth)
-        if (
-            config.credentials is not None
-            and self.reads_text_only
-            and all(
-                getattr(handler, hook) is getattr(AuthHandler, hook)
-                for hook in ("authenticate", "encode_auth_request", "handle_auth_response")
-            )
-        ):
+        if config.credentials is not None and self.hooks.reads_text_only and not self.hooks.reads_login:
             raise ConfigError(
                 "credentials",
                 "the default hooks cannot read the answer to them in a text: set codec=JsonCodec(), or an auth_handler",
@@ -327,7 +292,7 @@ class Session:
     def check_run(self) -> None:
         """Raise ConfigError in another run of Trio than the session's, or in none: nothing here is safe there."""
         try:
-            if trio.lowlevel.current_root_task() is self.root:
+            if trio.lowlevel.current_root_task() is self._root:
                 return
         except RuntimeError:  # there is no run at all
             pass
@@ -364,14 +329,14 @@ class Session:
         if self.failure is None and not self.is_over:
             self.failure = able_to_leave(error)
             self.close(code)
-            self.on_failure()
+            self._on_failure()
 
     def give_up(self, error: BaseException) -> None:
         """End the session with `error` where there is no link to say goodbye on."""
         self.failure = able_to_leave(error)
         if not self.is_over:
             self.apply(SessionEvent.GIVE_UP)
-        self.on_failure()
+        self._on_failure()
 
     def redial(self, delay: float, reason: str = "") -> None:
         """Want another link in `delay` seconds, in place of the present one if there is one."""
@@ -380,17 +345,93 @@ class Session:
             self._leave()
 
     def _leave(self) -> None:
-        if self.on_leave is not None:
-            self.on_leave()
+        for link in self.links:
+            link.leave()
+        if self._waits_in is not None:
+            self._waits_in.cancel(reason="the session is to go elsewhere")
+
+    @contextmanager
+    def interruptible(self, within: float) -> Iterator[trio.CancelScope]:
+        """Let what is done in the block take so many seconds, and end where a wish to leave comes up before a link."""
+        with trio.move_on_after(within) as scope:
+            self._waits_in = scope
+            try:
+                yield scope
+            finally:
+                self._waits_in = None
+
+    def take_goodbye(self) -> Goodbye | None:
+        """Return the wish to leave, if there is one, and consider it granted."""
+        wish, self.goodbye = self.goodbye, None
+        return wish
 
     def finish(self) -> None:
         """Reach the terminal state."""
         if not self.is_over:
             self.apply(SessionEvent.END if self.failure is None else SessionEvent.GIVE_UP)
 
+    def begin(self, nursery: trio.Nursery) -> None:
+        """Live in this run of Trio, with `nursery` for the tasks that last as long as the session."""
+        self._root, self._nursery = trio.lowlevel.current_root_task(), nursery
+
+    def start_soon(self, function: Callable[[], Awaitable[object]], verb: str) -> None:
+        """Start a task that lives until the session ends."""
+        assert self._nursery is not None
+        self._nursery.start_soon(function, name=self.task_name(verb))
+
     def let_go(self) -> None:
         """Hold on to nothing that holds on to us: what is left of a session is freed at once, without a collector."""
-        self.send_replies, self.start_soon, self.on_leave, self.on_failure = _no_replies, _no_tasks, None, _no_block
+        self._nursery, self._on_failure = None, _tell_nobody
+
+    def next_request(self) -> int:
+        """Return the number of the next question, by which events name it."""
+        self._requests += 1
+        return self._requests
+
+    def measured(self, rtt: float, link: LinkLife) -> None:
+        """Note a round trip of a link: the latency is that of the current one."""
+        self.counts.pongs_received += 1
+        if link.is_current:
+            self.latency = rtt
+
+    # ----------------------------------------------------------------- links
+
+    def link_opened(self, link: LiveLink) -> None:
+        """Take a link in; it is the current one, where there is no other. A wish to leave is its own matter from now on."""
+        self.links.append(link)
+        self._waits_in = None
+        if self.current is None:
+            self._follow(link)
+
+    def link_moved(self, link: LinkLife, event: LinkEvent) -> None:
+        """Let the state of the current link show in the session's."""
+        if self.current is not None and self.current.life is link and not self.is_closing:
+            self.apply(_SHOWS_AS[event])
+
+    def link_left(self, link: LinkLife) -> None:
+        """Go on with another link that is up, if there is one: `link` takes nothing any more."""
+        if self.current is None or self.current.life is not link:
+            return
+        self.current = next((each for each in self.links if each.life.is_up), None)
+        if self.current is not None and self.current.life.is_ready:
+            self.epoch = self.current.life.epoch
+            self.current.take_over()
+            return
+        if not self.is_closing:
+            self.apply(SessionEvent.LOSE)
+        if self.current is not None:
+            self._follow(self.current)
+
+    def link_ended(self, link: LiveLink) -> None:
+        """Forget a link."""
+        self.links.remove(link)
+
+    def _follow(self, link: LiveLink) -> None:
+        self.current, self.epoch = link, link.life.epoch
+        if not self.is_closing:
+            self.apply(SessionEvent.UPGRADE)
+            if link.life.reached_by is not None:
+                self.apply(_SHOWS_AS[link.life.reached_by])
 
     def reconfigure(self, config: Config, changed: tuple[str, ...]) -> None:
         """Use other options from now on; ConfigError where they would send secrets in plain text."""
@@ -444,7 +485,7 @@ class Session:
             error.session = self.name
             error.add_note(f"in the session {self.name}")
 
-    def link_ended(self, lost: LinkLost) -> None:
+    def link_lost(self, lost: LinkLost) -> None:
         """Keep how the last link ended, without secrets."""
         self.protect(lost)
         self.close_info = CloseInfo.of(lost)
@@ -452,8 +493,8 @@ class Session:
 
     # ----------------------------------------------------------------- events and hooks
 
-    def tell(self, event: Event) -> None:
-        """Tell what happened on the present link, or the last one, to all who hear it."""
+    def tell(self, event: Event, epoch: int | None = None) -> None:
+        """Tell what happened on a link, if no other is named the current or the last one, to all who hear it."""
         if isinstance(error := getattr(event, "error", None), BaseException):
             self.protect(error)
         kind: type = type(event)
@@ -461,7 +502,7 @@ class Session:
             said = getattr(event, name)
             if said and (shown := self.redactor.redact(said)) != said:
                 event = attrs.evolve(event, **{name: shown})
-        self.hub.tell(event, self.epoch)
+        self.hub.tell(event, self.epoch if epoch is None else epoch)
 
     def _observer_failed(self, error: Exception) -> None:
         self.note(error, "observer")
@@ -524,27 +565,21 @@ class Session:
         self.note(error, context)
         return self.ask(self.handlers.error.handle_error, error, context)
 
-    def _is_current(self, epoch: int) -> bool:
-        """Whether no other link is being waited for, dialled, or up in place of this one."""
-        return epoch == self.epoch and self.state not in (State.RECONNECTING, State.CONNECTING)
+    def go_elsewhere(self, action: Retry | Reconnect, epoch: int) -> None:
+        """Take another link in place of the link `epoch`, unless that is being done, or was."""
+        if epoch != self.epoch or self.state in (State.RECONNECTING, State.CONNECTING):
+            return
+        if isinstance(action, Retry):
+            self.redial(action.delay)
+        else:
+            self.attempts.failed(trio.current_time())
+            self.redial(wait_wished_for(self.attempts, self.config.backoff, self.config.spread()), action.reason)
 
-    def perform(self, action: Action, epoch: int, lane: Lane = Lane.APPLICATION) -> None:
-        """Do what a hook asked for; what belongs to a link that is gone is not done to another."""
-        match action:
-            case None:
-                pass
-            case Reply(message):
-                self.send_replies([message], lane)
-            case ReplyMany(messages):
-                self.send_replies(messages, lane)
-            case Close(code, reason):
-                self.close(code, reason)
-            case Stop(error):
-                self.fail(error, 1000)
-            case Reconnect(reason) if self._is_current(epoch):
-                self.attempts.failed(trio.current_time())
-                self.redial(wait_wished_for(self.attempts, self.config.backoff, self.config.spread()), reason)
-            case Retry(delay) if self._is_current(epoch):
-                self.redial(delay)
-            case _:
-                pass
+    def login_refused(self) -> bool:
+        """Count a refusal; return whether a provider may have handed out what has expired, and is asked once more."""
+        self.login_refusals += 1
+        return callable(self.config.credentials) and self.login_refusals < 2
+
+    def login_accepted(self) -> None:
+        """Begin to count refusals anew."""
+        self.login_refusals = 0

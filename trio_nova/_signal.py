@@ -14,7 +14,8 @@ __all__ = ["Bell", "Latch", "Signal"]
 class Signal:
     """Tells one waiting task that something changed; set while nobody waits, it is kept."""
 
-    _is_set: bool = False
+    is_set: bool = False
+    """Whether it was told while nobody waited."""
     _task: trio.lowlevel.Task | None = None
 
     @property
@@ -28,13 +29,13 @@ class Signal:
             task, self._task = self._task, None
             trio.lowlevel.reschedule(task)
         else:
-            self._is_set = True
+            self.is_set = True
 
     async def wait(self, until: float = math.inf) -> None:
         """Wait for `set`, at most `until`. Always a checkpoint. Cancelling forgets nothing."""
-        if self._is_set:
+        if self.is_set:
             await trio.lowlevel.checkpoint()
-            self._is_set = False
+            self.is_set = False
             return
         self._task = trio.lowlevel.current_task()
         if until == math.inf:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 
 import attrs
 import trio
 
-from trio_nova._auth import Authenticator
+from trio_nova._actions import Actions
 from trio_nova._inbound import Inbound
-from trio_nova._link_tasks import LinkTasks
+from trio_nova._link import LiveLink
 from trio_nova._outbound import Outbound
 from trio_nova._requests import Requests
 from trio_nova._session import Session
@@ -31,7 +30,7 @@ from trio_nova.errors import (
     Phase,
 )
 from trio_nova.events import DialQueued, DialStarted, LinkClosed, LinkOpened, RetryScheduled, SessionEnded
-from trio_nova.handlers import ConnectionHandler, ConnectionInfo
+from trio_nova.handlers import ConnectionInfo
 from trio_nova.links import Dial, Link, Turn, shared_governor
 from trio_nova.messages import Action, Close, Reconnect, Reply, ReplyMany, Retry, Stop
 from trio_nova.secrets import (
@@ -54,13 +53,11 @@ class Supervisor:
     """Keeps a session supplied with links, one after the other, until it is over."""
 
     _session: Session
+    _actions: Actions
     _inbound: Inbound
     _outbound: Outbound
     _requests: Requests
-    _authenticator: Authenticator
     _subscriptions: Subscriptions
-    link: LinkTasks | None = attrs.field(default=None, init=False)
-    """The tasks of the present link."""
     _phase: Phase = attrs.field(default="dns", init=False)
     _was_unauthorized: bool = attrs.field(default=False, init=False)
     """Whether a server has answered 401 since the last link, though it was shown what is asked for afresh each time."""
@@ -80,8 +77,8 @@ class Supervisor:
             if session.is_closing:
                 break
             if isinstance(answer, Reply | ReplyMany):
-                session.perform(answer, session.epoch)
-            wish, session.goodbye = session.goodbye, None
+                self._actions.perform(answer)
+            wish = session.take_goodbye()
             if session.state is not State.DISCONNECTED:
                 session.apply(SessionEvent.LOSE)
             step = wish.then if wish is not None else self._follow(ended, answer)
@@ -101,14 +98,15 @@ class Supervisor:
         """Reach the end, and let go of all who wait for anything of this session."""
         session = self._session
         session.finish()
+        for link in list(session.links):  # a defect has ended its tasks
+            link.end()
         self._outbound.end()
-        self._requests.end()
+        self._actions.end()
         self._inbound.end()
         self._subscriptions.end()
         session.tell(SessionEnded(error=session.failure))
         session.hub.close()
         session.opened.set()
-        self._requests.renewal = None
         session.let_go()
 
     # ----------------------------------------------------------------- one link
@@ -117,9 +115,7 @@ class Supervisor:
         """Dial, and serve the link if one comes up; return how it ended, or why none came up."""
         session, config = self._session, self._session.config
         session.counts.dials += 1
-        with trio.CancelScope() as scope:
-            self._interrupt(scope)
-            scope.deadline = trio.current_time() + config.connect_timeout
+        with session.interruptible(config.connect_timeout) as scope:
             try:
                 info = await self._prepare()
                 dial = self._dial(info)
@@ -153,7 +149,7 @@ class Supervisor:
             headers=given if isinstance(given, Mapping) else await ask_provider(given, "headers", "connect"),
             subprotocols=config.subprotocols,
             attempt=session.attempts.made,
-            epoch=session.epoch + 1,
+            epoch=session.counts.links + 1,
         )
         try:
             answer = session.handlers.connection.connection_info(info)
@@ -206,31 +202,33 @@ class Supervisor:
     def _enter_phase(self, phase: Phase) -> None:
         self._phase = phase
 
-    async def _hold(self, link: Link, info: ConnectionInfo, connect_time: float) -> NovaError:
+    async def _hold(self, stream: Link, info: ConnectionInfo, connect_time: float) -> NovaError:
+        """Serve a link until it ends; return how it did."""
         session = self._session
         opened = trio.current_time()
-        session.epoch += 1
         session.counts.links += 1
         self._was_unauthorized = False
-        if not session.is_closing:
-            session.apply(SessionEvent.UPGRADE)
         # As it was offered: a token that the server repeats stays a Secret, whose text is ***.
-        hidden = (name for name in info.subprotocols if isinstance(name, Secret) and name.reveal() == link.subprotocol)
-        chosen = next(hidden, link.subprotocol)
-        session.tell(LinkOpened(connect_time=connect_time, subprotocol=None if chosen is None else str(chosen)))
-        info = attrs.evolve(info, subprotocol=chosen, response_headers=tuple(link.response_headers))
-        tasks = self.link = LinkTasks(
-            session, self._inbound, self._outbound, self._requests, self._authenticator, self._subscriptions, link, info
+        hidden = (
+            name for name in info.subprotocols if isinstance(name, Secret) and name.reveal() == stream.subprotocol
         )
-        try:
-            lost = await tasks.run()
-        finally:
-            self.link = None
-        session.link_ended(lost)
-        self._outbound.link_lost(lost)
-        self._requests.link_lost(lost)
-        self._subscriptions.link_lost(lost)
-        session.tell(
+        chosen = next(hidden, stream.subprotocol)
+        info = attrs.evolve(
+            info,
+            epoch=session.counts.links,
+            subprotocol=chosen,
+            response_headers=tuple(stream.response_headers),
+        )
+        async with trio.open_nursery() as nursery:
+            link = LiveLink(
+                session, self._actions, self._inbound, self._outbound, self._subscriptions, stream, info, nursery
+            )
+            session.link_opened(link)
+            subprotocol = None if chosen is None else str(chosen)
+            link.life.tell(LinkOpened(connect_time=connect_time, subprotocol=subprotocol))
+            await link.serve()
+        lost = link.end()
+        link.life.tell(
             LinkClosed(
                 code=lost.code,
                 reason=lost.reason,
@@ -239,9 +237,7 @@ class Supervisor:
                 detail=lost.detail,
             )
         )
-        if tasks.setup_error is not None or tasks.is_authenticated or session.goodbye is not None:
-            return tasks.setup_error or lost
-        return self._authenticator.refused_by(lost) or lost
+        return link.refused_by(lost) or lost
 
     # ----------------------------------------------------------------- between links
 
@@ -253,7 +249,7 @@ class Supervisor:
         session, config = self._session, self._session.config
         attempt = session.attempts.failed(trio.current_time())
         if isinstance(ended, HandshakeRejected) and ended.status == 429:
-            self._outbound.heed(ended)
+            self._outbound.limiter.heed(ended)
         spread = config.spread()
         may_retry = session.opened.is_set or config.retry_first_connect
         once_more = self._may_be_stale(ended) or (session.was_ready and may_pass(ended))
@@ -262,7 +258,7 @@ class Supervisor:
             return Close()  # the end, and no trouble
         second = session.report(ended, _CONTEXTS.get(type(ended), "connect"))
         if isinstance(second, Reply | ReplyMany):
-            session.perform(second, session.epoch)
+            self._actions.perform(second)
         for action in (answer, second):
             match action:
                 case Retry() | Stop() | Close():
@@ -288,10 +284,8 @@ class Supervisor:
         """Return, once for each link, whether other credentials may please a server that wants some for the upgrade."""
         if not isinstance(ended, HandshakeRejected) or ended.status != 401 or self._was_unauthorized:
             return False
-        handler, headers = self._session.handlers.connection, self._session.config.headers
-        self._was_unauthorized = (
-            not isinstance(headers, Mapping) or type(handler).connection_info is not ConnectionHandler.connection_info
-        )
+        is_fixed = isinstance(self._session.config.headers, Mapping)
+        self._was_unauthorized = not is_fixed or self._session.hooks.names_dial
         return self._was_unauthorized
 
     async def _let_leave(self) -> None:
@@ -303,17 +297,12 @@ class Supervisor:
             if self._session.is_closing:
                 return
             await trio.lowlevel.checkpoint()
-        if self._outbound.draining and self._outbound.outbox.idle and not self._requests.under_way:
+        if self._outbound.draining and not self._outbound.backlog.length and not self._requests.under_way:
             self._session.close()
 
     async def _wait(self, delay: float) -> None:
         session = self._session
-        with trio.move_on_after(delay) as scope:
-            self._interrupt(scope)
+        with session.interruptible(delay):
             await trio.sleep_forever()
         if session.goodbye is not None and session.goodbye.then is not None:
-            session.goodbye = None  # the wish was to dial again: we are about to
-
-    def _interrupt(self, scope: trio.CancelScope) -> None:
-        """Let a wish to leave end what is done in `scope`; one that has been left takes no notice."""
-        self._session.on_leave = partial(scope.cancel, reason="the session is to go elsewhere")
+            session.take_goodbye()  # the wish was to dial again: we are about to

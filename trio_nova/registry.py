@@ -9,7 +9,6 @@ from typing import Any
 import attrs
 
 from trio_nova._connection import Connection, ConnectionBlock
-from trio_nova._session import Session
 from trio_nova.adapter import Target, settle
 from trio_nova.config import Config
 from trio_nova.errors import ConfigError
@@ -37,16 +36,15 @@ class Registry:
         Raises:
             ConfigError: the id is in use.
         """
-        return self._keep(Session(*settle(target, config, overrides), id=id))
+        return self._keep(id, ConnectionBlock(*settle(target, config, overrides), id=id))
 
     @asynccontextmanager
-    async def _keep(self, session: Session) -> AsyncIterator[Connection]:
-        id = session.id
+    async def _keep(self, id: str, block: ConnectionBlock) -> AsyncIterator[Connection]:
         if id in self._known:
             raise ConfigError("id", f"there is a connection {id!r} already")
         self._known.add(id)
         try:
-            async with ConnectionBlock(session) as connection:
+            async with block as connection:
                 self._connections[id] = connection
                 yield connection
         finally:

@@ -39,8 +39,6 @@ class Room:
     """Returns what a message takes in memory, from its payload and itself."""
     held: int = attrs.field(default=0, init=False)
     """Bytes held."""
-    on_take: Callable[[], object] | None = attrs.field(default=None, init=False)
-    """Called when something was taken, while somebody waits for that."""
 
     @property
     def is_full(self) -> bool:
@@ -66,7 +64,7 @@ class Room:
         return [weigh(payload, message) + OVERHEAD for payload, message in zip(payloads, messages, strict=True)]
 
 
-@attrs.define
+@attrs.define(eq=False)
 class BoundedQueue(Generic[T]):
     """Items in order, with their sizes."""
 
@@ -120,6 +118,10 @@ class BoundedQueue(Generic[T]):
             self.sizes.append(size)
             self.room.held += size
         self._taken_in += 1
+
+    def set_overflow(self, overflow: Overflow) -> None:
+        """Do this from now on where it is full."""
+        self.overflow = overflow
 
     def prepare(self) -> deque[T]:
         """Make now what else the first item makes, and return the empty `items`."""

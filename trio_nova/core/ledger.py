@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from itertools import count
 from typing import Any
 
 import attrs
@@ -44,6 +45,8 @@ class Pending:
     ids: tuple[Identity, ...] = ()
     """The forms in which an answer may bear its id; none: it is matched by `matches`, or in order."""
     matches: Callable[[Any], bool] | None = attrs.field(default=None, repr=False)
+    asker: Any = attrs.field(default=None, repr=False)
+    """Who waits for the answer."""
     given_up: bool = False
     """Nobody waits any more: what answers it is late."""
     given_up_at: float = math.inf
@@ -68,37 +71,32 @@ class Unmatched:
 
 @attrs.define
 class Ledger:
-    """The requests that are under way on one session."""
+    """The requests that are under way on one link."""
+
+    _ids: Iterator[int] = attrs.field(factory=lambda: count(1))
+    """Ids of which none was used yet: they rise, on each link, in the order in which requests are written."""
 
     _by_id: dict[Identity, Pending] = attrs.field(factory=dict, init=False)
     """Those that were given up too, until they are forgotten."""
     _given_up: OrderedDict[Pending, None] = attrs.field(factory=OrderedDict, init=False)
     """Those of them, oldest first."""
-    _matchers: dict[Pending, None] = attrs.field(factory=dict, init=False)
+    matchers: dict[Pending, None] = attrs.field(factory=dict, init=False)
     _late_matchers: list[Pending] = attrs.field(factory=list, init=False)
     """Those of them that were given up, oldest first."""
-    _in_order: OrderedDict[Pending, None] = attrs.field(factory=OrderedDict, init=False)
-    _last_id: int = attrs.field(default=0, init=False)
+    in_order: OrderedDict[Pending, None] = attrs.field(factory=OrderedDict, init=False)
+
+    @property
+    def awaited(self) -> list[Pending]:
+        """What somebody waits for."""
+        pending = [*dict.fromkeys(self._by_id.values()), *self.matchers, *self.in_order]
+        return [each for each in pending if not each.given_up]
 
     def __len__(self) -> int:
-        return len(self._by_id) + len(self._matchers) + len(self._in_order)
-
-    @property
-    def expects(self) -> bool:
-        """Whether a message without an id can be an answer."""
-        return bool(self._matchers or self._in_order)
-
-    @property
-    def expects_batch(self) -> bool:
-        """Whether all that one frame brought can be an answer together: only a matcher can tell."""
-        return bool(self._matchers)
+        return len(self._by_id) + len(self.matchers) + len(self.in_order)
 
     def allot(self) -> int:
-        """Return an id that this session has not used yet."""
-        while True:
-            self._last_id += 1
-            if identity(self._last_id) not in self._by_id:
-                return self._last_id
+        """Return an id that was not used yet."""
+        return next(id for id in self._ids if identity(id) not in self._by_id)
 
     def awaits(self, id: Hashable, now: float) -> bool:
         """Return whether an answer under this id is awaited, or may come late."""
@@ -119,11 +117,11 @@ class Ledger:
         if pending.ids:
             self._by_id |= dict.fromkeys(pending.ids, pending)
         elif pending.matches is not None:
-            self._matchers[pending] = None
-        elif len(self._in_order) >= MAX_GIVEN_UP:
+            self.matchers[pending] = None
+        elif len(self.in_order) >= MAX_GIVEN_UP:
             raise NotSent(f"{MAX_GIVEN_UP} questions without an id are unanswered")
         else:
-            self._in_order[pending] = None
+            self.in_order[pending] = None
 
     def match(
         self, message: Any, id: Hashable | None, now: float, *, in_order: bool = True
@@ -139,19 +137,19 @@ class Ledger:
             return Late() if pending.given_up else pending
         while self._late_matchers and self._late_matchers[0].is_forgotten(now):
             self._forget_oldest_matcher()
-        for pending in self._matchers:
+        for pending in self.matchers:
             try:
                 matched = _answers(message, pending)
             except Exception as error:
                 return Unmatched(pending, error)
             if matched:
-                del self._matchers[pending]
+                del self.matchers[pending]
                 if pending.given_up:
                     self._late_matchers.remove(pending)
                     return Late()
                 return pending
-        if in_order and id is None and self._in_order:
-            pending, _ = self._in_order.popitem(last=False)
+        if in_order and id is None and self.in_order:
+            pending, _ = self.in_order.popitem(last=False)
             return Late() if pending.given_up else pending
         return None
 
@@ -169,21 +167,23 @@ class Ledger:
                 self._forget(next(iter(self._given_up)))
         elif pending.matches is not None:
             if not sent:
-                self._matchers.pop(pending, None)
-            elif pending in self._matchers:
+                self.matchers.pop(pending, None)
+            elif pending in self.matchers:
                 self._late_matchers.append(pending)
                 if len(self._late_matchers) > MAX_LATE_MATCHERS:
                     self._forget_oldest_matcher()
         elif not sent:
-            self._in_order.pop(pending, None)
+            self.in_order.pop(pending, None)
 
-    def link_lost(self) -> None:
-        """Forget what was given up: no answer to it can come any more. What is under way is the caller's to give up."""
-        self._forget_given_up(math.inf)
-        while self._late_matchers:
-            self._forget_oldest_matcher()
-        for pending in [pending for pending in self._in_order if pending.given_up]:
-            del self._in_order[pending]
+    def end(self) -> list[Pending]:
+        """Forget all, and return what is still awaited: no answer to it can come any more."""
+        awaited = self.awaited
+        self._by_id.clear()
+        self._given_up.clear()
+        self.matchers.clear()
+        self._late_matchers.clear()
+        self.in_order.clear()
+        return awaited
 
     def _forget_given_up(self, now: float) -> None:
         while self._given_up and (oldest := next(iter(self._given_up))).is_forgotten(now):
@@ -195,7 +195,7 @@ class Ledger:
         self._given_up.pop(pending, None)
 
     def _forget_oldest_matcher(self) -> None:
-        del self._matchers[self._late_matchers.pop(0)]
+        del self.matchers[self._late_matchers.pop(0)]
 
 
 def _taken(other: Pending, id: Hashable, now: float) -> str:

@@ -4,6 +4,7 @@ A `def` hook decides and cannot block. It answers with an action (see `trio_nova
 None: go on. Handlers own their state; one instance may serve several sessions where that makes sense.
 """
 
+from trio_nova.handlers._overrides import overrides as overrides
 from trio_nova.handlers.auth import AuthExchange as AuthExchange
 from trio_nova.handlers.auth import AuthHandler as AuthHandler
 from trio_nova.handlers.auth import AuthOk as AuthOk

@@ -9,10 +9,10 @@ from typing import TypeAlias
 import attrs
 import trio
 
-from trio_nova._session import Session
+from trio_nova._link.life import LinkLife
 from trio_nova._signal import Signal
 
-__all__ = ["Question", "Questions"]
+__all__ = ["Places", "Question"]
 
 MAX_OUTSTANDING = 16
 """Questions about subscriptions whose answers are awaited, on a service that answers them as requests."""
@@ -22,16 +22,18 @@ Question: TypeAlias = Callable[[Callable[[], None]], Awaitable[None]]
 
 
 @attrs.define(eq=False)
-class Questions:
-    """Those that are being asked on the present link."""
+class Places:
+    """Those that are being asked on one link."""
 
-    _session: Session
+    _life: LinkLife
     _places: dict[trio.CancelScope, float] = attrs.field(factory=dict, init=False)
     """What each that takes a place is asked in, the oldest first, and from when on its answer is overdue."""
+    under_way: int = attrs.field(default=0, init=False)
+    """The number of those that are asked, or whose answer is awaited."""
     _place: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the one who waits to ask."""
 
-    async def ask(self, nursery: trio.Nursery, question: Question) -> None:
+    async def ask(self, question: Question) -> None:
         """Wait for a place, ask, and return when the question has left. To be called by one task at a time.
 
         It keeps its place until it is answered, or its answer is overdue and the place needed.
@@ -43,15 +45,16 @@ class Questions:
             else:
                 del self._places[oldest]
                 oldest.cancel(reason="its answer is overdue, and its place is needed")
-        await self._begin(nursery, question, takes_place=True)
+        await self._begin(question, takes_place=True)
 
-    async def ask_quietly(self, nursery: trio.Nursery, question: Question) -> None:
+    async def ask_quietly(self, question: Question) -> None:
         """Ask, and return when the question has left. Its answer is awaited no longer than until it is overdue."""
-        await self._begin(nursery, question, takes_place=False)
+        await self._begin(question, takes_place=False)
 
-    async def _begin(self, nursery: trio.Nursery, question: Question, *, takes_place: bool) -> None:
+    async def _begin(self, question: Question, *, takes_place: bool) -> None:
         has_left = trio.Event()
-        nursery.start_soon(self._see_through, question, has_left, takes_place)
+        self.under_way += 1
+        self._life.start_soon(self._see_through, question, has_left, takes_place)
         # One at a time waits for the rate limit, and what is asked next cannot overtake this.
         await has_left.wait()
 
@@ -61,7 +64,7 @@ class Questions:
             places[scope] = math.inf
 
         def leave() -> None:
-            overdue_at = trio.current_time() + self._session.config.subscription_timeout
+            overdue_at = trio.current_time() + self._life.session.config.subscription_timeout
             if not takes_place:
                 scope.deadline = overdue_at
             elif scope in places:
@@ -72,10 +75,8 @@ class Questions:
             with scope:
                 await question(leave)
         finally:
+            self.under_way -= 1
+            self._life.session.settled.ring()
             has_left.set()
             if places.pop(scope, None) is not None:
                 self._place.set()
-
-    def forget(self) -> None:
-        """Begin anew, on another link: what was asked on the last one has ended with it."""
-        self._places = {}

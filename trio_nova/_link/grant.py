@@ -1,4 +1,4 @@
-"""Authentication on a link: before anything of the application's, and again before the grant expires."""
+"""Who we are on a link: proven before anything of the application's, and again before the grant expires."""
 
 from __future__ import annotations
 
@@ -12,28 +12,20 @@ from typing import Any
 import attrs
 import trio
 
+from trio_nova._link.answers import Ask
+from trio_nova._link.life import LinkLife
+from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
-from trio_nova._requests import Requests
-from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.config import configure
-from trio_nova.core.outbox import Lane
-from trio_nova.core.session import State
+from trio_nova.core.outbox import Lane, Purpose
 from trio_nova.core.verdict import refuses_login
-from trio_nova.errors import (
-    AuthFailed,
-    ConnectFailed,
-    LinkLost,
-    NotSent,
-    NovaError,
-    RequestFailed,
-    RetryAdvice,
-)
+from trio_nova.errors import AuthFailed, ConnectFailed, LinkLost, NotSent, NovaError, RequestFailed, RetryAdvice
 from trio_nova.events import Authenticated, AuthStarted, AuthUnsuccessful
-from trio_nova.handlers import AuthHandler, AuthOk, AuthRefused
-from trio_nova.secrets import CredentialsSource, Redactor, secrets_in
+from trio_nova.handlers import AuthOk, AuthRefused
+from trio_nova.secrets import CredentialsSource, secrets_in
 
-__all__ = ["Authenticator"]
+__all__ = ["Grant"]
 
 SHORTEST_GRANT = 10.0
 """Seconds. A service that grants less, or nonsense, is taken to grant this: it must not make us ask without end."""
@@ -47,16 +39,12 @@ _FIRST = -1
 class _Exchange:
     """What an AuthHandler talks through, see `AuthExchange`."""
 
-    _requests: Requests
-    _outbound: Outbound
-    _redactor: Redactor
+    _grant: Grant
     refresh: bool
 
     async def ask(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None]) -> AuthOk:
         try:
-            reply = await self._requests.request(
-                message, matches=lambda m: judge(m) is not None, priority=_FIRST, lane=Lane.SETUP, purpose="auth"
-            )
+            reply = await self._grant.ask_unknown(message, lambda reply: judge(reply) is not None)
         except RequestFailed as error:
             match judge(error.reply):
                 case AuthRefused(reason):
@@ -72,65 +60,111 @@ class _Exchange:
                 raise AuthFailed("the service's answer was not understood")
 
     def _words(self, reason: str) -> str:
-        return f"the service refuses the credentials: {self._redactor.show(reason)}"
+        return f"the service refuses the credentials: {self._grant.life.session.redactor.show(reason)}"
 
     async def request(self, message: Any) -> Any:
-        return await self._requests.request(message, priority=_FIRST, lane=Lane.SETUP, purpose="auth")
+        return await self._grant.ask_unknown(message)
 
     async def send(self, message: Any) -> None:
-        frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
-        await self._outbound.send(frame, kind, _FIRST, Lane.SETUP, "auth")
+        await self._grant.send_unknown(message)
 
 
 @attrs.define(eq=False)
-class Authenticator:
-    """Proves who we are, on every link, and keeps the proof fresh."""
+class Grant:
+    """What the service has granted us on the link, and the asking that needs it."""
 
-    _session: Session
+    life: LinkLife
     _outbound: Outbound
-    _requests: Requests
-    _refusals: int = attrs.field(default=0, init=False)
-    """How often in a row the service has refused."""
+    _writer: Writer
+    is_given: bool = attrs.field(default=False, init=False)
+    """Whether the service has accepted us on this link."""
+    logins: int = attrs.field(default=0, init=False)
+    """How often it has."""
     _expires_at: float = attrs.field(default=math.inf, init=False)
     _granted_at: float = attrs.field(default=0.0, init=False)
     _renewed: Signal = attrs.field(factory=Signal, init=False)
     _turn: trio.Lock | None = attrs.field(default=None, init=False)
-    """One authentication at a time: two at once could end with the older credentials."""
-    grants: int = attrs.field(default=0, init=False)
-    """How often the service has accepted us."""
-
-    def __attrs_post_init__(self) -> None:
-        self._requests.renewal = self
+    """One authentication at a time: two at once could end with the older credentials. None: nobody has asked."""
 
     @property
-    def needed(self) -> bool:
+    def is_needed(self) -> bool:
         """Whether a link must be authenticated before it is ready."""
-        handler = type(self._session.handlers.auth)
-        overridden = (
-            handler.authenticate is not AuthHandler.authenticate
-            or handler.encode_auth_request is not AuthHandler.encode_auth_request
-        )
-        return self._session.config.credentials is not None or (overridden and not handler.with_credentials_only)
+        session = self.life.session
+        with_credentials_only = session.handlers.auth.with_credentials_only
+        return session.config.credentials is not None or (session.hooks.logs_in and not with_credentials_only)
+
+    # ----------------------------------------------------------------- asking
+
+    async def ask_unknown(self, message: Any, matches: Callable[[Any], bool] | None = None) -> Any:
+        """Ask as somebody whom the service does not know yet, ahead of all else; return the answer."""
+        ask = Ask(session=self.life.session, outbound=self._outbound, matches=matches)
+        return await ask.ask(message, self._writer.put, priority=_FIRST, lane=Lane.SETUP, purpose="auth")
+
+    async def send_unknown(self, message: Any) -> None:
+        """Send as somebody whom the service does not know yet, ahead of all else."""
+        frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
+        await self._writer.send(frame, kind, _FIRST, "auth")
+
+    async def ask(
+        self,
+        message: Any,
+        purpose: Purpose,
+        *,
+        when_written: Callable[[], object] | None = None,
+        on_answer: Callable[[Any], object] | None = None,
+        renews: bool = True,
+    ) -> Any:
+        """Ask before the link is ready, and return the answer; log in again, once, where it calls for that.
+
+        Args:
+            message: the question.
+            purpose: what it is sent for.
+            when_written: called once the question has left.
+            on_answer: called with the answer, before anything is taken in that came behind it.
+            renews: whether a refusal may call for another login.
+        """
+        seen = self.logins
+        try:
+            return await self._ask(message, purpose, when_written, on_answer)
+        except RequestFailed as refusal:
+            if not renews or not self.is_called_for(refusal.reply):
+                raise
+            try:
+                await self.renew(seen)
+            except NovaError as failure:
+                raise refusal from failure
+            try:
+                return await self._ask(message, purpose, when_written, on_answer)
+            except NotSent:
+                raise refusal from None
+
+    async def _ask(
+        self,
+        message: Any,
+        purpose: Purpose,
+        when_written: Callable[[], object] | None,
+        on_answer: Callable[[Any], object] | None,
+    ) -> Any:
+        ask = Ask(session=self.life.session, outbound=self._outbound, when_written=when_written, on_answer=on_answer)
+        return await ask.ask(message, self._writer.put, lane=Lane.SETUP, purpose=purpose)
 
     def is_called_for(self, reply: Any) -> bool:
-        """Whether an answer that says no calls for another authentication."""
-        session = self._session
+        """Return whether an answer that says no calls for another login."""
+        session = self.life.session
         try:
-            return self.needed and session.handlers.auth.handle_refusal(reply)
+            return self.is_needed and session.handlers.auth.handle_refusal(reply)
         except Exception as exc:
             session.handler_failed(exc)
             return False
 
-    async def renew(self, seen: int) -> None:
-        """Authenticate the present link again, unless that was done since there were `seen` grants.
+    # ----------------------------------------------------------------- logging in
 
-        Raises:
-            AuthFailed, ConnectFailed: as `sign_in`.
-        """
+    async def renew(self, seen: int) -> None:
+        """Authenticate again, unless that was done since there were `seen` logins; raises like `sign_in`."""
         await self.sign_in(refresh=True, seen=seen)
 
     async def change(self, credentials: CredentialsSource) -> None:
-        """Authenticate the present link with other credentials, which are those of the session once they are accepted.
+        """Authenticate with other credentials, which are those of the session once they are accepted.
 
         Where they are not, those before stay in force; and since a service may forget at a refusal who we
         were, the link is authenticated with those again. Cancelling leaves that to `keep_fresh`.
@@ -143,7 +177,7 @@ class Authenticator:
             await self.sign_in(refresh=True, credentials=credentials)
             in_doubt = False
         except AuthFailed:
-            if self.needed:
+            if self.is_needed:
                 with suppress(AuthFailed, ConnectFailed):
                     await self.sign_in(refresh=True)
                     in_doubt = False
@@ -152,18 +186,18 @@ class Authenticator:
             in_doubt = False  # nothing was asked, or its link is gone
             raise
         finally:
-            if in_doubt and self.needed:
+            if in_doubt and self.is_needed:
                 self._expires_at = self._granted_at = trio.current_time()
                 self._renewed.set()
 
     async def sign_in(
         self, *, refresh: bool = False, seen: int | None = None, credentials: CredentialsSource = None
     ) -> None:
-        """Authenticate the present link; not if, meanwhile, there are other than `seen` grants.
+        """Authenticate the link; not if, meanwhile, there were other than `seen` logins.
 
         Args:
             refresh: whether it has been authenticated before.
-            seen: how many grants there were when the caller found that it is not authenticated; None: whatever.
+            seen: how many logins there were when the caller found that it is not authenticated; None: whatever.
             credentials: to be used in place of the session's, and to become those if they are accepted.
 
         Raises:
@@ -171,52 +205,51 @@ class Authenticator:
             ConnectFailed: the provider of credentials failed.
             NotSent: the link was lost, or left, before it was this one's turn.
         """
-        session = self._session
+        life, session = self.life, self.life.session
         if self._turn is None:
             self._turn = trio.Lock()
         async with self._turn:
-            if seen not in (None, self.grants):
+            if seen not in (None, self.logins):
                 return
-            if self._outbound.link is None or session.state is State.DISCONNECTED:
-                raise NotSent("the link to be authenticated is gone") from LinkLost(1006, "", session.epoch)
-            session.tell(AuthStarted(refresh=refresh))
+            if not life.is_up:
+                raise NotSent("the link to be authenticated is gone") from LinkLost(1006, "", life.epoch)
+            life.tell(AuthStarted(refresh=refresh))
             started = trio.current_time()
             try:
-                ok: AuthOk | None = None
-                with trio.move_on_after(session.config.auth_timeout):
-                    ok = await self._authenticate(refresh, credentials)
-                if ok is None:
-                    raise AuthFailed(
-                        f"no answer to the authentication within {session.config.auth_timeout:g} s",
-                        retry=RetryAdvice.BACKOFF,
-                    )
+                ok = await self._authenticate(refresh, credentials)
             except NovaError as error:
-                session.tell(AuthUnsuccessful(refresh=refresh, error=error))
+                life.tell(AuthUnsuccessful(refresh=refresh, error=error))
                 raise
             if ok.tokens:
                 session.redactor.keep("grant", secrets_in(ok.tokens))
-            self._refusals = 0
-            self.grants += 1
+            session.login_accepted()
+            self.is_given = True
+            self.logins += 1
             if credentials is not None:
                 session.reconfigure(configure(session.config, {"credentials": credentials}), ("credentials",))
             self._granted_at = trio.current_time()
             lasts = None if ok.expires_in is None else _lifetime(ok.expires_in)
             self._expires_at = math.inf if lasts is None else self._granted_at + lasts
-            duration = self._granted_at - started
-            session.tell(Authenticated(refresh=refresh, duration=duration, expires_in=lasts))
+            life.tell(Authenticated(refresh=refresh, duration=self._granted_at - started, expires_in=lasts))
             self._renewed.set()
 
     async def _authenticate(self, refresh: bool, on_trial: CredentialsSource) -> AuthOk:
-        session = self._session
-        source = session.config.credentials if on_trial is None else on_trial
-        credentials = await session.ask_credentials(source)
+        session = self.life.session
+        with trio.move_on_after(session.config.auth_timeout):
+            return await self._ask_handler(refresh, on_trial)
+        raise AuthFailed(
+            f"no answer to the authentication within {session.config.auth_timeout:g} s", retry=RetryAdvice.BACKOFF
+        )
+
+    async def _ask_handler(self, refresh: bool, on_trial: CredentialsSource) -> AuthOk:
+        session = self.life.session
+        credentials = await session.ask_credentials(session.config.credentials if on_trial is None else on_trial)
         try:
-            exchange = _Exchange(self._requests, self._outbound, session.redactor, refresh)
-            ok = await session.handlers.auth.authenticate(exchange, credentials)
+            ok = await session.handlers.auth.authenticate(_Exchange(self, refresh), credentials)
             if not isinstance(ok, AuthOk):
                 raise TypeError(f"authenticate() returned {type(ok).__name__}, not AuthOk")
         except (AuthFailed, RequestFailed) as error:
-            again = on_trial is None and self._may_be_stale()
+            again = on_trial is None and session.login_refused()
             retry = RetryAdvice.BACKOFF if again or error.retry is RetryAdvice.BACKOFF else RetryAdvice.NEVER
             if not isinstance(error, AuthFailed):
                 raise AuthFailed(str(error), retry=retry) from error
@@ -231,21 +264,17 @@ class Authenticator:
 
     def refused_by(self, lost: LinkLost) -> AuthFailed | None:
         """Return the refusal that a close amid the login is; None where the link was lost for another reason."""
-        if not self.needed or not lost.remote or not refuses_login(lost.code):
+        session = self.life.session
+        if not self.is_needed or self.is_given or not lost.remote or not refuses_login(lost.code):
             return None
-        said = f": {self._session.redactor.show(lost.reason)}" if lost.reason else ""
+        said = f": {session.redactor.show(lost.reason)}" if lost.reason else ""
         refused = AuthFailed(
             f"the service closed the link amid the login, with code {lost.code}{said}",
-            retry=RetryAdvice.BACKOFF if self._may_be_stale() else RetryAdvice.NEVER,
+            retry=RetryAdvice.BACKOFF if session.login_refused() else RetryAdvice.NEVER,
         )
         refused.__cause__ = lost
-        self._session.tell(AuthUnsuccessful(refresh=False, error=refused))
+        self.life.tell(AuthUnsuccessful(refresh=False, error=refused))
         return refused
-
-    def _may_be_stale(self) -> bool:
-        """Count a refusal; return whether a provider may have handed out what has expired, and is asked once more."""
-        self._refusals += 1
-        return callable(self._session.config.credentials) and self._refusals < 2
 
     async def keep_fresh(self) -> NovaError:
         """Authenticate the living link again before each grant expires; return the error when that fails for good.
@@ -253,7 +282,7 @@ class Authenticator:
         So it does at the third failure in a row, and at the first after the grant has expired: the next
         link is authenticated afresh, and on this one nobody would know any more who sends.
         """
-        session = self._session
+        session = self.life.session
         failures = 0
         while True:
             now = trio.current_time()
@@ -282,13 +311,13 @@ class Authenticator:
         if self._expires_at == math.inf:
             return math.inf
         half = self._granted_at + (self._expires_at - self._granted_at) / 2
-        return max(half, self._expires_at - self._session.handlers.auth.refresh_before)
+        return max(half, self._expires_at - self.life.session.handlers.auth.refresh_before)
 
     def _wants_refresh(self, remaining: float) -> bool:
         try:
-            return self._session.handlers.auth.needs_reauthentication(remaining)
+            return self.life.session.handlers.auth.needs_reauthentication(remaining)
         except Exception as exc:
-            self._session.handler_failed(exc)
+            self.life.session.handler_failed(exc)
             return True
 
 

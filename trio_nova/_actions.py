@@ -1,0 +1,121 @@
+"""Doing what hooks answer: replies, and what becomes of the session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from trio_nova._outbound import Outbound
+from trio_nova._session import Session
+from trio_nova.core.outbox import Lane, Outgoing
+from trio_nova.errors import NotSent, NovaError
+from trio_nova.events import Dropped
+from trio_nova.messages import Action, Close, Ping, Pong, Reconnect, Reply, ReplyMany, Retry, Stop
+
+if TYPE_CHECKING:
+    from trio_nova._link import LinkLife
+    from trio_nova._link.writer import Writer
+
+__all__ = ["Actions"]
+
+MAX_REPLIES = 1024
+"""Replies of hooks that may wait to be written; what exceeds them is refused, and reported."""
+REPLIES_IN_HAND = 64
+"""Unwritten replies with which the dispatcher stops handling messages, so that the peer feels it."""
+
+
+@attrs.define(eq=False, repr=False)
+class Actions:
+    """Does what hooks answer, and reports the replies that were not written: nobody waits for them."""
+
+    _session: Session
+    _outbound: Outbound
+    _replies: int = attrs.field(default=0, init=False)
+    _unsent: int = attrs.field(default=0, init=False)
+    """Those that were still waiting when the session ended."""
+    _excuses: bool = attrs.field(default=False, init=False)
+    """Whether what is replied just now answers the failure of a reply."""
+
+    def perform(self, action: Action, link: LinkLife | None = None, setup: Writer | None = None) -> None:
+        """Do what a hook asked for.
+
+        What it answered on a link is done to that link or not at all; without one, a reply waits for the next.
+
+        Args:
+            action: what the hook answered.
+            link: the link that it was asked on.
+            setup: what writes the replies, where they are to leave before the link is ready.
+        """
+        session = self._session
+        match action:
+            case Reply(message):
+                self._reply([message], link, setup)
+            case ReplyMany(messages):
+                self._reply(messages, link, setup)
+            case Close(code, reason):
+                session.close(code, reason)
+            case Stop(error):
+                session.fail(error, 1000)
+            case Reconnect() | Retry():
+                session.go_elsewhere(action, session.epoch if link is None else link.epoch)
+            case _:
+                pass
+
+    def _reply(self, messages: Sequence[Any], link: LinkLife | None, setup: Writer | None) -> None:
+        for message in messages:
+            try:
+                outgoing = self._outgoing(message, link, setup)
+                (self._outbound.put if setup is None else setup.put)(outgoing)
+            except NovaError as error:
+                self._failed(error, self._excuses)
+            else:
+                self._replies += 1
+                outgoing.when_settled = partial(self._settled, is_excuse=self._excuses)
+
+    def _outgoing(self, message: Any, link: LinkLife | None, setup: Writer | None) -> Outgoing:
+        outbound = self._outbound
+        if self._replies >= MAX_REPLIES:
+            raise NotSent(f"{MAX_REPLIES} replies of hooks are waiting already")
+        if link is not None and not link.is_up:
+            raise NotSent("the link that it was for was lost") from link.lost
+        if setup is not None:
+            frame = message if isinstance(message, Ping | Pong) else outbound.encode(message)
+            return outbound.outgoing(frame, outbound.kind_of(message), lane=Lane.SETUP, purpose="setup")
+        epoch = 0 if link is None else link.epoch
+        if isinstance(message, Ping | Pong):
+            return outbound.outgoing(message, epoch=epoch)
+        return outbound.outgoing_message(message, epoch=epoch)
+
+    def _settled(self, outgoing: Outgoing, error: NovaError | None, *, is_excuse: bool) -> None:
+        self._replies -= 1
+        self._session.settled.ring()
+        if error is not None and self._session.is_over:
+            self._unsent += 1
+        elif error is not None:
+            self._failed(error, is_excuse)
+
+    def _failed(self, error: NovaError, is_excuse: bool) -> None:
+        session = self._session
+        if is_excuse or session.is_closing:
+            # What answers the failure of a reply may fail in the same way: asked about that too, a hook
+            # that always answers would be asked without end.
+            session.note(error, "reply")
+            return
+        self._excuses = True
+        try:
+            self.perform(session.report(error, "reply"))
+        finally:
+            self._excuses = False
+
+    async def wait_replies_written(self) -> None:
+        """Wait until hooks have few unwritten replies: the dispatcher's backpressure."""
+        while self._replies >= REPLIES_IN_HAND and not self._session.is_over:
+            await self._session.settled.wait()
+
+    def end(self) -> None:
+        """Tell how many replies were not sent when the session ended."""
+        if self._unsent:
+            self._session.tell(Dropped(count=self._unsent, where="replies"))

@@ -1,0 +1,98 @@
+"""The life of a link: its number, its state, and how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import attrs
+import trio
+
+from trio_nova._session import Session
+from trio_nova.core.link import LinkEvent, LinkState, state_after
+from trio_nova.errors import LinkLost, NovaError, SessionOver
+from trio_nova.events import Event
+
+__all__ = ["LinkLife"]
+
+
+@attrs.define(eq=False)
+class LinkLife:
+    """What every part of one link goes by."""
+
+    session: Session
+    epoch: int
+    """The number of the link, from 1."""
+    _nursery: trio.Nursery
+    """Of its tasks."""
+    state: LinkState = attrs.field(default=LinkState.UPGRADED, init=False)
+    reached_by: LinkEvent | None = attrs.field(default=None, init=False)
+    """What brought it into that state; None: it has just begun."""
+    lost: LinkLost | None = attrs.field(default=None, init=False)
+    """How it was lost, where that is known."""
+    setup_error: NovaError | None = attrs.field(default=None, init=False)
+    """Why it could not be set up, or not be kept authenticated."""
+    ending: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when its tasks are to end."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is neither lost nor being left."""
+        return self.state not in (LinkState.DRAINING, LinkState.ENDED)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether messages of the application may leave on it."""
+        return self.state is LinkState.READY
+
+    @property
+    def is_current(self) -> bool:
+        """Whether it is the one that they do leave on."""
+        current = self.session.current
+        return current is not None and current.life is self
+
+    @property
+    def is_superseded(self) -> bool:
+        """Whether another is the current one."""
+        current = self.session.current
+        return current is not None and current.life is not self
+
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object, verb: str = "subscriber") -> None:
+        """Start a task that ends with the link."""
+        self._nursery.start_soon(function, *args, name=self.session.task_name(verb, self.epoch))
+
+    def tell(self, event: Event) -> None:
+        """Tell what happened on the link."""
+        self.session.tell(event, self.epoch)
+
+    def move(self, event: LinkEvent) -> None:
+        """Come into the state that follows."""
+        self.state, self.reached_by = state_after(self.state, event), event
+        self.session.link_moved(self, event)
+
+    # ----------------------------------------------------------------- ends
+
+    def lose(self, lost: LinkLost) -> None:
+        """End it: it is gone, or as good as gone. The first reason counts."""
+        if self.lost is None:
+            self.lost = lost
+            self.ending.set()
+
+    def give_up(self, error: NovaError) -> None:
+        """End it: it is up, but of no use. Where `error` comes of its loss, the reader says how it was lost."""
+        if isinstance(error, SessionOver) or isinstance(error.__cause__, LinkLost):
+            return
+        if self.setup_error is None:
+            self.setup_error = error
+            self.ending.set()
+
+    def leave(self) -> None:
+        """Take nothing new: what still arrives is taken in."""
+        if self.lost is not None:  # first: whoever waits for the state to change looks at how the link ended
+            self.session.link_lost(self.lost)
+        self.state = state_after(self.state, LinkEvent.LEAVE)
+        self.session.link_left(self)
+
+    def end(self) -> LinkLost:
+        """Be over; return how it was lost."""
+        self.state = state_after(self.state, LinkEvent.END)
+        return self.lost or LinkLost(1006, "", self.epoch)

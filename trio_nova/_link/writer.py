@@ -1,0 +1,136 @@
+"""The writer of a link: what waits to leave on it, and the one task that writes."""
+
+from __future__ import annotations
+
+import attrs
+import trio
+
+from trio_nova._link.life import LinkLife
+from trio_nova._outbound import Outbound, WhenSettled, wait_settled
+from trio_nova._signal import Signal
+from trio_nova.core.outbox import Idle, Lane, Outbox, Outgoing, Purpose, WaitUntil, Write
+from trio_nova.errors import LinkLost, NovaError
+from trio_nova.links import Link
+from trio_nova.messages import Frame
+
+__all__ = ["Writer"]
+
+
+@attrs.define(eq=False)
+class Writer:
+    """Writes what belongs to the link, and in its turn what the application sends."""
+
+    _life: LinkLife
+    _stream: Link
+    _outbound: Outbound
+    _answers: object
+    """What questions are written down in when they leave."""
+    outbox: Outbox = attrs.field(init=False)
+    _changed: Signal = attrs.field(factory=Signal, init=False)
+    """Wakes the task."""
+
+    def __attrs_post_init__(self) -> None:
+        self.outbox = Outbox(self._outbound.backlog, self._life.epoch)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether what is given to it would be written at once, and alone: then whoever gives it may write it."""
+        return self._changed.is_awaited and not self._outbound.limiter.engaged
+
+    def wake(self) -> None:
+        """Let the task look at what there is to write."""
+        self._changed.set()
+
+    # ----------------------------------------------------------------- in
+
+    async def send(self, frame: Frame, kind: str, priority: int, purpose: Purpose) -> None:
+        """Write a frame before the link is ready, and wait until the operating system has it.
+
+        Cancelling withdraws it, unless it is being written.
+
+        Raises:
+            NotSent, OutcomeUnknown: as their names say.
+        """
+        outgoing = self._outbound.outgoing(frame, kind, priority, lane=Lane.SETUP, purpose=purpose)
+        await wait_settled(outgoing, self.put)
+
+    def put(self, outgoing: Outgoing) -> None:
+        """Take in what belongs to the link; SessionOver where it is too late."""
+        self._life.session.check_open()
+        self.outbox.put(outgoing)
+        self.wake()
+
+    def control(self, frame: Frame, kind: str = "", when_settled: WhenSettled | None = None) -> None:
+        """Send ahead of any queue: heartbeats and what answers them."""
+        outgoing = self._outbound.outgoing(frame, kind, lane=Lane.CONTROL, purpose="control")
+        outgoing.when_settled = when_settled
+        if not self.is_free or not self.write_now(outgoing):
+            self.outbox.put(outgoing)
+            self.wake()
+
+    def write_now(self, outgoing: Outgoing) -> bool:
+        """Write a message here and now, or begin to; False where nothing of it has left, nor is bound to.
+
+        Raises:
+            NovaError: there is no frame for it.
+        """
+        is_bound = outgoing.make is not None
+        outgoing.prepare(self._answers)
+        match self._stream.send_nowait(outgoing.frame):
+            case "whole":
+                self._outbound.count_written((outgoing,))
+                outgoing.settle()
+                return True
+            case "not" if not is_bound:
+                return False
+            case _:
+                self.go_on(outgoing)
+                return True
+
+    def go_on(self, outgoing: Outgoing) -> None:
+        """Write the rest of a frame of which a part has left already."""
+        self.outbox.begin(outgoing)
+        self.wake()
+
+    # ----------------------------------------------------------------- out
+
+    async def run(self) -> None:
+        """Write what there is, until the link ends."""
+        life, outbound = self._life, self._outbound
+        while not life.ending.is_set():
+            match outbound.next_step(self.outbox, ready=life.is_ready and life.is_current):
+                case Write(batch):
+                    frames = self._frames(batch)
+                    try:
+                        await self._stream.send_all(frames)
+                    except LinkLost as lost:
+                        # The reader sees the end too, after what was received before it: that must not be lost.
+                        with trio.move_on_after(life.session.config.close_timeout):
+                            await life.ending.wait()
+                        life.lose(lost)
+                        return
+                    outbound.count_written(batch)
+                    self.outbox.written()
+                    life.session.settled.ring()
+                case WaitUntil(until):
+                    await self._changed.wait(until)
+                case Idle():
+                    await self._changed.wait()
+
+    def _frames(self, batch: list[Outgoing]) -> list[Frame]:
+        """Make the frames of a batch, in the order of the wire; take out of it, and settle, what has none."""
+        failed: list[Outgoing] = []
+        for outgoing in batch:
+            if outgoing.make is not None:
+                try:
+                    outgoing.prepare(self._answers)
+                except NovaError as error:
+                    failed.append(outgoing)
+                    outgoing.settle(error)
+        for outgoing in failed:
+            batch.remove(outgoing)
+        return [outgoing.frame for outgoing in batch]
+
+    def end(self, lost: LinkLost) -> None:
+        """Settle what was to leave on the link."""
+        self.outbox.end(lost)
