@@ -698,23 +698,8 @@ def configure(base: Config, changes: Mapping[str, Any]) -> Config:
             near = [_IN_OTHER_WORDS[name]] if name in _IN_OTHER_WORDS else difflib.get_close_matches(name, _FIELDS, n=1)
             raise ConfigError(name, "there is no such option" + (f"; did you mean {near[0]}?" if near else ""))
     changed = {name: value for name, value in changes.items() if value is not getattr(base, name)}
-    config = _with(base, changed) if changed else base
+    config = attrs.evolve(base, **changed) if changed else base
     refuse_what_lacks(getattr(config.transport, "lacks", {}), config)
-    return config
-
-
-def _with(base: Config, changes: Mapping[str, Any]) -> Config:
-    """Do what `attrs.evolve` does, but convert and judge only what changes: that is done for every session."""
-    config = object.__new__(Config)
-    for name in _FIELDS:
-        object.__setattr__(config, name, getattr(base, name))
-    fields = [_FIELDS[name] for name in changes]
-    for field in fields:
-        value = changes[field.name]
-        object.__setattr__(config, field.name, field.converter(value) if callable(field.converter) else value)
-    for field in fields:
-        if field.validator is not None:
-            field.validator(config, field, getattr(config, field.name))
     return config
 
 
