@@ -64,6 +64,7 @@ WRONG: dict[str, list[Any]] = {
         [["A"]],
     ],
     "observers": [5, None, [5], "watch"],
+    "scrub_tracebacks": [1, 0, None, "yes"],
     "proxy": ["", "proxy:3128", "https//p", "ftp://p", "http://", 5, b"http://p", "ENV", "http://p:x", "http://a b"],
     "stream_factory": not_callable,
     "transport": [None, "trio", TrioWebsocketTransport],

@@ -11,8 +11,9 @@ import site
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,8 @@ import trio
 from trio._core._run import CancelReason
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_nova import Authenticated, FeedOptions, Gap, JsonCodec, ListBackoff, open_connection
+from trio_nova import Authenticated, FeedOptions, Gap, JsonCodec, LinkLost, ListBackoff, open_connection
+from trio_nova.links import Dial, Link, WireTransport
 from trio_nova.testing import GenericVenue, Peer, ScriptedServer, echo
 
 URL = "ws://server.test/"
@@ -90,6 +92,36 @@ async def test_what_is_left_of_a_session_is_freed_without_a_collector(autojump_c
             assert left() is None
         finally:
             gc.enable()
+
+
+@attrs.frozen
+class NotesLinks:
+    """A transport, which also notes the links that it has opened, and keeps none alive."""
+
+    links: list[weakref.ref[Link]] = attrs.field(factory=list)
+
+    @asynccontextmanager
+    async def open(self, dial: Dial) -> AsyncIterator[Link]:
+        async with WireTransport().open(dial) as link:
+            self.links.append(weakref.ref(link))
+            yield link
+
+
+async def test_a_link_that_was_lost_is_not_kept_by_the_error_that_says_so(autojump_clock: trio.abc.Clock) -> None:
+    """That error is kept until the next one: thousands of sessions would keep as many dead links, with their TLS."""
+
+    async def break_off(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(10)
+        await peer.reset()
+
+    transport = NotesLinks()
+    async with ScriptedServer(break_off, then=echo) as server:
+        async with open_connection(URL, stream_factory=server.stream_factory, transport=transport) as conn:
+            await trio.sleep(60)
+            gc.collect()
+            assert isinstance(conn.health().last_error, LinkLost)
+            assert [link() is not None for link in transport.links] == [False, True]
 
 
 @pytest.mark.soak

@@ -434,6 +434,73 @@ def test_the_locals_of_our_frames_are_forgotten_and_the_users_are_not() -> None:
     assert frames["parse"] == {}
 
 
+def locals_of_ours(error: BaseException) -> dict[str, dict[str, Any]]:
+    """Return the locals of the library's frames in a traceback, by the name of the function."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    ours = [frame for frame in frames if frame.f_globals["__name__"].startswith("trio_nova.")]
+    return {frame.f_code.co_name: dict(frame.f_locals) for frame in ours}
+
+
+@pytest.mark.parametrize("given", ["an option", "config"])
+@pytest.mark.parametrize("scrubbed", [False, True])
+def test_the_error_of_a_call_that_opens_keeps_its_locals_in_which_a_secret_is_masked_unless_scrubbed(
+    scrubbed: bool, given: str
+) -> None:
+    options: dict[str, Any] = {"scrub_tracebacks": scrubbed}
+    config = None if given == "an option" else Config(**options)
+    with pytest.raises(ConfigError, match="plain text") as caught:
+        open_connection(
+            PLAIN,
+            config=config,
+            credentials=Secret("CANARY"),
+            codec=JsonCodec(),
+            **(options if config is None else {}),
+        )
+    frames = locals_of_ours(caught.value)
+    assert bool(frames["check_plaintext"]) is not scrubbed
+    assert ("overrides" in frames["open_connection"]) is not scrubbed
+    told = "".join(traceback.TracebackException.from_exception(caught.value, capture_locals=True).format())
+    assert ("Secret(***)" in told) is not scrubbed
+    assert "CANARY" not in told.replace('Secret("CANARY")', "")  # that is the line above
+
+
+async def send_badly(conn: trio_nova.Connection) -> None:
+    await conn.send_json({"body": object()})
+
+
+async def ask_badly(conn: trio_nova.Connection) -> None:
+    await conn.request({"body": object()})
+
+
+async def subscribe_badly(conn: trio_nova.Connection) -> None:
+    async with conn.subscribe("ticks", feed=5, depth=object()):  # type: ignore[arg-type]
+        pytest.fail("it was subscribed to")
+
+
+async def authenticate_badly(conn: trio_nova.Connection) -> None:
+    await conn.authenticate({"token": "CANARY"})
+
+
+@pytest.mark.parametrize("scrubbed", [False, True])
+@pytest.mark.parametrize("call", [send_badly, ask_badly, subscribe_badly, authenticate_badly])
+async def test_the_error_of_a_call_keeps_the_locals_of_the_librarys_frames_unless_scrubbed(
+    call: Callable[[trio_nova.Connection], Awaitable[None]], scrubbed: bool, autojump_clock: MockClock
+) -> None:
+    async with (
+        ScriptedServer(trio_nova.testing.echo) as server,
+        open_connection(
+            PLAIN, stream_factory=server.stream_factory, codec=JsonCodec(), scrub_tracebacks=scrubbed
+        ) as conn,
+    ):
+        with pytest.raises(NovaError) as caught:
+            await call(conn)
+        assert caught.value.session == f"server.test[{conn.id}]"
+        assert caught.value.__notes__[-1] == f"in the session {caught.value.session}"
+    given = {"message", "params", "named", "credentials", "args"}
+    kept = {name for frame in locals_of_ours(caught.value).values() for name in frame.keys() & given}
+    assert bool(kept) is not scrubbed
+
+
 # --------------------------------------------------------------------------- plain text
 
 
@@ -461,7 +528,7 @@ PLAIN = "ws://server.test/"
 )
 def test_credentials_do_not_travel_in_plain_text(target: str, options: dict[str, Any], field: str) -> None:
     with pytest.raises(ConfigError, match="plain text") as caught:
-        open_connection(target, **options)
+        open_connection(target, scrub_tracebacks=True, **options)
     assert caught.value.field == field
     assert "CANARY" not in "\n".join(prints_of_error(caught.value))
     for sound in (target.replace("ws:", "wss:"), target.replace("server.test", "localhost")):
@@ -488,7 +555,11 @@ async def test_what_a_provider_or_a_hook_adds_is_held_to_the_same_rule(autojump_
         for options in ({"headers": provide}, {"connection_handler": Adds}):
             with pytest.raises(ConfigError, match="plain text") as caught:
                 async with open_connection(
-                    PLAIN, stream_factory=server.stream_factory, retry_first_connect=True, **options
+                    PLAIN,
+                    stream_factory=server.stream_factory,
+                    retry_first_connect=True,
+                    scrub_tracebacks=True,
+                    **options,
                 ):
                     pytest.fail("it connected")
             assert "CANARY" not in "\n".join(prints_of_error(caught.value))
@@ -516,6 +587,7 @@ def elsewhere(
         connection_handler=handler,
         allow_plaintext_credentials=True,
         retry_first_connect=True,
+        scrub_tracebacks=True,
         **options,
     )
 
@@ -580,7 +652,7 @@ async def test_a_hook_goes_to_another_origin_with_secrets_of_its_own(autojump_cl
 async def test_a_living_session_is_not_given_credentials_for_plain_text(autojump_clock: MockClock) -> None:
     async with (
         ScriptedServer(trio_nova.testing.echo) as server,
-        open_connection(PLAIN, stream_factory=server.stream_factory) as conn,
+        open_connection(PLAIN, stream_factory=server.stream_factory, scrub_tracebacks=True) as conn,
     ):
         for options in ({"headers": {"Authorization": "CANARY"}}, {"credentials": "CANARY"}):
             before = conn.config
@@ -602,12 +674,13 @@ async def test_a_living_session_is_not_given_credentials_for_plain_text(autojump
 )
 def test_the_error_about_one_option_does_not_carry_the_others(options: dict[str, Any]) -> None:
     secrets = {"headers": {"Authorization": "CANARY"}, "proxy": "http://u:CANARY@p:1", "credentials": "CANARY"}
+    options = {**secrets, **options, "scrub_tracebacks": True}
     calls: list[Callable[[], object]] = [
-        lambda: open_connection("wss://CANARY:CANARY@server.test/", **(secrets | options)),
-        lambda: trio_nova.Registry().open_connection("id", "wss://CANARY@server.test/", **(secrets | options)),
+        lambda: open_connection("wss://CANARY:CANARY@server.test/", **options),
+        lambda: trio_nova.Registry().open_connection("id", "wss://CANARY@server.test/", **options),
     ]
     if "credential" not in options:
-        calls.append(lambda: Config(**(secrets | options)))
+        calls.append(lambda: Config(**options))
     for call in calls:
         with pytest.raises(ConfigError) as caught:
             call()
@@ -993,6 +1066,7 @@ async def test_no_secret_shows_anywhere_whatever_fails(
         "min_uptime": 60.0,
         "when_down": "fail" if source == "values" else "wait",
         "allow_plaintext_credentials": True,
+        "scrub_tracebacks": True,
     }
 
     async def use(conn: trio_nova.Connection, call: Callable[..., Awaitable[object]], *args: Any) -> None:
@@ -1209,6 +1283,7 @@ async def test_an_echo_of_a_secret_is_masked_wherever_it_stands_however_it_is_wr
                     metrics_collector=metrics,
                     subscription_handler=Refuses,
                     max_attempts=0,
+                    scrub_tracebacks=True,
                 ) as conn:
                     if place == "answers":
                         with pytest.raises(NovaError) as caught:

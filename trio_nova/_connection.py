@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
@@ -26,10 +27,10 @@ from trio_nova.adapter import Target, settle
 from trio_nova.codecs import encode_json
 from trio_nova.config import RECONFIGURABLE, Config, configure
 from trio_nova.core.session import State
-from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, OutcomeUnknown, SessionOver
+from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, NovaError, OutcomeUnknown, SessionOver
 from trio_nova.events import Event, OwnershipTransferred
 from trio_nova.messages import CloseInfo, Ping, Pong, check_close
-from trio_nova.secrets import discreet, forget_locals
+from trio_nova.secrets import discreet, discreet_if_asked, forget_locals
 from trio_nova.urls import Url
 
 __all__ = ["Connection", "ConnectionBlock", "Health", "Statistics", "open_connection", "run_connection"]
@@ -194,7 +195,6 @@ class Connection:
 
     # ----------------------------------------------------------------- sending
 
-    @discreet
     async def send(self, message: Any, *, priority: int = 0) -> None:
         """Send a message, through the message handler's `encode_message` and the codec.
 
@@ -212,15 +212,17 @@ class Connection:
             SessionOver: the session has ended.
         """
         self._session.check_run()
-        if priority != 0:
-            _check_priority(priority)
-        outbound = self._outbound
-        if isinstance(message, Ping | Pong):
-            await outbound.send(message)
-            return
-        await outbound.send_message(message, priority)
-
-    # These two are `discreet` without the decorator, whose coroutine would be the dearest of all that a send takes.
+        try:
+            if priority != 0:
+                _check_priority(priority)
+            outbound = self._outbound
+            if isinstance(message, Ping | Pong):
+                await outbound.send(message)
+                return
+            await outbound.send_message(message, priority)
+        except NovaError as error:
+            self._session.sign(error)
+            raise
 
     async def send_text(self, text: str) -> None:
         """Send a text frame with exactly this text; otherwise like `send`."""
@@ -229,9 +231,9 @@ class Connection:
             if not isinstance(text, str):
                 raise BadMessage(f"send_text takes a str, not a {type(text).__name__}")
             await self._outbound.send(check_payload(text))
-        except BaseException as error:
-            del text
-            raise forget_locals(error)  # noqa: B904 - it is the same one
+        except NovaError as error:
+            self._session.sign(error)
+            raise
 
     async def send_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Send a binary frame with exactly these bytes; otherwise like `send`."""
@@ -240,18 +242,20 @@ class Connection:
             if not isinstance(data, bytes | bytearray | memoryview):
                 raise BadMessage(f"send_bytes takes bytes, not a {type(data).__name__}")
             await self._outbound.send(bytes(data))
-        except BaseException as error:
-            del data
-            raise forget_locals(error)  # noqa: B904 - it is the same one
+        except NovaError as error:
+            self._session.sign(error)
+            raise
 
-    @discreet
     async def send_json(self, message: Any) -> None:
         """Send a message as JSON in a text frame, whatever the codec; otherwise like `send`."""
         self._session.check_run()
         outbound = self._outbound
-        await outbound.send(encode_json(message), outbound.kind_of(message))
+        try:
+            await outbound.send(encode_json(message), outbound.kind_of(message))
+        except NovaError as error:
+            self._session.sign(error)
+            raise
 
-    @discreet
     async def request(
         self,
         message: Any,
@@ -285,13 +289,16 @@ class Connection:
         the inbox and `overflow` is "block".
         """
         self._session.check_run()
-        if priority != 0:
-            _check_priority(priority)
-        if matches is not None and not callable(matches):
-            raise ConfigError("matches", f"must be a function of a message, not {type(matches).__name__}")
-        return await self._requests.request(message, matches=matches, idempotent=idempotent, priority=priority)
+        try:
+            if priority != 0:
+                _check_priority(priority)
+            if matches is not None and not callable(matches):
+                raise ConfigError("matches", f"must be a function of a message, not {type(matches).__name__}")
+            return await self._requests.request(message, matches=matches, idempotent=idempotent, priority=priority)
+        except NovaError as error:
+            self._session.sign(error)
+            raise
 
-    @discreet
     @asynccontextmanager
     async def subscribe(
         self, channel: str, /, *, feed: FeedOptions | None = None, **params: Any
@@ -316,12 +323,18 @@ class Connection:
             SessionOver: the session has ended.
         """
         self._session.check_run()
-        if not isinstance(channel, str):
-            raise ConfigError("channel", f"must be a str, not {type(channel).__name__}")
-        if not isinstance(feed, FeedOptions | None):
-            raise ConfigError("feed", f"must be FeedOptions(...), not {type(feed).__name__}")
-        async with self._subscriptions.subscribe(channel, feed or _PLAIN_FEED, params) as made:
-            yield made
+        made = None
+        try:
+            if not isinstance(channel, str):
+                raise ConfigError("channel", f"must be a str, not {type(channel).__name__}")
+            if not isinstance(feed, FeedOptions | None):
+                raise ConfigError("feed", f"must be FeedOptions(...), not {type(feed).__name__}")
+            async with self._subscriptions.subscribe(channel, feed or _PLAIN_FEED, params) as made:
+                yield made
+        except NovaError as error:
+            if made is None:  # else it comes from the user's block, and may be another session's
+                self._session.sign(error)
+            raise
 
     def export_subscriptions(self) -> str:
         """Return what is subscribed to, as JSON, for `import_subscriptions` of another session."""
@@ -371,16 +384,20 @@ class Connection:
         self._session.check_run()
         session = self._session
         session.check_open()
-        await session.wait_state(State.READY)
-        if session.current is None:
-            raise NotSent("the link to be authenticated is gone") from session.last_error
-        if credentials is None:
-            await session.current.grant.sign_in(refresh=True)
-        else:
-            on_trial = configure(session.config, {"credentials": credentials})
-            session.check_credentials(on_trial)
-            session.keep_secret(on_trial, "options on trial")
-            await session.current.grant.change(on_trial.credentials)
+        try:
+            await session.wait_state(State.READY)
+            if session.current is None:
+                raise NotSent("the link to be authenticated is gone") from session.last_error
+            if credentials is None:
+                await session.current.grant.sign_in(refresh=True)
+            else:
+                on_trial = configure(session.config, {"credentials": credentials})
+                session.check_credentials(on_trial)
+                session.keep_secret(on_trial, "options on trial")
+                await session.current.grant.change(on_trial.credentials)
+        except NovaError as error:
+            session.sign(error)
+            raise
 
     async def ping(self) -> float:
         """Send a ping and return the seconds until its pong. Cancelling stops waiting for it.
@@ -392,10 +409,14 @@ class Connection:
         """
         self._session.check_run()
         self._session.check_open()
-        if self._session.current is None:
-            await trio.lowlevel.checkpoint()
-            raise NotSent("there is no link to ping on") from self._session.last_error
-        return await self._session.current.heartbeat.ping()
+        try:
+            if self._session.current is None:
+                await trio.lowlevel.checkpoint()
+                raise NotSent("there is no link to ping on") from self._session.last_error
+            return await self._session.current.heartbeat.ping()
+        except NovaError as error:
+            self._session.sign(error)
+            raise
 
     # ----------------------------------------------------------------- receiving
 
@@ -410,17 +431,29 @@ class Connection:
             ReceiverMoved: `hand_over` gave the receive side to somebody else.
         """
         self._session.check_run()
-        return await self._receiver.receive()
+        try:
+            return await self._receiver.receive()
+        except NovaError as error:
+            self._session.sign(error)
+            raise
 
     def receive_nowait(self) -> Any:
         """Return the next message; raises trio.WouldBlock where there is none, else like `receive`."""
         self._session.check_run()
-        return self._receiver.receive_nowait()
+        try:
+            return self._receiver.receive_nowait()
+        except NovaError as error:
+            self._session.sign(error)
+            raise
 
     async def receive_batch(self) -> list[Any]:
         """Return all messages there are, at least one, waiting for it if need be; raises like `receive`."""
         self._session.check_run()
-        return await self._receiver.receive_batch()
+        try:
+            return await self._receiver.receive_batch()
+        except NovaError as error:
+            self._session.sign(error)
+            raise
 
     def __aiter__(self) -> Receiver[Any]:
         """Iterate over messages until the session is over."""
@@ -524,7 +557,6 @@ class Connection:
         while session.epoch == epoch or not session.ready:
             await session.wait_state(State.READY if not session.ready else State.DISCONNECTED)
 
-    @discreet
     def reconfigure(self, **changes: Any) -> None:
         """Change options of the living session; those about the dial count from the next one.
 
@@ -532,10 +564,14 @@ class Connection:
             ConfigError: naming an option that does not exist, has a wrong value, or cannot be changed now.
         """
         self._session.check_run()
-        for name in changes:
-            if name in attrs.fields_dict(Config) and name not in RECONFIGURABLE:
-                raise ConfigError(name, "cannot be changed while the session lives")
-        self._session.reconfigure(configure(self._session.config, changes), tuple(changes))
+        try:
+            for name in changes:
+                if name in attrs.fields_dict(Config) and name not in RECONFIGURABLE:
+                    raise ConfigError(name, "cannot be changed while the session lives")
+            self._session.reconfigure(configure(self._session.config, changes), tuple(changes))
+        except NovaError as error:
+            self._session.sign(error)
+            raise
         for link in self._session.links:
             link.reconfigure()
 
@@ -579,7 +615,25 @@ class Connection:
         await self._session.over.wait()
 
 
-@discreet
+class ScrubbingConnection(Connection):
+    """A connection whose calls' errors leave without the locals of our frames: where `scrub_tracebacks` is on."""
+
+    @asynccontextmanager
+    async def subscribe(self, channel: str, /, **named: Any) -> AsyncIterator[Feed]:
+        try:
+            async with super().subscribe(channel, **named) as feed:
+                yield feed
+        except BaseException as error:
+            del named
+            raise forget_locals(error)  # noqa: B904 - it is the same one
+
+
+for _name, _method in vars(Connection).items():
+    if inspect.isfunction(_method) and not _name.startswith("_") and _name not in vars(ScrubbingConnection):
+        setattr(ScrubbingConnection, _name, discreet(_method))
+
+
+@discreet_if_asked
 def open_connection(target: Target, *, config: Config | None = None, **overrides: Any) -> ConnectionBlock:
     """Open a session that stays up while the block lasts.
 
@@ -608,7 +662,7 @@ def open_connection(target: Target, *, config: Config | None = None, **overrides
     return ConnectionBlock(*settle(target, config, overrides))
 
 
-@discreet
+@discreet_if_asked
 async def run_connection(
     target: Target,
     *,
@@ -681,7 +735,7 @@ class ConnectionBlock:
             await self._leave(self._manager)
             raise session.session_over()
         session.block.__enter__()
-        return Connection(self)
+        return (ScrubbingConnection if session.config.scrub_tracebacks else Connection)(self)
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(

@@ -33,6 +33,7 @@ from trio_nova.secrets import (
     Redactor,
     Secret,
     ask_credentials,
+    forget_frames,
     forget_locals,
     place_of,
     secrets_in,
@@ -296,10 +297,12 @@ class Session:
                 return
         except RuntimeError:  # there is no run at all
             pass
-        raise ConfigError(
+        error = ConfigError(
             "connection",
             "it belongs to another trio.run: call it there, as by trio.from_thread.run with its trio_token",
         )
+        self.sign(error)
+        raise error
 
     def check_open(self) -> None:
         """Raise SessionOver if the session is over, or will be in a moment."""
@@ -312,6 +315,7 @@ class Session:
             f"the session is over ({self.state.value})", attempts=self.attempts.made, last=self.last_error
         )
         over.__cause__ = self.failure
+        self.sign(over)
         return over
 
     # ----------------------------------------------------------------- ends
@@ -397,7 +401,7 @@ class Session:
     # ----------------------------------------------------------------- links
 
     def link_opened(self, link: LiveLink) -> None:
-        """Take a link in; it is the current one, where there is no other. A wish to leave is its own matter from now on."""
+        """Take a link in, whose matter a wish to leave is from now on; it is the current one, where there is no other."""
         self.links.append(link)
         self._waits_in = None
         if self.current is None:
@@ -473,8 +477,9 @@ class Session:
         return credentials
 
     def protect(self, error: BaseException) -> None:
-        """Let `error` show no secret: not in the locals of our frames and, where it is ours, not in its words."""
-        forget_locals(error)
+        """Let `error`, where it is ours, show no secret in its words; nor in our frames, if that is asked for."""
+        if self.config.scrub_tracebacks:
+            forget_locals(error)
         if isinstance(error, NovaError):
             self.redactor.cleanse(error)
             self.sign(error)
@@ -486,8 +491,9 @@ class Session:
             error.add_note(f"in the session {self.name}")
 
     def link_lost(self, lost: LinkLost) -> None:
-        """Keep how the last link ended, without secrets."""
+        """Keep how the last link ended, without secrets, and without frames, which would keep the dead link alive."""
         self.protect(lost)
+        forget_frames(lost)
         self.close_info = CloseInfo.of(lost)
         self.last_error = lost
 

@@ -42,7 +42,7 @@ from trio_nova.handlers import (
 from trio_nova.handlers.auth import reveal
 from trio_nova.handlers.subscription import SubscriptionAnswer
 from trio_nova.messages import Action, Retry, Stop
-from trio_nova.secrets import Secret, as_secret, discreet
+from trio_nova.secrets import Secret, as_secret
 from trio_nova.urls import Url
 
 __all__ = [
@@ -90,7 +90,6 @@ class Adapter:
 
     # ----------------------------------------------------------------- what it is
 
-    @discreet
     def url(self) -> Url:
         """Return where to connect to.
 

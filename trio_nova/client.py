@@ -27,7 +27,7 @@ from trio_nova._feeds import Feed, FeedOptions
 from trio_nova.adapter import Adapter
 from trio_nova.config import Config
 from trio_nova.errors import ConfigError
-from trio_nova.secrets import discreet
+from trio_nova.secrets import discreet_if_asked
 
 __all__ = ["Client"]
 
@@ -50,7 +50,7 @@ class Client:
         return f"<{type(self).__name__} on {self.connection!r}>"
 
     @classmethod
-    @discreet
+    @discreet_if_asked
     def open(
         cls, *, adapter: Adapter | None = None, config: Config | None = None, **overrides: Any
     ) -> AbstractAsyncContextManager[Self]:
@@ -78,7 +78,7 @@ class Client:
             yield cls(connection)
 
     @classmethod
-    @discreet
+    @discreet_if_asked
     async def run(
         cls,
         *,

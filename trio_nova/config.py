@@ -56,7 +56,7 @@ from trio_nova.secrets import (
     Secret,
     as_secret,
     as_secret_text,
-    discreet,
+    discreet_if_asked,
     hide_tokens,
     is_secret_name,
     secret_parameter,
@@ -465,8 +465,8 @@ def _heartbeat(value: Any) -> Any:
 
 
 def _init_discreetly(cls: type[H]) -> type[H]:
-    # What attrs generates has all options for its locals: none of them may leave with the error about another.
-    cls.__init__ = discreet(cls.__init__)  # type: ignore[method-assign]
+    # What attrs generates has all options for its locals.
+    cls.__init__ = discreet_if_asked(cls.__init__)  # type: ignore[method-assign]
     return cls
 
 
@@ -613,6 +613,11 @@ class Config:
         default=(), converter=_observers, validator=attrs.validators.deep_iterable(check_callable)
     )
     """Functions that are told what happens, whatever `events` says; see `Observer` and `hears`."""
+    scrub_tracebacks: bool = attrs.field(default=False, validator=check_bool)
+    """Whether errors leave, and are told, without the locals of the library's frames: for renderers that show locals.
+
+    For errors of the call that opens a session it must be on in that call: as an option, or in its `config`.
+    """
 
     # ----------------------------------------------------------------- the world
     governor: ConnectGovernor | None = attrs.field(default=None, validator=attrs.validators.optional(_has("turn")))
@@ -678,7 +683,6 @@ _IN_OTHER_WORDS: Mapping[str, str] = {
 """What other libraries call it, and what it is here."""
 
 
-@discreet
 @functools.cache
 def default_config() -> Config:
     """Return the library's defaults: one value for all sessions, as nothing in it changes."""

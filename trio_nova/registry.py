@@ -12,7 +12,7 @@ from trio_nova._connection import Connection, ConnectionBlock
 from trio_nova.adapter import Target, settle
 from trio_nova.config import Config
 from trio_nova.errors import ConfigError
-from trio_nova.secrets import discreet
+from trio_nova.secrets import discreet_if_asked
 
 __all__ = ["Registry"]
 
@@ -25,7 +25,7 @@ class Registry:
     _known: set[str] = attrs.field(factory=set, init=False)
     """The ids in use, those that are still connecting too."""
 
-    @discreet
+    @discreet_if_asked
     def open_connection(
         self, id: str, target: Target, *, config: Config | None = None, **overrides: Any
     ) -> AbstractAsyncContextManager[Connection]:

@@ -3,8 +3,9 @@
 Three lines of defence::
 
     Secret, HeaderMap      a value that every way of printing masks; `reveal` only where bytes are made of it
-    discreet, forget_locals   an error leaves without the locals of our frames, which renderers of tracebacks show
     Redactor               what the peer, or a foreign error, repeats of a session's secrets becomes ***
+    discreet, forget_locals   where `Config.scrub_tracebacks` asks for that, an error leaves without the locals of our
+                           frames, which some renderers of tracebacks show
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ __all__ = [
     "ask_credentials",
     "ask_provider",
     "discreet",
+    "discreet_if_asked",
+    "forget_frames",
     "forget_locals",
     "hide_tokens",
     "is_secret_name",
@@ -310,6 +313,15 @@ def forget_locals(error: E) -> E:
     return error
 
 
+def forget_frames(error: BaseException) -> None:
+    """Take the tracebacks off `error`, and off what it came from: where it is kept as a fact, and is no failure.
+
+    A traceback holds the frames, and a frame what it worked on, for as long as the error is kept.
+    """
+    for exc in _family(error):
+        exc.__traceback__ = None
+
+
 def _is_ours(frame: FrameType) -> bool:
     name = str(frame.f_globals.get("__name__", ""))
     return name.partition(".")[0] in _DISCREET or frame.f_code.co_filename.startswith("<attrs generated")
@@ -336,26 +348,45 @@ def _family(error: BaseException) -> Iterator[BaseException]:
             waiting += exc.exceptions
 
 
-def discreet(function: F) -> F:
-    """Let no error that leaves `function` carry its arguments, or any local of ours, along."""
+def discreet(function: F, asked: Callable[[Mapping[str, Any]], bool] = lambda named: True) -> F:
+    """Let no error that leaves `function` carry its arguments, or any local of ours, along.
+
+    Args:
+        function: what to wrap, async or not.
+        asked: judges by a call's named arguments whether it is to be so; else nothing is touched.
+    """
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def call(*args: Any, **named: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            return function(*args, **named)
         except BaseException as error:
-            del args, kwargs
+            if not asked(named):
+                raise
+            del args, named
             raise forget_locals(error)  # noqa: B904 - it is the same one
 
     @functools.wraps(function)
-    async def call_async(*args: Any, **kwargs: Any) -> Any:
+    async def call_async(*args: Any, **named: Any) -> Any:
         try:
-            return await function(*args, **kwargs)
+            return await function(*args, **named)
         except BaseException as error:
-            del args, kwargs
+            if not asked(named):
+                raise
+            del args, named
             raise forget_locals(error)  # noqa: B904 - it is the same one
 
     return cast("F", call_async if inspect.iscoroutinefunction(function) else call)
+
+
+def discreet_if_asked(function: F) -> F:
+    """Let `function`, which takes options, be `discreet` where `scrub_tracebacks` is on among them or in `config`."""
+    return discreet(function, _asks_to_scrub)
+
+
+def _asks_to_scrub(named: Mapping[str, Any]) -> bool:
+    in_config = getattr(named.get("config"), "scrub_tracebacks", False)
+    return named.get("scrub_tracebacks", in_config) is True
 
 
 # --------------------------------------------------------------------------- what texts repeat

@@ -28,7 +28,6 @@ from trio_nova.links._environment import proxy_for
 from trio_nova.links._proxy import ENVIRONMENT, Proxy, connect_through, parse_proxy
 from trio_nova.links._seam import Dial, StreamFactory
 from trio_nova.links._tls import default_context, lay_tls
-from trio_nova.secrets import discreet
 from trio_nova.urls import ip_address, is_address
 
 __all__ = ["SystemResolver", "open_stream", "unix_stream", "with_context"]
@@ -73,7 +72,6 @@ async def with_context(dial: Dial) -> Dial:
     return attrs.evolve(dial, ssl_context=await default_context())
 
 
-@discreet
 def _proxy_of(dial: Dial) -> Proxy | None:
     if dial.proxy is None:
         return None

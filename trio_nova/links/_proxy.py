@@ -16,7 +16,7 @@ from trio_nova.links._handshake import CHUNK
 from trio_nova.links._seam import Dial
 from trio_nova.links._tls import default_context, lay_tls, tls_failure
 from trio_nova.links._upgrade import HeadReader
-from trio_nova.secrets import Secret, discreet, forget_locals
+from trio_nova.secrets import Secret
 from trio_nova.urls import split_host
 
 __all__ = ["ENVIRONMENT", "Proxy", "connect_through", "parse_proxy"]
@@ -53,7 +53,6 @@ class Proxy:
         return bool(self.user.reveal() or self.password.reveal())
 
 
-@discreet
 def parse_proxy(url: object, name: str = "proxy") -> Proxy:
     """Take a proxy's URL apart.
 
@@ -121,7 +120,7 @@ async def connect_through(
         failure: ConnectFailed | None = tls_failure(exc, host, proxy.port) if context is not None else None
         failure = failure or ConnectFailed(f"the connection through the proxy {proxy} was cut off")
         failure.phase = "proxy"
-        raise failure from forget_locals(exc)
+        raise failure from exc
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -175,7 +174,6 @@ async def _connect_http(stream: trio.abc.Stream, dial: Dial, proxy: Proxy) -> No
         raise ConnectFailed(f"the proxy {proxy} sent more than its answer", phase="proxy")
 
 
-@discreet
 def _connect_request(where: str, proxy: Proxy) -> bytes:
     lines = [f"CONNECT {where} HTTP/1.1", f"Host: {where}"]
     if proxy.wants_login:
@@ -213,8 +211,8 @@ def _socks_connector() -> Callable[[trio.abc.Stream, Dial, Proxy], Awaitable[Non
                 forward=_Leg(stream),  # type: ignore[arg-type]
             )
             await connector.connect(dial.url.host, dial.url.port, timeout=float("inf"))
-        except NovaError as exc:
-            raise forget_locals(exc)  # noqa: B904 - it is the same one
+        except NovaError:
+            raise
         except python_socks.ProxyError as exc:
             code = exc.error_code
             # Not `from exc`: a proxy may repeat in its answer what was sent to it.
@@ -226,7 +224,7 @@ def _socks_connector() -> Callable[[trio.abc.Stream, Dial, Proxy], Awaitable[Non
         except Exception as exc:
             why = f"the proxy {proxy} cannot be used: {type(exc).__name__}"
             # Not the proxy's doing, whatever it answers: a login that cannot be written, or another python-socks.
-            raise ConnectFailed(why, phase="proxy", retry=RetryAdvice.NEVER) from forget_locals(exc)
+            raise ConnectFailed(why, phase="proxy", retry=RetryAdvice.NEVER) from exc
 
     return connect
 
