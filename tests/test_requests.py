@@ -305,7 +305,9 @@ async def test_a_late_answer_settles_nobody_else(autojump_clock: trio.abc.Clock)
 
 
 @pytest.mark.fault("F119", where="memory")
-async def test_questions_settle_at_once_when_the_link_that_they_were_written_on_is_lost(autojump_clock: trio.abc.Clock) -> None:
+async def test_questions_settle_at_once_when_the_link_that_they_were_written_on_is_lost(
+    autojump_clock: trio.abc.Clock,
+) -> None:
     async def lose(peer: Peer) -> None:
         await peer.accept()
         await peer.receive()

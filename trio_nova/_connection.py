@@ -279,8 +279,8 @@ class Connection:
 
         Raises:
             RequestFailed: the answer says no; `reply` is what it says.
-            NotSent, Expired: as for `send`; also where the link was lost before the question was written,
-                or where a question of the same id is under way, or was given up a moment ago.
+            NotSent, Expired: as for `send`; also where a question of the same id is under way, or was given
+                up a moment ago.
             OutcomeUnknown: the link was lost before the answer came.
             ConfigError: `matches` is not callable, or `priority` not a whole number.
             SessionOver: the session has ended.
