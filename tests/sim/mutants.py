@@ -23,11 +23,16 @@ from typing import Any
 
 import attrs
 
-from trio_nova import _supervisor
-from trio_nova._auth import Authenticator
-from trio_nova._link_tasks import LinkTasks
-from trio_nova._outbound import Outbound
-from trio_nova._reader import Reader
+from trio_nova import _outbound, _supervisor
+from trio_nova._feeds import Subscription
+from trio_nova._link import LiveLink
+from trio_nova._link.answers import Answers
+from trio_nova._link.grant import Grant
+from trio_nova._link.heartbeat import Heartbeat
+from trio_nova._link.reader import Intake, Reader
+from trio_nova._link.standing import Standing
+from trio_nova._link.subscriber import Subscriber
+from trio_nova._link.writer import Writer
 from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
@@ -35,7 +40,7 @@ from trio_nova._supervisor import Supervisor
 from trio_nova.core import backoff, recovery
 from trio_nova.core.ledger import Ledger
 from trio_nova.core.limits import RollingWindow
-from trio_nova.core.outbox import Outbox
+from trio_nova.core.outbox import Outgoing
 from trio_nova.core.pulse import Pulse
 from trio_nova.core.subscriptions import Book
 from trio_nova.core.verdict import Attempts
@@ -130,26 +135,26 @@ mutant(
     "early receipt",
     "A message is acknowledged before it is written.",
     "S1",
-    Edit(LinkTasks, "_write_paced", "case Write(batch):", "case Write(batch):\n    outbound.written(batch)"),
+    Edit(Writer, "run", "frames = self._frames(batch)", "frames = self._frames(batch)\nself.outbox.written()"),
 )
 mutant(
     "torn send",
     "Cancelling a send cuts the write short, and the link is used on with half a frame on it.",
     "S2",
     Edit(
-        LinkTasks,
-        "_write_paced",
-        "await self._link.send_all([outgoing.frame for outgoing in batch])",
-        "with trio.CancelScope() as self._link.writing:\n"
-        "    await self._link.send_all([outgoing.frame for outgoing in batch])",
+        Writer,
+        "run",
+        "await self._stream.send_all(frames)",
+        "with trio.CancelScope() as self._stream.writing:\n    await self._stream.send_all(frames)",
     ),
     Edit(
-        Outbound,
-        "send",
-        "self.withdraw(outgoing)",
-        "if outgoing.status.name == 'WRITING' and self.link is not None:\n"
-        "    self.link.writing.cancel()\n"
-        "self.withdraw(outgoing)",
+        _outbound,
+        "wait_settled",
+        "outgoing.withdraw()",
+        "if outgoing.status.name == 'WRITING':\n"
+        "    for link in getattr(put.__self__, '_outbound', put.__self__)._session.links:\n"
+        "        getattr(link.stream, 'writing', trio.CancelScope()).cancel()\n"
+        "outgoing.withdraw()",
     ),
     Edit(
         _WireLink, "_write", "self._mute = True  # half a frame may be out: another one would be read as its rest", ""
@@ -160,12 +165,13 @@ mutant(
     "Cancelling a send takes the next in the queue away too, and nobody tells its sender.",
     "L4",
     Edit(
-        Outbox,
+        Outgoing,
         "withdraw",
-        "outgoing.status = Status.SETTLED",
-        "outgoing.status = Status.SETTLED\n"
-        "if (neighbour := self._lanes[outgoing.lane].first()) is not None:\n"
-        "    self._lanes[outgoing.lane].remove(neighbour)\n"
+        "self._leave_queue()",
+        "queue = self._queue\n"
+        "self._leave_queue()\n"
+        "if queue is not None and (neighbour := queue.first()) is not None:\n"
+        "    neighbour._leave_queue()\n"
         "    neighbour.status = Status.SETTLED",
     ),
 )
@@ -174,10 +180,10 @@ mutant(
     "A question that was written when its link was lost is reported as not sent.",
     "S1",
     Edit(
-        Requests,
-        "link_lost",
-        'OutcomeUnknown("the link was lost before the answer")',
-        'NotSent("the link was lost before the answer")',
+        Answers,
+        "end",
+        'error = OutcomeUnknown("the link was lost before the answer")',
+        'from trio_nova.errors import NotSent\nerror = NotSent("the link was lost before the answer")',
     ),
 )
 mutant(
@@ -190,13 +196,18 @@ mutant(
     "orphaned question",
     "A question whose link is lost waits on for an answer that cannot come.",
     "L4",
-    Edit(Requests, "link_lost", "if waiter.epoch:", "if waiter.epoch and not waiter.outgoing:"),
+    Edit(Answers, "end", "pending.asker.tell(outcome.Error(error))", "pass"),
 )
 mutant(
     "reused ids",
     "Ids are used again and those given up are forgotten: a late answer settles a newer question.",
     "S4",
-    Edit(Ledger, "allot", "self._last_id += 1", "self._last_id = self._last_id % 5 + 1"),
+    Edit(
+        Ledger,
+        "allot",
+        "return next(id for id in self._ids if identity(id) not in self._by_id)",
+        "return next(id % 5 + 1 for id in self._ids if identity(id % 5 + 1) not in self._by_id)",
+    ),
     Edit(Ledger, "give_up", "self._given_up[pending] = None", "self._forget(pending)"),
 )
 mutant(
@@ -204,10 +215,10 @@ mutant(
     "A cancelled send does not return before its frame is written.",
     "L3",
     Edit(
-        Outbound,
-        "send",
-        "self.withdraw(outgoing)",
-        "if outgoing.status.name == 'WRITING':\n    return trio.lowlevel.Abort.FAILED\nself.withdraw(outgoing)",
+        _outbound,
+        "wait_settled",
+        "outgoing.withdraw()",
+        "if outgoing.status.name == 'WRITING':\n    return trio.lowlevel.Abort.FAILED\noutgoing.withdraw()",
     ),
 )
 mutant(
@@ -223,19 +234,26 @@ mutant(
     "delivered twice",
     "A message that is known is delivered again.",
     "D1 D3",
-    Edit(Subscriptions, "_deliver_in_sequence", "desk.duplicates += 1", "self._put(desk, message)"),
+    Edit(Subscription, "_deliver_in_sequence", "self.duplicates += 1", "self._put(message, payload, charge)"),
 )
 mutant(
     "lost last message",
     "The last message of a batch is lost.",
     "D2 D5",
-    Edit(LinkTasks, "_take_in", "take_in(frames,", "take_in(frames[:-1] if len(frames) > 1 else frames,"),
+    Edit(
+        Intake,
+        "take_in",
+        "inbound = self._inbound",
+        "inbound = self._inbound\nframes = frames[:-1] if len(frames) > 1 else frames",
+    ),
 )
 mutant(
     "swallowed gap",
     "That messages are missing is found out, and not told.",
     "D2",
-    Edit(Subscriptions, "_tell_gap", "lost, desk.lost = desk.lost, None", "lost, desk.lost = desk.lost, None\nreturn"),
+    Edit(
+        Subscription, "tell_gap", "lost, self._lost = self._lost, None", "lost, self._lost = self._lost, None\nreturn"
+    ),
 )
 mutant(
     "lost while paused",
@@ -253,13 +271,13 @@ mutant(
     "always resumed",
     "A service that counts anew is taken for one that repeats itself.",
     "D5",
-    Edit(Subscriptions, "link_lost", "resumed=session.handlers.subscription.resumes", "resumed=True"),
+    Edit(Subscription, "link_lost", "resumed=self._session.handlers.subscription.resumes", "resumed=True"),
 )
 mutant(
     "never resumed",
     "What a service repeats when it resumes is taken for the first messages of a new count.",
     "D1 D3",
-    Edit(Subscriptions, "link_lost", "resumed=session.handlers.subscription.resumes", "resumed=False"),
+    Edit(Subscription, "link_lost", "resumed=self._session.handlers.subscription.resumes", "resumed=False"),
 )
 mutant(
     "tolerant parser",
@@ -301,30 +319,33 @@ mutant(
     "forgotten channel",
     "One channel is taken for confirmed across the loss of a link, and not restored.",
     "U1 D5",
-    Edit(Book, "link_lost", "if entry.state is _S.REJECTED:", "if entry.state is _S.REJECTED or not entry.order:"),
+    Edit(
+        Standing,
+        "want",
+        "self.book.want(key, channel, params, subscription.id, trio.current_time())",
+        "entry = self.book.want(key, channel, params, subscription.id, trio.current_time())\n"
+        "if subscription.id == 1 and subscription.was_confirmed and entry.state is _S.WANTED:\n"
+        "    entry.asked_at = trio.current_time()\n"
+        "    self.book._move(entry, _S.CONFIRMED)",
+    ),
 )
 mutant(
     "restored too early",
     "Channels are asked for before the link is authenticated.",
     "U2",
-    Edit(
-        LinkTasks,
-        "_set_up",
-        "if self._authenticator.needed:",
-        "self._subscriptions.open(nursery)\nif self._authenticator.needed:",
-    ),
-    Edit(LinkTasks, "_set_up", "self._subscriptions.open(nursery)\n        await", "await"),
+    Edit(LiveLink, "_set_up", "if self.grant.is_needed:", "self._open()\nif self.grant.is_needed:"),
+    Edit(LiveLink, "_set_up", "self._open()\n        if self._subscribes:", "if self._subscribes:"),
 )
 mutant(
     "asked for twice",
     "A channel is asked for twice.",
     "U2",
     Edit(
-        Subscriptions,
+        Subscriber,
         "_ask_together",
-        'await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")',
-        'await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")\n'
-        'await self._outbound.send(frame, kind, lane=Lane.SETUP, purpose="subscription")',
+        'await self._writer.send(frame, kind, 0, "subscription")',
+        'await self._writer.send(frame, kind, 0, "subscription")\n'
+        'await self._writer.send(frame, kind, 0, "subscription")',
     ),
 )
 mutant(
@@ -332,25 +353,36 @@ mutant(
     "A channel counts as confirmed once it was asked for.",
     "U4",
     Edit(
-        Subscriptions,
+        Subscriber,
         "_ask_together",
-        "self.book.written(batch, trio.current_time())",
-        "self.book.written(batch, trio.current_time())\n"
+        "self._standing.book.written(batch, trio.current_time())",
+        "self._standing.book.written(batch, trio.current_time())\n"
+        "from trio_nova.handlers import Granted\n"
         "for channel in channels:\n"
-        "    self._apply(Granted(channel.key))",
+        "    self._standing.apply(Granted(channel.key))",
     ),
 )
 mutant(
     "unheeded farewell",
     "A channel that is given up while there is no link is restored all the same.",
     "U3",
-    Edit(Book, "release", "if entry.users:", "if entry.users or not self.epoch:"),
+    Edit(
+        Subscriptions,
+        "_release",
+        "if subscription.is_wanted:",
+        "if subscription.is_wanted or self._session.current is None:",
+    ),
 )
 mutant(
     "abandoned wish",
     "A subscribe that is cancelled before it was confirmed is not taken back.",
     "U1 U3",
-    Edit(Subscriptions, "subscribe", "self._release(key)", "desk.was_confirmed and self._release(key)"),
+    Edit(
+        Subscriptions,
+        "subscribe",
+        "self._release(subscription)",
+        "subscription.was_confirmed and self._release(subscription)",
+    ),
 )
 mutant(
     "patient subscriber",
@@ -366,10 +398,10 @@ mutant(
     "What was spent is forgotten with the link.",
     "R1",
     Edit(
-        LinkTasks,
-        "run",
-        "self._outbound.link = self._link",
-        "self._outbound.link = self._link\n"
+        LiveLink,
+        "serve",
+        "life, session = self.life, self._session",
+        "life, session = self.life, self._session\n"
         "for limit in session.handlers.rate_limit.limits:\n"
         "    limit._log.clear()\n"
         "    limit._logged = 0",
@@ -396,7 +428,12 @@ mutant(
     "polite pings",
     "Pings wait behind the messages of the application.",
     "R3 L1",
-    Edit(Outbound, "control", 'Lane.CONTROL, kind, 0, "control"', 'Lane.APPLICATION, kind, 0, "message"'),
+    Edit(
+        Writer,
+        "control",
+        'lane=Lane.CONTROL, purpose="control"',
+        'lane=Lane.APPLICATION, purpose="message"',
+    ),
 )
 mutant(
     "deaf to Retry-After",
@@ -431,7 +468,7 @@ mutant(
     "hot loop",
     "The back-off is told and not waited for.",
     "R2",
-    Edit(Supervisor, "_wait", "trio.move_on_after(delay)", "trio.move_on_after(delay / 1000)"),
+    Edit(Supervisor, "_wait", "session.interruptible(delay)", "session.interruptible(delay / 1000)"),
 )
 mutant(
     "easy forgiveness",
@@ -464,7 +501,7 @@ mutant(
     "one heartbeat",
     "Only the first link has a heartbeat.",
     "L1 R3",
-    Edit(LinkTasks, "_watch", "while not self._ending.is_set():", "while session.epoch == 1:"),
+    Edit(Heartbeat, "run", "while not life.ending.is_set():", "while life.epoch == 1:"),
 )
 mutant(
     "endless farewell",
@@ -482,13 +519,13 @@ mutant(
     "endless sign-in",
     "The answer to the authentication is waited for without end.",
     "L2",
-    Edit(Authenticator, "sign_in", "trio.move_on_after(session.config.auth_timeout)", "trio.CancelScope()"),
+    Edit(Grant, "_authenticate", "trio.move_on_after(session.config.auth_timeout)", "trio.CancelScope()"),
 )
 mutant(
     "spinning writer",
     "A writer that has nothing to do looks again at once.",
     "L4",
-    Edit(LinkTasks, "_write_paced", "await outbound.changed.wait()", "await trio.lowlevel.checkpoint()"),
+    Edit(Writer, "run", "await self._changed.wait()", "await trio.lowlevel.checkpoint()"),
 )
 
 # --------------------------------------------------------------------------- resources, errors, states
@@ -504,10 +541,10 @@ mutant(
     "Whether a ping is due is looked at a hundred times a second.",
     "M3",
     Edit(
-        LinkTasks,
-        "_watch",
-        "await self.pulse_changed.wait(until)",
-        "await self.pulse_changed.wait(min(until, trio.current_time() + 0.01))",
+        Heartbeat,
+        "run",
+        "await self._pulse_changed.wait(until)",
+        "await self._pulse_changed.wait(min(until, trio.current_time() + 0.01))",
     ),
 )
 
@@ -572,12 +609,12 @@ mutant(
     "The credentials are logged.",
     "X1",
     Edit(
-        Authenticator,
-        "_authenticate",
-        "credentials = await session.ask_credentials(source)",
-        "credentials = await session.ask_credentials(source)\n"
+        Grant,
+        "_ask_handler",
+        "try:",
         "import logging\n"
-        "logging.getLogger('trio_nova').info('signing in with %s', credentials and credentials.reveal())",
+        "logging.getLogger('trio_nova').info('signing in with %s', credentials and credentials.reveal())\n"
+        "try:",
     ),
 )
 mutant(
@@ -596,7 +633,7 @@ mutant(
     "expired token",
     "The authentication is not renewed before it expires.",
     "L2 X7",
-    Edit(Authenticator, "_refresh_at", "half = ", "return math.inf\nhalf = "),
+    Edit(Grant, "_refresh_at", "half = ", "return math.inf\nhalf = "),
 )
 
 
