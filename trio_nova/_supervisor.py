@@ -14,6 +14,7 @@ from trio_nova._link import LiveLink
 from trio_nova._outbound import Outbound
 from trio_nova._requests import Requests
 from trio_nova._session import Session
+from trio_nova._signal import Bell
 from trio_nova._subscriptions import Subscriptions
 from trio_nova.config import check_headers, check_other_origin, check_plaintext
 from trio_nova.core.recovery import advise, wait_wished_for
@@ -58,6 +59,10 @@ class Supervisor:
     _outbound: Outbound
     _requests: Requests
     _subscriptions: Subscriptions
+    _ended: Exception | None = attrs.field(default=None, init=False)
+    """How the last link ended that has ended."""
+    _gone: Bell = attrs.field(factory=Bell, init=False)
+    """Rung when a link has ended."""
     _phase: Phase = attrs.field(default="dns", init=False)
     _was_unauthorized: bool = attrs.field(default=False, init=False)
     """Whether a server has answered 401 since the last link, though it was shown what is asked for afresh each time."""
@@ -67,7 +72,9 @@ class Supervisor:
         session = self._session
         while not session.is_closing:
             session.apply(SessionEvent.DIAL)
-            ended = await self._dial_and_hold()
+            ended = await self.dial_and_hold()
+            while session.current is not None:  # another link has taken its place
+                ended = await self._wait_for_end()
             answer: Action = None
             # A login may be refused by the loss of its link.
             lost = ended.__cause__ if isinstance(ended, AuthFailed) else ended
@@ -98,8 +105,6 @@ class Supervisor:
         """Reach the end, and let go of all who wait for anything of this session."""
         session = self._session
         session.finish()
-        for link in list(session.links):  # a defect has ended its tasks
-            link.end()
         self._outbound.end()
         self._actions.end()
         self._inbound.end()
@@ -111,8 +116,11 @@ class Supervisor:
 
     # ----------------------------------------------------------------- one link
 
-    async def _dial_and_hold(self) -> Exception:
-        """Dial, and serve the link if one comes up; return how it ended, or why none came up."""
+    async def dial_and_hold(self) -> Exception:
+        """Dial, and serve the link if one comes up; return how it ended, or why none came up.
+
+        A session that has a link may have a second one beside it: that takes its place where it is lost.
+        """
         session, config = self._session, self._session.config
         session.counts.dials += 1
         with session.interruptible(config.connect_timeout) as scope:
@@ -219,15 +227,20 @@ class Supervisor:
             subprotocol=chosen,
             response_headers=tuple(stream.response_headers),
         )
-        async with trio.open_nursery() as nursery:
-            link = LiveLink(
-                session, self._actions, self._inbound, self._outbound, self._subscriptions, stream, info, nursery
-            )
-            session.link_opened(link)
-            subprotocol = None if chosen is None else str(chosen)
-            link.life.tell(LinkOpened(connect_time=connect_time, subprotocol=subprotocol))
-            await link.serve()
-        lost = link.end()
+        link: LiveLink | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                link = LiveLink(
+                    session, self._actions, self._inbound, self._outbound, self._subscriptions, stream, info, nursery
+                )
+                session.link_opened(link)
+                subprotocol = None if chosen is None else str(chosen)
+                link.life.tell(LinkOpened(connect_time=connect_time, subprotocol=subprotocol))
+                await link.serve()
+        finally:  # also where a defect, or an interrupt, has ended its tasks
+            assert link is not None
+            lost = link.end()
+            self._gone.ring()
         link.life.tell(
             LinkClosed(
                 code=lost.code,
@@ -237,7 +250,14 @@ class Supervisor:
                 detail=lost.detail,
             )
         )
-        return link.refused_by(lost) or lost
+        self._ended = link.refused_by(lost) or lost
+        return self._ended
+
+    async def _wait_for_end(self) -> Exception:
+        """Wait until another link has ended, and return how."""
+        await self._gone.wait()
+        assert self._ended is not None
+        return self._ended
 
     # ----------------------------------------------------------------- between links
 

@@ -513,7 +513,7 @@ mutant(
     "endless dial",
     "A dial has no deadline.",
     "L2",
-    Edit(Supervisor, "_dial_and_hold", "scope.deadline = turn.deadline", "pass"),
+    Edit(Supervisor, "dial_and_hold", "scope.deadline = turn.deadline", "pass"),
 )
 mutant(
     "endless sign-in",

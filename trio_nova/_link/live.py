@@ -79,6 +79,8 @@ class LiveLink:
 
     def end(self) -> LinkLost:
         """Settle all that was under way on the link, whose tasks have ended; return how it was lost."""
+        if self.life.is_up:
+            self.life.leave()
         lost = self.life.end()
         self._session.link_lost(lost)
         self._session.link_ended(self)
