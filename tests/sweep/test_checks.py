@@ -13,9 +13,9 @@ import trio_nova
 from tests.sweep.calls import CALLS
 from tests.sweep.points import TWINS, Point, lanes_of, play, points
 from trio_nova import Connection, LinkLost, OutcomeUnknown, Receiver
-from trio_nova._link_tasks import LinkTasks
+from trio_nova._link.answers import Answers
+from trio_nova._link.reader import Reader
 from trio_nova._outbound import Outbound
-from trio_nova._requests import Requests
 from trio_nova.adapters.jsonrpc import JsonRpcClient
 
 WIRE = "fast/wire"
@@ -31,15 +31,17 @@ async def receive_and_look_around(self: Receiver[Any]) -> Any:
 
 async def send_without_waiting(self: Outbound, frame: Any, *rest: Any) -> None:
     await trio.lowlevel.checkpoint()
-    self.post(frame, lambda outgoing, error: None, *rest)
+    self.post(self.outgoing(frame, *rest))
 
 
 async def send_in_the_callers_task(self: Outbound, frame: Any, *rest: Any) -> None:
-    link: Any = self.link
+    current = self._session.current
+    assert current is not None
+    stream: Any = current.stream
     try:
-        await link.send_all([frame])
+        await stream.send_all([frame])
     except trio.Cancelled:
-        link._mute = False
+        stream._mute = False
         raise
     except LinkLost as lost:
         raise OutcomeUnknown("the link was lost while it was being written") from lost
@@ -66,8 +68,8 @@ async def wait_ready_with_a_task(self: Connection) -> None:
         (Receiver, "receive", receive_and_look_around, "receive", WIRE, "cancel"),
         (Outbound, "send", send_without_waiting, "send_text, three in a row", WIRE, "break: OSError"),
         (Outbound, "send", send_in_the_callers_task, "send_text", "sliced/wire", "cancel"),
-        (Requests, "link_lost", lambda *_: None, "request", WIRE, "cut: FIN"),
-        (LinkTasks, "_take_the_rest", do_nothing, "reconnect", WIRE, "cancel"),
+        (Answers, "end", lambda *_: None, "request", WIRE, "cut: FIN"),
+        (Reader, "take_the_rest", do_nothing, "reconnect", WIRE, "cancel"),
         (Connection, "drain", drain_for_ever, "drain", WIRE, "cancel"),
         (Connection, "wait_ready", wait_ready_with_a_task, "wait_ready", WIRE, "cancel"),
     ],
