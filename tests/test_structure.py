@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TypeAlias
@@ -228,6 +229,84 @@ def unfinished(modules: dict[str, Module]) -> list[str]:
     ]
 
 
+MOST_LINES_OF_A_CLASS = 400
+MOST_LINES_OF_A_FUNCTION = 60
+
+ASSIGNED_FROM_OUTSIDE = {
+    "*.__cause__": "an exception that was caught and is not raised here",
+    "*.__context__": "it is raised as it is",
+    "*.__traceback__": "frames are forgotten where that is asked for",
+    "error.retry": "whoever asks again knows better than who raised it",
+    "error.session": "the session signs the errors that leave it",
+    "exc.args": "an error of ours is cleansed of secrets in place",
+    "exc.phase": "the phase is known where the error passes",
+    "failure.phase": "the phase is known where the error passes",
+    "record.*": "a record of the standard library's logging is cleansed in place",
+    "*.shield": "a scope of Trio",
+    "scope.deadline": "a scope of Trio",
+    "*.counts.*": "tallies: each is counted where it happens, and read by statistics() alone",
+    "room.held": "the room of a queue, which the queue beside it fills and empties",
+    "*.room.held": "the room of a queue, which the queue beside it fills and empties",
+    "*mailbox.claimed": "a mailbox and its receiver, in one module",
+    "*mailbox.turns": "a mailbox and its receiver, in one module",
+    "entry.*": "an entry of a book, which only the book changes, in one module",
+    "awaited.*": "a pong that is awaited, which only the heartbeat changes, in one module",
+    "ear.failed": "an observer of the hub's, in one module",
+    "look_up.*": "a look-up of the resolver's, in one module",
+    "desk.busy": "the look-ups under way of the resolver's, in one module",
+    "line.members": "an address of the governor's, in one module",
+    "contract.*": "a contract test is given its subject as a class of tests is",
+    "observer.hears": "a function is given what it hears by a decorator",
+    "guard.on_refusal": "the nursery that it cancels is opened around a guard that is at work already",
+    "scanner.violation": "a rule of time, which the scanner of bytes cannot know",
+    "self._protocol.ending": "a reason that the sans-I/O half cannot know",
+}
+"""The attributes that are assigned from outside their class, and why. Patterns of the source."""
+
+
+def lines_without_docstrings(node: ast.AST) -> int:
+    """Count the lines of a class or function, docstrings and strings below fields apart."""
+    texts = [
+        inner
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Constant) and isinstance(inner.value.value, str)
+    ]
+    spans = [(each.lineno, each.end_lineno or each.lineno) for each in (node, *texts)]  # type: ignore[attr-defined]
+    whole, *docstrings = [end - begin + 1 for begin, end in spans]
+    return whole - sum(docstrings)
+
+
+def not_for_tests(modules: dict[str, Module]) -> Iterator[Module]:
+    return (module for module in modules.values() if module.part not in ("testing", "demo"))
+
+
+def too_long(modules: dict[str, Module]) -> list[str]:
+    most = {
+        ast.ClassDef: MOST_LINES_OF_A_CLASS,
+        ast.FunctionDef: MOST_LINES_OF_A_FUNCTION,
+        ast.AsyncFunctionDef: MOST_LINES_OF_A_FUNCTION,
+    }
+    return [
+        module.line(node.lineno)
+        for module in not_for_tests(modules)
+        for node in ast.walk(module.tree())
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and lines_without_docstrings(node) > most[type(node)]
+    ]
+
+
+def assigned_from_outside(modules: dict[str, Module]) -> list[str]:
+    found: list[str] = []
+    for module in not_for_tests(modules):
+        for node in ast.walk(module.tree()):
+            if not isinstance(node, ast.Attribute) or not isinstance(node.ctx, ast.Store):
+                continue
+            owner, target = ast.unparse(node.value), ast.unparse(node)
+            if owner not in ("self", "cls") and not any(fnmatch(target, known) for known in ASSIGNED_FROM_OUTSIDE):
+                found.append(module.line(node.lineno))
+    return found
+
+
 Rule: TypeAlias = Callable[[dict[str, Module]], list[str]]
 
 RULES: tuple[Rule, ...] = (
@@ -239,6 +318,8 @@ RULES: tuple[Rule, ...] = (
     into_private_modules,
     without_docstring,
     unfinished,
+    too_long,
+    assigned_from_outside,
 )
 
 
@@ -287,6 +368,12 @@ BROKEN: tuple[tuple[Rule, dict[str, str], str], ...] = (
     ),
     (without_docstring, {"errors.py": "x = 1"}, "trio_nova/errors.py"),
     (unfinished, {"errors.py": "x = 1  # TODO: y"}, "trio_nova/errors.py:1: x = 1  # TODO: y"),
+    (too_long, {"urls.py": "def f():\n" + "    x = 1\n" * 60}, "trio_nova/urls.py:1: def f():"),
+    (
+        assigned_from_outside,
+        {"_link.py": "def f(link):\n    link.nursery = None"},
+        "trio_nova/_link.py:2: link.nursery = None",
+    ),
 )
 
 

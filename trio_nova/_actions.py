@@ -73,7 +73,7 @@ class Actions:
                 self._failed(error, self._excuses)
             else:
                 self._replies += 1
-                outgoing.when_settled = partial(self._settled, is_excuse=self._excuses)
+                outgoing.on_settled(partial(self._settled, is_excuse=self._excuses))
 
     def _outgoing(self, message: Any, link: LinkLife | None, setup: Writer | None) -> Outgoing:
         outbound = self._outbound

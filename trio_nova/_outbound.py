@@ -61,7 +61,7 @@ async def wait_settled(outgoing: Outgoing, put: Callable[[Outgoing], None]) -> N
         outgoing.withdraw()
         return trio.lowlevel.Abort.SUCCEEDED
 
-    outgoing.when_settled = settled
+    outgoing.on_settled(settled)
     try:
         put(outgoing)
     except NovaError:
@@ -232,13 +232,11 @@ class Outbound:
             BadMessage: that cannot be, or it cannot be encoded.
         """
         try:
-            outgoing.message = copy.deepcopy(outgoing.message)
+            message = copy.deepcopy(outgoing.message)
         except Exception as exc:
             raise BadMessage(f"the message cannot be copied, and it has to wait for its link: {exc}") from exc
-        if self._session.hooks.encodes:
-            outgoing.size = weigh_message(outgoing.message)
-        else:
-            outgoing.size = frame_size(self.encode(outgoing.message))
+        encodes_later = self._session.hooks.encodes
+        outgoing.keep(message, weigh_message(message) if encodes_later else frame_size(self.encode(message)))
 
     def put(self, outgoing: Outgoing) -> None:
         """Take in a message that need not be accepted: nobody waits for it."""
@@ -254,12 +252,11 @@ class Outbound:
         if is_new:
             self.check_not_draining()
         if not ready:
-            outgoing.patient = True
             when_down = session.config.when_down
             if when_down == "fail":
                 raise NotSent("there is no ready link") from session.last_error
-            if isinstance(when_down, Buffer):
-                within, outgoing.expires_at = when_down, outgoing.queued_at + when_down.ttl
+            within = when_down if isinstance(when_down, Buffer) else None
+            outgoing.wait_for_link(math.inf if within is None else outgoing.queued_at + within.ttl)
         self.backlog.put(outgoing, within)
         if session.current is not None:
             session.current.writer.wake()

@@ -85,6 +85,11 @@ class _StateWaiter:
     event: trio.Event = attrs.field(factory=trio.Event)
     reached: bool = False
 
+    def look(self, state: State) -> None:
+        self.reached = self.reached or state is self.wanted
+        if self.reached or state in TERMINAL:
+            self.event.set()
+
 
 _SHOWS_AS = {
     LinkEvent.AUTHENTICATE: SessionEvent.AUTHENTICATE,
@@ -252,9 +257,7 @@ class Session:
         if new is State.READY:
             self.tell(BecameReady())
         for waiter in self._waiters:
-            waiter.reached = waiter.reached or waiter.wanted is new
-            if waiter.reached or new in TERMINAL:
-                waiter.event.set()
+            waiter.look(new)
 
     def _became_ready(self, now: float) -> None:
         self.ready_since = now
@@ -401,7 +404,7 @@ class Session:
     # ----------------------------------------------------------------- links
 
     def link_opened(self, link: LiveLink) -> None:
-        """Take a link in, whose matter a wish to leave is from now on; it is the current one, where there is no other."""
+        """Take a link in, whose matter a wish to leave is from now on; without another it is the current one."""
         self.links.append(link)
         self._waits_in = None
         if self.current is None:
@@ -442,7 +445,7 @@ class Session:
         self.keep_secret(config)
         self.config = config
         self.hub.tell_families(config.events)
-        self.attempts.max_attempts, self.attempts.min_uptime = config.max_attempts, config.min_uptime
+        self.attempts.reconfigure(config.max_attempts, config.min_uptime)
         self.tell(Reconfigured(fields=changed))
 
     # ----------------------------------------------------------------- secrets

@@ -73,7 +73,7 @@ class Ask:
             own_id(session, message)
         kind = outbound.kind_of(message)
         self.outgoing = outbound.unmade(message, self._make, kind, priority, lane=lane, purpose=purpose)
-        self.outgoing.when_settled = self._settled
+        self.outgoing.on_settled(self._settled)
         try:
             put(self.outgoing)
         except NovaError as error:
@@ -293,7 +293,7 @@ class Answers:
         """Take note that reading stands still, or goes on: meanwhile nothing that was given up is forgotten."""
         now = trio.current_time()
         for pending in self._held_up:
-            pending.given_up_at = math.inf if still else now
+            pending.give_up(math.inf if still else now)
 
     def give_up_hope(self, taken_at: float, patience: float, where: str, waiting: int) -> float:
         """Settle the program's questions whose answers cannot be read; return when to look again.
@@ -319,7 +319,7 @@ class Answers:
                 look_again = min(look_again, due)
                 continue
             self._settle(pending, OutcomeUnknown(why, where=where, waiting=waiting), sent=True)
-            pending.given_up_at = math.inf
+            pending.give_up(math.inf)
             self._held_up.append(pending)
             del self._held_up[:-MAX_GIVEN_UP]
         return look_again

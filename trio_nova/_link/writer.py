@@ -63,7 +63,7 @@ class Writer:
     def control(self, frame: Frame, kind: str = "", when_settled: WhenSettled | None = None) -> None:
         """Send ahead of any queue: heartbeats and what answers them."""
         outgoing = self._outbound.outgoing(frame, kind, lane=Lane.CONTROL, purpose="control")
-        outgoing.when_settled = when_settled
+        outgoing.on_settled(when_settled)
         if not self.is_free or not self.write_now(outgoing):
             self.outbox.put(outgoing)
             self.wake()

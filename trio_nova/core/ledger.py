@@ -51,6 +51,10 @@ class Pending:
     """Nobody waits any more: what answers it is late."""
     given_up_at: float = math.inf
 
+    def give_up(self, at: float) -> None:
+        """Take note that nobody waits any more, since `at`."""
+        self.given_up, self.given_up_at = True, at
+
     def is_forgotten(self, now: float) -> bool:
         """Whether no answer to it is expected any more, since it was given up long ago."""
         return self.given_up_at + LATEST <= now
@@ -155,7 +159,7 @@ class Ledger:
 
     def give_up(self, pending: Pending, now: float, *, sent: bool) -> None:
         """Stop waiting. Where the question was `sent`, its answer may still come, and is then late."""
-        pending.given_up, pending.given_up_at = True, now
+        pending.give_up(now)
         if pending.ids:
             if self._by_id.get(pending.ids[0]) is not pending:
                 return  # it was answered, or never opened

@@ -103,6 +103,25 @@ class Outgoing:
     _queue: Queue | None = attrs.field(default=None, init=False, repr=False)
     """Where it waits."""
 
+    def on_settled(self, tell: Callable[[Outgoing, NovaError | None], None] | None) -> None:
+        """Tell what becomes of it to `tell`, in place of whoever was to be told."""
+        self.when_settled = tell
+
+    def keep(self, message: Any, size: int) -> None:
+        """Be made of this message, of about this size, when it leaves."""
+        self.message, self.size = message, size
+
+    def wait_for_link(self, expires_at: float) -> None:
+        """Be accepted to wait for a link, until then."""
+        self.patient, self.expires_at = True, expires_at
+
+    def expire_by(self, at: float) -> bool:
+        """Expire at `at`; False where that was to be earlier."""
+        if self.expires_at <= at:
+            return False
+        self.expires_at = at
+        return True
+
     def wait_in(self, queue: Queue) -> None:
         """Wait to be written."""
         self._queue = queue
@@ -265,8 +284,7 @@ class Backlog(Queue):
     def expire_by(self, ttl: float, now: float) -> None:
         """Let every message that waits, and has no earlier end, expire after `ttl` seconds."""
         for outgoing in self:
-            if outgoing.expires_at > now + ttl:
-                outgoing.expires_at = now + ttl
+            if outgoing.expire_by(now + ttl):
                 self._watch_expiry(outgoing)
 
     def next_expiry(self) -> float:

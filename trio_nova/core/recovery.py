@@ -41,7 +41,7 @@ def advise(
         over = SessionOver(f"gave up after {attempts.made} failures in a row", attempts=attempts.made, last=error)
         over.__cause__ = error
         return Stop(over)
-    attempts.previous = delay
+    attempts.drew(delay)
     asked = (error.retry_after or 0.0) if isinstance(error, NovaError) else 0.0
     # The whole crowd was told the same time: come after it, each at a moment of its own. And "in 0
     # seconds", which is what a date in the past says too, is no leave to dial without a pause.
@@ -57,5 +57,5 @@ def wait_wished_for(attempts: Attempts, backoff: Backoff, spread: float) -> floa
     delay = backoff.delay(attempts.made, spread, attempts.previous)
     if delay is None:
         return UNHURRIED
-    attempts.previous = delay
+    attempts.drew(delay)
     return delay

@@ -267,13 +267,21 @@ class Attempts:
     made: int = attrs.field(init=False, default=0)
     """Failures in a row."""
     previous: float = attrs.field(init=False, default=0.0)
-    """Seconds of the last delay in this row: set by the caller, who drew it, for the next."""
+    """Seconds of the last delay in this row."""
     _ready_since: float | None = attrs.field(init=False, default=None)
 
     @property
     def exhausted(self) -> bool:
         """Whether the last failure was one more than there are retries."""
         return self.made > self.max_attempts
+
+    def reconfigure(self, max_attempts: float, min_uptime: float) -> None:
+        """Use other options from now on."""
+        self.max_attempts, self.min_uptime = max_attempts, min_uptime
+
+    def drew(self, delay: float) -> None:
+        """Note the delay that was drawn for the next attempt, in seconds: the one after it may depend on it."""
+        self.previous = delay
 
     def ready(self, now: float) -> None:
         """Note that the session became READY."""
