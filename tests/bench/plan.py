@@ -121,17 +121,6 @@ def _receive_json(label: str, size: int, first_count: int) -> Cell:
     )
 
 
-def _read_json(label: str, size: int, first_count: int) -> Cell:
-    return attrs.evolve(
-        _receive_json(label, size, first_count),
-        name=f"feed-{_short(label)}",
-        title=f"read {label} of JSON, decoded by one library",
-        workload="read_json",
-        contenders=(OURS, "aiohttp"),
-        varies=2,
-    )
-
-
 def _receive(label: str, size: int, first_count: int, *, batch: bool = False) -> Cell:
     return Cell(
         name=f"{'batch' if batch else 'receive'}-{_short(label)}",
@@ -186,8 +175,6 @@ CELLS: Mapping[str, Cell] = {
         _receive_json("200 B", 200, 200),
         _receive_json("4 KiB", 4096, 100),
         _receive_json("1 MiB", 1 << 20, 4),
-        _read_json("200 B", 200, 200),
-        _read_json("4 KiB", 4096, 100),
         Cell(
             name="deflate-4k",
             title="receive 4 KiB, permessage-deflate",
@@ -274,8 +261,8 @@ GOALS: Sequence[Goal] = (
     _at_least("batch-mixed", 1, "picows"),
     _at_least("receive-4k", 3, "websockets.trio"),
     _at_least("json-200", 4, "websockets.trio"),
-    _at_least("feed-200", 1.1, "aiohttp"),
-    _at_least("feed-4k", 1, "aiohttp"),
+    _at_least("json-200", 1.1, "aiohttp"),
+    _at_least("json-4k", 1, "aiohttp"),
     _at_most("echo", "p50", 0.75, "websockets.trio"),
     _at_most("echo", "p50", 0.95, "websockets.asyncio"),
     _at_most("echo", "p50", 2.0, LIMIT),

@@ -183,8 +183,6 @@ What to know when comparing:
   they do else.
 - "Decoded and routed" is, for the others, `json.loads`, a look-up by channel, and a bounded queue to another task;
   ours is a subscription with `JsonCodec`, which decodes by msgspec.
-- "Decoded by one library": aiohttp's `receive_json` with msgspec's decoder, beside a subscription of ours, which routes
-  besides. The task that receives consumes.
 - "Through n subscriptions": as many channels as subscriptions, in turn, one task that takes the messages of all feeds.
 - A wake-up is late by however long the event loop, and the machine, kept a task from running that slept 1 ms.
 - Memory is the growth of the resident set of a fresh process by n connections, divided by n, all background tasks

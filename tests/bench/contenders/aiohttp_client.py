@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Literal
 
 import aiohttp
 import attrs
-import msgspec
 
 from tests.bench import loops
 from tests.bench.contenders.base import MAX_SIZE, tls_context
@@ -58,12 +56,6 @@ class Aiohttp(AsyncioContender):
 
     async def receive_batch(self, job: Job) -> Lap:
         return await self.receive(job)
-
-    async def read_json(self, job: Job) -> Lap:
-        async with self._open_socket(job) as ws:
-            watch = loops.Stopwatch()
-            await ws.send_str(f"go {job.count} {job.run}")
-            return await loops.take_json(partial(ws.receive_json, loads=msgspec.json.Decoder().decode), job, watch)
 
     @asynccontextmanager
     async def _open_socket(self, job: Job) -> AsyncIterator[aiohttp.ClientWebSocketResponse[Literal[True]]]:

@@ -50,10 +50,6 @@ class Contender(abc.ABC):
     async def receive_json(self, job: Job) -> Lap:
         """Receive JSON; one task decodes and routes it by channel, another consumes what is routed to it."""
 
-    async def read_json(self, job: Job) -> Lap:
-        """Receive JSON by the client's own call for it, which decodes by msgspec, in the task that consumes it."""
-        raise Unavailable("it has no call for JSON")
-
     @abc.abstractmethod
     async def stalls(self, job: Job) -> Lap:
         """Receive a flood, while another task sleeps 1 ms again and again, and notes how late it wakes."""

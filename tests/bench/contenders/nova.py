@@ -51,9 +51,6 @@ class Nova(TrioContender):
     async def receive_json(self, job: Job) -> Lap:
         return await self._through_feeds(attrs.evolve(job, channels=1), lambda feeds: feeds[0].receive)
 
-    async def read_json(self, job: Job) -> Lap:
-        return await self.receive_json(job)
-
     async def feeds(self, job: Job) -> Lap:
         return await self._through_feeds(job, _in_turn)
 
