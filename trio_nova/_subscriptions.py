@@ -30,8 +30,6 @@ class Subscriptions:
     _outbound: Outbound
     by_key: dict[Hashable, Subscription] = attrs.field(factory=dict, init=False)
     """In the order in which they were first wanted."""
-    unclaimed: int = attrs.field(default=0, init=False)
-    """Messages of channels that nobody is subscribed to."""
     _ids: Iterator[int] = attrs.field(factory=lambda: count(1), init=False)
     _aging: list[Subscription] = attrs.field(factory=list, init=False)
     """Those of which some reader wants to know when they fall silent."""
@@ -164,10 +162,6 @@ class Subscriptions:
     def refused(self) -> int:
         """How many of them the service does not have, and is not asked for any more."""
         return sum(each.refusal is not None for each in self.by_key.values())
-
-    def count_unclaimed(self) -> None:
-        """Count a message of a channel that nobody is subscribed to."""
-        self.unclaimed += 1
 
     def tell_stale(self, now: float) -> float:
         """Tell of every subscription that has been silent for too long, and return when the next one may be."""

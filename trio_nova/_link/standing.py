@@ -209,7 +209,6 @@ class Standing:
 
     def _unclaimed(self, key: Hashable) -> None:
         session = self._life.session
-        self._subscriptions.count_unclaimed()
         if not self._told_unclaimed:
             self._told_unclaimed = True
             self._life.tell(DataUnclaimed(channel=session.redactor.show(str(key))))

@@ -324,11 +324,6 @@ class Outbox:
         """Whether nothing waits and nothing is being written."""
         return not self._writing and not any(lane.length for lane in self._lanes)
 
-    @property
-    def is_writing(self) -> bool:
-        """Whether something is being written."""
-        return bool(self._writing)
-
     def put(self, outgoing: Outgoing) -> None:
         """Take a message in."""
         outgoing.wait_in(self._lanes[outgoing.lane])
