@@ -16,6 +16,7 @@ from trio_nova.core.outbox import (
     MAX_BATCH_BYTES,
     MAX_BATCH_FRAMES,
     Admit,
+    Backlog,
     Buffer,
     Idle,
     Lane,
@@ -90,7 +91,7 @@ def test_application_messages_wait_until_the_link_is_ready() -> None:
     outbox = filled(message("app"), message("setup", SETUP), message("control", CONTROL))
     assert write_all(outbox, ready=False) == ["control", "setup"]
     assert outbox.next_step(0.0, ready=False) == Idle()
-    assert (outbox.waiting, outbox.waiting_bytes, outbox.idle) == (1, 2, False)
+    assert (outbox.backlog.length, outbox.backlog.size, outbox.idle) == (1, 2, False)
     assert write_all(outbox) == ["app"]
 
 
@@ -127,30 +128,30 @@ def test_what_was_being_written_when_the_link_was_lost_has_an_unknown_outcome_an
     sent = message()
     outcomes, outbox, lost = watched(sent), filled(sent), LinkLost(1006)
     outbox.next_step(0.0, ready=True)
-    outbox.link_lost(lost)
+    outbox.end(lost)
     [error] = outcomes[sent]
     assert isinstance(error, OutcomeUnknown)
     assert error.__cause__ is lost
-    assert write_all(outbox) == []
+    assert write_all(Outbox(outbox.backlog, epoch=2)) == []
 
 
 def test_application_messages_survive_the_loss_of_a_link_and_what_belonged_to_it_does_not() -> None:
     app, setup, control = message("app"), message("setup", SETUP), message("control", CONTROL)
     outcomes, outbox, lost = watched(app, setup, control), filled(app, setup, control), LinkLost(1006)
-    outbox.link_lost(lost)
+    outbox.end(lost)
     assert outcomes[app] == []
     for each in (setup, control):
         [error] = outcomes[each]
         assert isinstance(error, NotSent)
         assert error.__cause__ is lost
-    assert write_all(outbox) == ["app"]
+    assert write_all(Outbox(outbox.backlog, epoch=2)) == ["app"]
 
 
 def test_waiting_messages_can_be_refused() -> None:
     app, control = message("app"), message("control", CONTROL)
     outcomes, outbox = watched(app, control), filled(app, control)
     cause = LinkLost(1006)
-    outbox.refuse_waiting("the session ended", cause)
+    outbox.backlog.refuse("the session ended", cause)
     [error] = outcomes[app]
     assert isinstance(error, NotSent)
     assert (str(error), error.__cause__) == ("the session ended", cause)
@@ -160,8 +161,8 @@ def test_waiting_messages_can_be_refused() -> None:
 def test_a_message_that_waits_can_be_withdrawn_and_nobody_is_told() -> None:
     app = message()
     outcomes, outbox = watched(app), filled(app)
-    assert outbox.withdraw(app)
-    assert not outbox.withdraw(app)
+    assert app.withdraw()
+    assert not app.withdraw()
     assert outcomes[app] == []
     assert outbox.idle
     assert write_all(outbox) == []
@@ -169,33 +170,105 @@ def test_a_message_that_waits_can_be_withdrawn_and_nobody_is_told() -> None:
 
 def test_a_message_that_is_being_written_cannot_be_withdrawn() -> None:
     app = message()
-    outbox = filled(app)
+    outcomes, outbox = watched(app), filled(app)
     outbox.next_step(0.0, ready=True)
-    assert not outbox.withdraw(app)
+    assert not app.withdraw()
     outbox.written()
-    assert not outbox.withdraw(app)
+    assert not app.withdraw()
+    assert outcomes[app] == []  # whoever wanted it back has left
+
+
+def test_a_message_is_settled_once_and_its_sender_told_once() -> None:
+    app = message()
+    outcomes, outbox = watched(app), filled(app)
+    app.settle()
+    app.settle(NotSent("too late"))
+    assert outcomes[app] == [None]
+    assert outbox.idle
+
+
+# --------------------------------------------------------------------------- links
+
+
+def test_a_frame_that_has_left_in_part_goes_on_before_all_others() -> None:
+    begun = message("begun")
+    outcomes, outbox = watched(begun), filled(message("control", CONTROL))
+    outbox.begin(begun)
+    assert (begun.status, outbox.is_writing, begun.withdraw()) == (Status.WRITING, True, False)
+    assert write_all(outbox) == ["begun", "control"]
+    assert outcomes[begun] == []  # it was withdrawn: it left whole, and nobody is told
+
+
+def test_two_links_have_one_backlog_and_write_no_message_twice() -> None:
+    backlog = Backlog()
+    old, new = Outbox(backlog, epoch=1), Outbox(backlog, epoch=2)
+    old.put(message("bye", SETUP))
+    new.put(message("hello", SETUP))
+    app = message("app")
+    outcomes = watched(app)
+    backlog.put(app)
+    assert write_all(new, ready=False) == ["hello"]
+    assert write_all(old) == ["bye", "app"]
+    assert (new.idle, outcomes[app]) == (True, [None])
+
+
+def test_what_is_for_one_link_is_written_on_no_other() -> None:
+    bound, free = message("bound", epoch=1), message("free")
+    outcomes, outbox = watched(bound, free), Outbox(epoch=2)
+    for each in (bound, free):
+        outbox.put(each)
+    assert write_all(outbox) == ["free"]
+    [error] = outcomes[bound]
+    assert isinstance(error, NotSent)
+    assert "another link" in str(error)
+
+
+def test_what_is_for_a_link_that_is_lost_is_refused_and_the_rest_waits_on() -> None:
+    bound, other, free = message("bound", epoch=1), message("other", epoch=2), message("free")
+    outcomes, outbox, lost = watched(bound, other, free), Outbox(epoch=2), LinkLost(1006)
+    for each in (bound, other, free):
+        outbox.put(each)
+    outbox.backlog.refuse("it is gone", lost, epoch=1)
+    [error] = outcomes[bound]
+    assert isinstance(error, NotSent)
+    assert error.__cause__ is lost
+    assert write_all(outbox) == ["other", "free"]
+
+
+def test_a_frame_is_made_once_for_the_link_that_writes_it() -> None:
+    made: list[tuple[Any, Any]] = []
+
+    def make(what: Any, link: Any) -> str:
+        made.append((what, link))
+        return "frame"
+
+    late = message("", size=0, message={"n": 1}, make=make)
+    for link in ("first", "second"):
+        late.prepare(link)
+    assert made == [({"n": 1}, "first")]
+    assert (late.frame, late.size, late.message) == ("frame", 5, None)
 
 
 # --------------------------------------------------------------------------- bounds and expiry
 
 
 def test_a_buffer_refuses_a_message_too_many() -> None:
-    outbox, bounds = filled(message(), message()), Buffer(max_items=3)
-    outbox.put(message(), bounds)
+    backlog, bounds = filled(message(), message()).backlog, Buffer(max_items=3)
+    backlog.put(message(), bounds)
     with pytest.raises(NotSent, match="3 messages of 6 bytes are waiting"):
-        outbox.put(message(), bounds)
-    assert outbox.waiting == 3
+        backlog.put(message(), bounds)
+    assert backlog.length == 3
 
 
 def test_a_buffer_refuses_bytes_too_many_but_takes_one_message_of_any_size() -> None:
-    outbox, bounds = Outbox(), Buffer(max_bytes=10)
-    outbox.put(message(size=11), bounds)
+    backlog, bounds = Backlog(), Buffer(max_bytes=10)
+    backlog.put(message(size=11), bounds)
     with pytest.raises(NotSent):
-        outbox.put(message(size=1), bounds)
-    outbox.refuse_waiting("")
-    outbox.put(message(size=9), bounds)
-    outbox.put(message(size=1), bounds)
-    assert outbox.waiting_bytes == 10
+        backlog.put(message(size=1), bounds)
+    backlog.refuse("")
+    backlog.put(message(size=9), bounds)
+    backlog.put(message(size=1), bounds)
+    assert backlog.size == 10
 
 
 @pytest.mark.parametrize("bounds", [{"max_items": 0}, {"max_bytes": 0}, {"ttl": 0}, {"ttl": -1.0}])
@@ -207,8 +280,8 @@ def test_a_buffer_without_room_is_refused(bounds: dict[str, float]) -> None:
 def test_a_message_that_waited_too_long_expires_and_is_not_written() -> None:
     early, late = message("early", expires_at=5.0), message("late", expires_at=7.0)
     outcomes, outbox = watched(early, late), filled(late, early)
-    assert outbox.next_expiry() == 5.0
-    outbox.expire(4.9)
+    assert outbox.backlog.next_expiry() == 5.0
+    outbox.backlog.expire(4.9)
     assert outcomes[early] == []
     assert write_all(outbox, now=5.0) == ["late"]
     [error] = outcomes[early]
@@ -225,21 +298,21 @@ def test_the_writer_wakes_when_the_next_message_expires() -> None:
 def test_a_message_that_left_or_was_withdrawn_does_not_expire() -> None:
     sent, taken_back = message("sent", expires_at=5.0), message("back", expires_at=5.0)
     outcomes, outbox = watched(sent, taken_back), filled(sent, taken_back)
-    outbox.withdraw(taken_back)
+    taken_back.withdraw()
     write_all(outbox)
-    outbox.expire(6.0)
+    outbox.backlog.expire(6.0)
     assert outcomes == {sent: [None], taken_back: []}
-    assert outbox.next_expiry() == math.inf
+    assert outbox.backlog.next_expiry() == math.inf
 
 
 def test_an_outage_gives_waiting_messages_an_end_but_never_a_later_one() -> None:
     never, soon = message("never"), message("soon", expires_at=3.0)
-    outbox = filled(never, soon)
-    outbox.expire_waiting(5.0)
-    outbox.expire_waiting(9.0)
+    backlog = filled(never, soon).backlog
+    backlog.expire_by(5.0, now=0.0)
+    backlog.expire_by(8.0, now=1.0)
     assert (never.expires_at, soon.expires_at) == (5.0, 3.0)
-    outbox.expire(5.0)
-    assert outbox.idle
+    backlog.expire(5.0)
+    assert backlog.length == 0
 
 
 def test_messages_that_were_withdrawn_are_let_go_of_though_an_older_one_waits() -> None:
@@ -249,7 +322,7 @@ def test_messages_that_were_withdrawn_are_let_go_of_though_an_older_one_waits() 
         outgoing = message(expires_at=20.0)
         alive.add(outgoing)
         outbox.put(outgoing)
-        outbox.withdraw(outgoing)
+        outgoing.withdraw()
     del outgoing
     gc.collect()
     assert len(alive) < 100
@@ -321,6 +394,51 @@ def test_a_dear_setup_message_is_not_starved_by_a_stream_of_cheap_application_me
     assert sent[1:] == ["tick"] * 5
 
 
+def test_what_waited_for_the_limiter_waited_since_it_came_or_since_the_limiter_held_it() -> None:
+    old, held, late = message("old", queued_at=0.0), message("held", queued_at=1.0), message("late", queued_at=6.0)
+    outbox = filled(old, held)
+    assert outbox.next_step(5.0, ready=True, admit=lambda outgoing: Queue(8.0)) == WaitUntil(8.0)
+    outbox.put(late)
+    assert [outbox.held_for(each, 8.0) for each in (old, held, late)] == [3.0, 3.0, 2.0]
+    assert write_all(outbox, now=8.0, admit=lambda outgoing: Allow()) == ["old", "held", "late"]
+    assert outbox.held_for(message("next", queued_at=8.0), 9.0) == 0.0
+
+
+def test_a_lost_link_ends_the_wait_for_the_limiter() -> None:
+    first = message("first")
+    outbox = filled(first)
+    outbox.next_step(0.0, ready=True, admit=lambda outgoing: Queue(8.0))
+    outbox.end(None)
+    assert Outbox(outbox.backlog, epoch=2).held_for(first, 8.0) == 0.0
+    assert outbox.backlog.shed(0, "too many") == 0
+
+
+def test_a_link_that_is_not_ready_yet_does_not_end_the_wait_on_the_one_that_is() -> None:
+    first = message("first")
+    old = filled(first)
+    old.next_step(0.0, ready=True, admit=lambda outgoing: Queue(8.0))
+    assert Outbox(old.backlog, epoch=2).next_step(4.0, ready=False) == Idle()
+    assert old.held_for(first, 8.0) == 8.0
+
+
+def test_the_newest_of_the_least_urgent_are_shed_and_the_patient_are_not() -> None:
+    patient = message("patient", patient=True)
+    low, urgent, normal, newest = (
+        message("low", priority=5),
+        message("urgent", priority=-1),
+        message("normal"),
+        message("newest"),
+    )
+    outcomes, outbox = watched(low, newest), filled(patient, low, urgent, normal, newest)
+    assert outbox.backlog.shed(2, "too many") == 0  # nobody waits for the limiter
+    assert outbox.next_step(0.0, ready=True, admit=lambda outgoing: Queue(8.0)) == WaitUntil(8.0)
+    assert outbox.backlog.shed(math.inf, "too many") == 0
+    assert outbox.backlog.shed(2, "too many") == 2
+    assert all(isinstance(outcomes[each][0], NotSent) for each in (low, newest))
+    assert outbox.backlog.shed(2, "too many") == 0
+    assert write_all(outbox, now=8.0) == ["urgent", "patient", "normal"]
+
+
 # --------------------------------------------------------------------------- user code in the middle of a step
 
 
@@ -330,7 +448,7 @@ def test_a_limiter_that_takes_back_what_it_is_asked_about_is_survived() -> None:
 
     def admit(outgoing: Outgoing) -> Decision:
         if outgoing is doomed:
-            assert outbox.withdraw(doomed)
+            assert doomed.withdraw()
             return Reject("the limiter failed")
         return Allow()
 
@@ -344,7 +462,7 @@ def test_what_is_in_a_batch_under_construction_cannot_be_withdrawn_any_more() ->
 
     def admit(outgoing: Outgoing) -> Decision:
         if outgoing is second:
-            assert not outbox.withdraw(first)
+            assert not first.withdraw()
         return Allow()
 
     assert write_all(outbox, admit=admit) == ["first", "second"]
@@ -356,28 +474,28 @@ def test_whoever_is_told_of_a_refusal_may_withdraw_others(lane: Lane) -> None:
     outbox = filled(told, other)
 
     def take_back(outgoing: Outgoing, error: NovaError | None) -> None:
-        outbox.withdraw(other)
+        other.withdraw()
 
     told.when_settled = take_back
-    outbox.link_lost(None)
-    outbox.refuse_waiting("over")
+    outbox.end(None)
+    outbox.backlog.refuse("over")
     assert outbox.idle
     assert other.status is Status.SETTLED
 
 
 def test_whoever_is_told_of_an_end_may_send_again_without_end() -> None:
-    outbox = Outbox()
+    backlog = Backlog()
 
     def again(outgoing: Outgoing, error: NovaError | None) -> None:
         following = message()
         following.when_settled = again
-        outbox.put(following)
+        backlog.put(following)
 
     first = message()
     first.when_settled = again
-    outbox.put(first)
-    outbox.refuse_waiting("over")
-    assert outbox.waiting == 1
+    backlog.put(first)
+    backlog.refuse("over")
+    assert backlog.length == 1
 
 
 # --------------------------------------------------------------------------- any use
@@ -391,6 +509,11 @@ class Expected:
     outgoing: Outgoing
     where: str = "waiting"
     """waiting, writing, written, unknown, refused, expired or withdrawn."""
+    sender_left: bool = False
+    """Whether its sender wanted it back too late, and so wants to hear no more of it."""
+
+
+SIZES = st.sampled_from([0, 1, 100, MAX_BATCH_BYTES // 2, 2 * MAX_BATCH_BYTES])
 
 
 class AnyUse(RuleBasedStateMachine):
@@ -398,7 +521,7 @@ class AnyUse(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.outbox = Outbox()
+        self.outbox = Outbox(epoch=1)
         self.now = 0.0
         self.known: list[Expected] = []
         self.told: Counter[Outgoing] = Counter()
@@ -412,7 +535,7 @@ class AnyUse(RuleBasedStateMachine):
         return [each for each in self.known if each.where == where and each.outgoing.lane in (lanes or tuple(Lane))]
 
     def expect_expired(self) -> None:
-        for each in self.those("waiting"):
+        for each in self.those("waiting", APPLICATION):
             if each.outgoing.expires_at <= self.now:
                 each.where = "expired"
 
@@ -424,15 +547,8 @@ class AnyUse(RuleBasedStateMachine):
         )
         return [each.outgoing for each in queue]
 
-    @rule(
-        lane=st.sampled_from(Lane),
-        size=st.sampled_from([0, 1, 100, MAX_BATCH_BYTES // 2, 2 * MAX_BATCH_BYTES]),
-        priority=st.integers(-2, 2),
-        ttl=st.one_of(st.just(math.inf), st.floats(0.0, 20.0)),
-        within=st.one_of(st.none(), st.builds(Buffer, max_items=st.integers(1, 6), max_bytes=st.integers(1, 200_000))),
-    )
-    def put(self, lane: Lane, size: int, priority: int, ttl: float, within: Buffer | None) -> None:
-        outgoing = Outgoing(
+    def message(self, lane: Lane, size: int, priority: int, ttl: float = math.inf) -> Outgoing:
+        return Outgoing(
             frame=str(len(self.known)),
             lane=lane,
             size=size,
@@ -441,24 +557,45 @@ class AnyUse(RuleBasedStateMachine):
             expires_at=self.now + ttl,
             when_settled=self.settled,
         )
-        mates = [each.outgoing.size for each in self.those("waiting", lane)]
+
+    def know(self, outgoing: Outgoing) -> None:
+        self.known.append(Expected(len(self.known), outgoing))
+
+    @rule(lane=st.sampled_from([CONTROL, SETUP]), size=SIZES, priority=st.integers(-2, 2))
+    def put_for_the_link(self, lane: Lane, size: int, priority: int) -> None:
+        outgoing = self.message(lane, size, priority)
+        self.outbox.put(outgoing)
+        self.know(outgoing)
+
+    @rule(
+        size=SIZES,
+        priority=st.integers(-2, 2),
+        ttl=st.one_of(st.just(math.inf), st.floats(0.0, 20.0)),
+        within=st.one_of(st.none(), st.builds(Buffer, max_items=st.integers(1, 6), max_bytes=st.integers(1, 200_000))),
+    )
+    def put_for_the_application(self, size: int, priority: int, ttl: float, within: Buffer | None) -> None:
+        outgoing = self.message(APPLICATION, size, priority, ttl)
+        mates = [each.outgoing.size for each in self.those("waiting", APPLICATION)]
         fits = within is None or (
             len(mates) < within.max_items and (not mates or sum(mates) + size <= within.max_bytes)
         )
         if fits:
-            self.outbox.put(outgoing, within)
-            self.known.append(Expected(len(self.known), outgoing))
+            self.outbox.backlog.put(outgoing, within)
+            self.know(outgoing)
         else:
             with pytest.raises(NotSent):
-                self.outbox.put(outgoing, within)
+                self.outbox.backlog.put(outgoing, within)
 
     @precondition(lambda self: self.known)
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
         each = data.draw(st.sampled_from(self.known), label="message")
-        assert self.outbox.withdraw(each.outgoing) is (each.where == "waiting")
-        if each.where == "waiting":
-            each.where = "withdrawn"
+        assert each.outgoing.withdraw() is (each.where == "waiting")
+        match each.where:
+            case "waiting":
+                each.where = "withdrawn"
+            case "writing":
+                each.sender_left = True
 
     @precondition(lambda self: not self.those("writing"))
     @rule(ready=st.booleans(), decisions=st.lists(st.sampled_from(["allow", "queue", "reject"]), max_size=8))
@@ -503,23 +640,24 @@ class AnyUse(RuleBasedStateMachine):
             each.where = "written"
 
     @rule()
-    def link_lost(self) -> None:
-        self.outbox.link_lost(LinkLost(1006))
+    def another_link(self) -> None:
+        self.outbox.end(LinkLost(1006))
+        self.outbox = Outbox(self.outbox.backlog, self.outbox.epoch + 1)
         for each in self.those("writing"):
             each.where = "unknown"
         for each in self.those("waiting", CONTROL, SETUP):
             each.where = "refused"
 
     @rule()
-    def refuse_waiting(self) -> None:
-        self.outbox.refuse_waiting("no")
+    def refuse(self) -> None:
+        self.outbox.backlog.refuse("no")
         for each in self.those("waiting", APPLICATION):
             each.where = "refused"
 
     @rule(after=st.floats(0.0, 20.0))
-    def expire_waiting(self, after: float) -> None:
+    def expire_by(self, after: float) -> None:
         before = {each: each.outgoing.expires_at for each in self.known}
-        self.outbox.expire_waiting(self.now + after)
+        self.outbox.backlog.expire_by(after, self.now)
         for each, expires_at in before.items():
             waits = each.where == "waiting" and each.outgoing.lane is APPLICATION
             assert each.outgoing.expires_at == (min(expires_at, self.now + after) if waits else expires_at)
@@ -527,7 +665,7 @@ class AnyUse(RuleBasedStateMachine):
     @rule(seconds=st.floats(0.0, 10.0))
     def expire(self, seconds: float) -> None:
         self.now += seconds
-        self.outbox.expire(self.now)
+        self.outbox.backlog.expire(self.now)
         self.expect_expired()
 
     @invariant()
@@ -539,64 +677,30 @@ class AnyUse(RuleBasedStateMachine):
             "expired": Expired,
         }
         for each in self.known:
-            assert self.told[each.outgoing] == (1 if each.where in kinds else 0), each
-            if each.where in kinds:
+            is_told = each.where in kinds and not each.sender_left
+            assert self.told[each.outgoing] == is_told, each
+            if is_told:
                 assert type(self.last_told[each.outgoing]) is kinds[each.where], each
 
     @invariant()
     def the_counts_are_right(self) -> None:
         waiting = self.those("waiting", APPLICATION)
-        assert self.outbox.waiting == len(waiting)
-        assert self.outbox.waiting_bytes == sum(each.outgoing.size for each in waiting)
+        assert self.outbox.backlog.length == len(waiting)
+        assert self.outbox.backlog.size == sum(each.outgoing.size for each in waiting)
         assert self.outbox.idle is not bool(self.those("waiting") or self.those("writing"))
 
     @invariant()
     def nobody_is_woken_later_than_the_first_expiry(self) -> None:
-        waiting = self.those("waiting")
-        assert self.outbox.next_expiry() <= min((each.outgoing.expires_at for each in waiting), default=math.inf)
+        waiting = self.those("waiting", APPLICATION)
+        assert self.outbox.backlog.next_expiry() <= min(
+            (each.outgoing.expires_at for each in waiting), default=math.inf
+        )
 
     def teardown(self) -> None:
-        self.outbox.link_lost(None)
-        self.outbox.refuse_waiting("over")
+        self.outbox.end(None)
+        self.outbox.backlog.refuse("over")
         assert self.outbox.idle
         assert all(each.outgoing.status is Status.SETTLED for each in self.known)
 
 
 TestAnyUse = AnyUse.TestCase
-
-
-def test_what_waited_for_the_limiter_waited_since_it_came_or_since_the_limiter_held_it() -> None:
-    old, held, late = message("old", queued_at=0.0), message("held", queued_at=1.0), message("late", queued_at=6.0)
-    outbox = filled(old, held)
-    assert outbox.next_step(5.0, ready=True, admit=lambda outgoing: Queue(8.0)) == WaitUntil(8.0)
-    outbox.put(late)
-    assert [outbox.held_for(each, 8.0) for each in (old, held, late)] == [3.0, 3.0, 2.0]
-    assert write_all(outbox, now=8.0, admit=lambda outgoing: Allow()) == ["old", "held", "late"]
-    assert outbox.held_for(message("next", queued_at=8.0), 9.0) == 0.0
-
-
-def test_a_lost_link_ends_the_wait_for_the_limiter() -> None:
-    first = message("first")
-    outbox = filled(first)
-    outbox.next_step(0.0, ready=True, admit=lambda outgoing: Queue(8.0))
-    outbox.link_lost(None)
-    assert outbox.held_for(first, 8.0) == 0.0
-    assert outbox.shed(0, "too many") == 0
-
-
-def test_the_newest_of_the_least_urgent_are_shed_and_the_patient_are_not() -> None:
-    patient = message("patient", patient=True)
-    low, urgent, normal, newest = (
-        message("low", priority=5),
-        message("urgent", priority=-1),
-        message("normal"),
-        message("newest"),
-    )
-    outcomes, outbox = watched(low, newest), filled(patient, low, urgent, normal, newest)
-    assert outbox.shed(2, "too many") == 0  # nobody waits for the limiter
-    assert outbox.next_step(0.0, ready=True, admit=lambda outgoing: Queue(8.0)) == WaitUntil(8.0)
-    assert outbox.shed(math.inf, "too many") == 0
-    assert outbox.shed(2, "too many") == 2
-    assert all(isinstance(outcomes[each][0], NotSent) for each in (low, newest))
-    assert outbox.shed(2, "too many") == 0
-    assert write_all(outbox, now=8.0) == ["urgent", "patient", "normal"]

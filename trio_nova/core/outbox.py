@@ -264,6 +264,9 @@ class Backlog(Queue):
         ):
             raise NotSent(f"{self.length} messages of {self.size} bytes are waiting for a link already")
         outgoing.wait_in(self)
+
+    def add(self, outgoing: Outgoing) -> None:
+        super().add(outgoing)
         if outgoing.expires_at < math.inf:
             self._watch_expiry(outgoing)
 
@@ -282,7 +285,7 @@ class Backlog(Queue):
         return len(shed)
 
     def expire_by(self, ttl: float, now: float) -> None:
-        """Let every message that waits, and has no earlier end, expire after `ttl` seconds."""
+        """Let every message that waits, and has no earlier end, expire `ttl` seconds from `now`."""
         for outgoing in self:
             if outgoing.expire_by(now + ttl):
                 self._watch_expiry(outgoing)
@@ -359,7 +362,7 @@ class Outbox:
                     self.begin(outgoing)
                     size += outgoing.size
         else:
-            for lane in self._lanes:
+            for lane in self._lanes_of(ready):
                 lane.go()
         if self._writing:
             return Write(self._writing)
@@ -387,10 +390,14 @@ class Outbox:
         self.backlog.go()
 
     def _first(self, ready: bool) -> Outgoing | None:
-        for lane in self._lanes if ready else self._lanes[:-1]:
+        for lane in self._lanes_of(ready):
             if lane.length:
                 return lane.first()
         return None
+
+    def _lanes_of(self, ready: bool) -> tuple[Queue, ...]:
+        """Return what the link may write of; until it is ready the backlog is another's to write, and to hold back."""
+        return self._lanes if ready else self._lanes[:-1]
 
     def _hold(self, held: Lane, now: float, ready: bool) -> None:
         for each, lane in zip(Lane, self._lanes, strict=True):
