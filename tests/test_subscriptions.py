@@ -307,6 +307,117 @@ async def test_one_that_is_never_answered_is_asked_once_more_and_then_refused(
         assert service.asked == [["a", "a"]]
 
 
+async def test_the_failures_of_one_link_are_not_held_against_the_next(autojump_clock: trio.abc.Clock) -> None:
+    service = Service(mute={"a"})
+    async with ScriptedServer(then=service) as server, connect(server) as conn, trio.open_nursery() as nursery:
+
+        async def hold() -> None:
+            async with conn.subscribe("a"):
+                await trio.sleep_forever()
+
+        nursery.start_soon(hold)
+        await trio.sleep(31)  # on each link the first time goes without an answer
+        assert service.peer is not None
+        await service.peer.drop()
+        await trio.sleep(31)
+        assert service.asked == [["a", "a"], ["a", "a"]]
+        assert conn.subscriptions() == {"a": "requested"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_that_was_refused_is_not_asked_for_on_the_next_link_before_it_is_wanted_again(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service(forbidden={"a"})
+    async with ScriptedServer(then=service) as server, connect(server) as conn:
+        conn.import_subscriptions('[{"channel": "a", "params": {}}, {"channel": "b", "params": {}}]')
+        await wait_all_tasks_blocked()
+        assert conn.subscriptions() == {"a": "rejected", "b": "confirmed"}
+        await conn.reconnect()
+        await wait_all_tasks_blocked()
+        assert service.asked == [["a", "b"], ["b"]]
+        assert (conn.subscriptions()["a"], conn.health().status) == ("rejected", "degraded")
+        service.forbidden.clear()
+        async with conn.subscribe("a"):
+            assert service.asked[1:] == [["b", "a"]]
+            assert (conn.subscriptions()["a"], conn.health().status) == ("confirmed", "ok")
+        await conn.reconnect()
+        await wait_all_tasks_blocked()
+        assert service.asked[2] == ["a", "b"]  # in the order in which they were first wanted
+
+
+async def test_a_confirmation_that_comes_as_its_link_is_left_confirms_nothing_on_the_next(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async def confirms_with_its_last_word(peer: Peer) -> None:
+        await peer.accept()
+        while isinstance(await peer.receive(), str):
+            pass
+        await peer.send_json({"type": "subscribed", "channel": "a"})
+        await peer.finish()
+
+    service = Service(mute={"a"})
+    async with ScriptedServer(confirms_with_its_last_word, then=service) as server, connect(server) as conn:
+        async with trio.open_nursery() as nursery:
+            entered = trio.Event()
+
+            async def hold() -> None:
+                async with conn.subscribe("a"):
+                    entered.set()
+                    await trio.sleep_forever()
+
+            nursery.start_soon(hold)
+            await wait_all_tasks_blocked()
+            nursery.start_soon(conn.reconnect)
+            await conn.wait_state(State.DISCONNECTED)
+            await conn.wait_state(State.RESTORING)
+            await wait_all_tasks_blocked()
+            assert (conn.epoch, conn.subscriptions(), entered.is_set()) == (2, {"a": "requested"}, False)
+            assert service.peer is not None
+            await service.peer.send_json({"type": "subscribed", "channel": "a"})
+            await entered.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def test_who_comes_back_before_the_service_was_told_gets_the_params_that_are_asked_for_now(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server) as conn:
+        async with conn.subscribe("a", depth=1):
+            pass
+        async with conn.subscribe("a", depth=2):
+            pass
+        async with conn.subscribe("a", depth=2):
+            await wait_all_tasks_blocked()
+            frames = [json.loads(frame) for frame in server.dials[0].frames if isinstance(frame, str)]
+            assert [(frame["type"], frame.get("params")) for frame in frames] == [
+                ("subscribe", {"depth": 1}),
+                ("unsubscribe", None),
+                ("subscribe", {"depth": 2}),
+            ]
+            assert service.subscribed == {"a"}
+
+
+async def test_who_comes_back_before_the_service_was_told_hears_of_its_silence_and_of_its_refusal(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server) as conn:
+        async with conn.subscribe("a"):
+            pass
+        async with conn.subscribe("a", feed=FeedOptions(notices=True, max_age=5.0)) as feed:
+            began = trio.current_time()
+            with trio.fail_after(60):
+                assert isinstance(await feed.receive(), FeedStale)
+            assert trio.current_time() - began == pytest.approx(5.0)
+            assert service.peer is not None
+            await service.peer.send_json({"type": "error", "channel": "a", "reason": "revoked"})
+            with trio.fail_after(60), pytest.raises(SubscriptionRejected, match="revoked"):
+                await feed.receive()
+    assert service.asked == [["a"]]
+
+
 @pytest.mark.fault("F113", where="memory")
 async def test_one_refused_on_restore_ends_its_feed_and_leaves_the_session_degraded(
     autojump_clock: trio.abc.Clock,
@@ -427,12 +538,16 @@ async def test_a_feed_that_may_not_drop_fails_or_stops_the_reading(autojump_cloc
 async def test_subscriptions_are_exported_and_imported(autojump_clock: trio.abc.Clock) -> None:
     service = Service()
     async with ScriptedServer(then=service) as server:
-        async with connect(server) as conn, conn.subscribe("a"), conn.subscribe("b"):
+        async with connect(server) as conn, conn.subscribe("a"), conn.subscribe("b", depth=10):
+            async with conn.subscribe("given up"):
+                pass
             text = conn.export_subscriptions()
+            assert json.loads(text) == [{"channel": "a", "params": {}}, {"channel": "b", "params": {"depth": 10}}]
         async with connect(server) as conn:
             conn.import_subscriptions(text)
             await wait_all_tasks_blocked()
             assert service.asked[-1] == ["a", "b"]
+            assert conn.export_subscriptions() == text
             await service.publish("a", 1)
             assert (await conn.receive())["n"] == 1
             conn.unsubscribe("a")
@@ -443,6 +558,10 @@ async def test_subscriptions_are_exported_and_imported(autojump_clock: trio.abc.
             for wrong in ("{", "[1]", '[{"channel": 3}]', None):
                 with pytest.raises(ConfigError):
                     conn.import_subscriptions(wrong)
+            for row in ("null", '"c"', "{}", '{"channel": 1, "params": {}}', '{"channel": "c", "params": []}'):
+                with pytest.raises(ConfigError, match="row 1"):
+                    conn.import_subscriptions(f'[{{"channel": "c", "params": {{}}}}, {row}]')
+            assert conn.subscriptions() == {"b": "confirmed"}
 
 
 async def test_a_confirmation_that_nothing_can_read_is_not_waited_for(autojump_clock: trio.abc.Clock) -> None:

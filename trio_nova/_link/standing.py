@@ -73,8 +73,10 @@ class Standing:
     def want(self, subscription: Subscription) -> None:
         """Ask for a subscription, unless that was done, or the service has refused it."""
         if self.is_open and subscription.refusal is None:
-            key, channel, params = subscription.key, subscription.channel, subscription.params
-            self.book.want(key, channel, params, subscription.id, trio.current_time())
+            now, key, channel, params = trio.current_time(), subscription.key, subscription.channel, subscription.params
+            entry = self.book.want(key, channel, params, subscription.id, now)
+            if entry.state is _S.CONFIRMED and not subscription.was_confirmed:
+                subscription.confirmed(now)  # it was given up a moment ago, and the service had not been told
             self.changed.set()
 
     def release(self, subscription: Subscription) -> None:

@@ -50,7 +50,7 @@ class Entry:
     channel: str
     params: Mapping[str, Any]
     order: int
-    """Its place: what was first wanted earlier is asked for earlier."""
+    """Its place, which no other entry has had: the lower is asked for earlier, whenever it came into the book."""
     state: SubscriptionState = _S.WANTED
     before: SubscriptionState = _S.WANTED
     """Of a retired one: the state that it returns to if it is wanted again before the server is told."""
@@ -66,6 +66,10 @@ class Entry:
     """Requests in a row that were refused or not answered."""
     retry_at: float = -math.inf
     """Not asked for before then."""
+
+    def asks_for(self, channel: str, params: Mapping[str, Any]) -> bool:
+        """Return whether this is what is asked of the server for it."""
+        return self.channel == channel and dict(self.params) == dict(params)
 
 
 @attrs.define(eq=False)
@@ -96,10 +100,14 @@ class Book:
     def want(self, key: Hashable, channel: str, params: Mapping[str, Any], order: int, now: float) -> Entry:
         """Want a subscription, which may be in the book already.
 
-        A rejected one is asked for again. A retired one is kept if the server has not been told yet.
-        `channel` and `params` of a key that is in the book already stay as they are.
+        A rejected one is asked for again. A retired one is kept if the server has not been told yet, and
+        `channel` and `params` are the same; else it goes, and what is wanted now is asked for after that.
+        Those of a key that is in the book, and not retired, stay as they are.
         """
         entry = self._entries.get(key)
+        if entry is not None and entry.state is _S.RETIRED and not entry.asks_for(channel, params):
+            self._forget(entry)  # where the server is to be told, that is still done
+            entry = None
         if entry is None:
             entry = Entry(key, channel, params, order)
             self._entries[key] = self._by_order[entry.order] = entry
@@ -128,7 +136,7 @@ class Book:
     # ----------------------------------------------------------------- what is to be written
 
     def next_request(self, max_batch: int, now: float) -> list[Entry]:
-        """Return those to ask for now, in the order in which they were first wanted; they count as requested.
+        """Return those to ask for now, in the order of their places; they count as requested.
 
         Write what `next_retirement` gives first: a subscription that was given
         up and is wanted again is in both.
@@ -149,11 +157,15 @@ class Book:
                 self._awaiting[entry] = now
 
     def next_retirement(self, max_batch: int) -> list[Entry]:
-        """Return those to unsubscribe on the wire now, in the order in which they were given up; forget them."""
+        """Return those to unsubscribe on the wire now, and forget them.
+
+        They come in the order in which they were given up, or confirmed where that had to be waited for.
+        """
         batch: list[Entry] = []
         while self._retiring and len(batch) < max_batch:
             entry, _ = self._retiring.popitem(last=False)
-            self._forget(entry)
+            if self._entries.get(entry.key) is entry:  # else another has taken its place
+                self._forget(entry)
             batch.append(entry)
         return batch
 
@@ -195,6 +207,7 @@ class Book:
         if entry is None:
             return False
         if entry.state is _S.RETIRED:  # there is nothing left to unsubscribe
+            self._retiring.pop(entry, None)
             self._forget(entry)
             return True
         self._awaiting.pop(entry, None)
@@ -244,7 +257,7 @@ class Book:
     # ----------------------------------------------------------------- what it holds
 
     def __iter__(self) -> Iterator[Entry]:
-        """Go through all, in the order in which they were first wanted; retired ones until the server is told."""
+        """Go through all, in the order in which they came into the book; retired ones until the server is told."""
         return iter(list(self._entries.values()))
 
     def find(self, key: Hashable) -> Entry | None:
@@ -299,7 +312,6 @@ class Book:
         self._counts[entry.state] -= 1
         del self._entries[entry.key], self._by_order[entry.order]
         self._awaiting.pop(entry, None)
-        self._retiring.pop(entry, None)
         self._drop_server_id(entry)
 
     def _drop_server_id(self, entry: Entry) -> None:
@@ -319,8 +331,9 @@ class Book:
 
     def _rebuild_queues(self, now: float) -> None:
         wanted = [entry for entry in self._entries.values() if entry.state is _S.WANTED]
-        self._due = [entry.order for entry in wanted if entry.retry_at <= now]  # in order, and so a heap
+        self._due = [entry.order for entry in wanted if entry.retry_at <= now]
         self._later = [(entry.retry_at, entry.order) for entry in wanted if entry.retry_at > now]
+        heapq.heapify(self._due)
         heapq.heapify(self._later)
 
     def _first_due(self, now: float) -> Entry | None:
