@@ -194,7 +194,7 @@ def test_a_frame_that_has_left_in_part_goes_on_before_all_others() -> None:
     begun = message("begun")
     outcomes, outbox = watched(begun), filled(message("control", CONTROL))
     outbox.begin(begun)
-    assert (begun.status, outbox.is_writing, begun.withdraw()) == (Status.WRITING, True, False)
+    assert (begun.status, outbox.idle, begun.withdraw()) == (Status.WRITING, False, False)
     assert write_all(outbox) == ["begun", "control"]
     assert outcomes[begun] == []  # it was withdrawn: it left whole, and nobody is told
 
