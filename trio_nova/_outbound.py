@@ -326,6 +326,7 @@ class Outbound:
             self.backlog.refuse("the link that it was for was lost", lost, epoch=lost.epoch)
         if session.current is not None:
             return
+        self.backlog.go()
         if when_down == "fail":
             self.backlog.refuse("the link was lost before it was written", lost)
         elif isinstance(when_down, Buffer):

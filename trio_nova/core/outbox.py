@@ -387,7 +387,6 @@ class Outbox:
             outgoing.settle(_because(OutcomeUnknown("the link was lost while it was being written"), cause))
         for lane in self._lanes[:-1]:
             lane.refuse("the link was lost before it was written", cause)
-        self.backlog.go()
 
     def _first(self, ready: bool) -> Outgoing | None:
         for lane in self._lanes_of(ready):
