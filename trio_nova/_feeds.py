@@ -70,7 +70,7 @@ class Feed(Receiver[Any]):
     _latest: dict[Hashable, int] = attrs.field(factory=dict, init=False)
     """Of each conflation key, the serial number of its message in the queue."""
 
-    _crowds: dict[Mailbox[Any], None] = attrs.field(factory=dict, kw_only=True)
+    _crowds: set[Mailbox[Any]] = attrs.field(factory=set, kw_only=True)
     """Where the session notes the mailboxes in which much waits."""
 
     @classmethod
@@ -114,7 +114,7 @@ class Feed(Receiver[Any]):
             charge = mailbox.room.charge(payload, data)
         self._put(data, charge)
         if mailbox.crowded:
-            self._crowds[mailbox] = None
+            self._crowds.add(mailbox)
 
     def _put(self, message: Any, size: int) -> None:
         """Take a message in."""

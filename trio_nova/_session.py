@@ -7,8 +7,7 @@ Nothing here decides what `core` can decide, and nothing waits but for a state. 
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -17,7 +16,7 @@ import trio
 from trio_nova._hooks import Handlers, Hooks
 from trio_nova._hub import Hub
 from trio_nova._mailbox import Mailbox
-from trio_nova._signal import Bell, Latch
+from trio_nova._signal import Bell
 from trio_nova.codecs import weigher
 from trio_nova.config import Config, check_plaintext
 from trio_nova.core.bounded import Room
@@ -133,7 +132,7 @@ class Session:
     hub: Hub = attrs.field(init=False)
     room: Room = attrs.field(init=False)
     """Room for all that was received, waits, and must not be dropped: where it is full reading stops."""
-    crowds: dict[Mailbox[Any], None] = attrs.field(factory=dict, init=False)
+    crowds: set[Mailbox[Any]] = attrs.field(factory=set, init=False)
     """Mailboxes of feeds in which much waits."""
     attempts: Attempts = attrs.field(init=False)
     counts: Counts = attrs.field(factory=Counts, init=False)
@@ -156,11 +155,11 @@ class Session:
     """The link that messages of the application leave on, and whose state is the session's."""
     ready_since: float | None = attrs.field(default=None, init=False)
     down_since: float | None = attrs.field(default=None, init=False)
-    opened: Latch = attrs.field(factory=Latch, init=False)
+    opened: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set at the first READY, or at the end where that never comes."""
-    over: Latch = attrs.field(factory=Latch, init=False)
+    over: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when the session has come to its end."""
-    seen_out: Latch = attrs.field(factory=Latch, init=False)
+    seen_out: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when the session is over, and those have had their time who were still to take what was received."""
     taken: Bell = attrs.field(factory=Bell, init=False)
     """Rung whenever a consumer has taken something, or has found that there will be nothing more."""
@@ -172,7 +171,7 @@ class Session:
     """The root of the run of Trio that the session lives in."""
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _waits_in: trio.CancelScope | None = attrs.field(default=None, init=False)
-    """What a wish to leave interrupts; see `interruptible`."""
+    """What a wish to leave interrupts; see `interrupt`."""
     login_refusals: int = attrs.field(default=0, init=False)
     """Logins in a row that the service has refused."""
     block: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
@@ -357,15 +356,9 @@ class Session:
         if self._waits_in is not None:
             self._waits_in.cancel(reason="the session is to go elsewhere")
 
-    @contextmanager
-    def interruptible(self, within: float) -> Iterator[trio.CancelScope]:
-        """Let what is done in the block take so many seconds, and end where a wish to leave comes up before a link."""
-        with trio.move_on_after(within) as scope:
-            self._waits_in = scope
-            try:
-                yield scope
-            finally:
-                self._waits_in = None
+    def interrupt(self, scope: trio.CancelScope) -> None:
+        """Let a wish to leave cancel this scope, in place of the one before; one that has been left takes no notice."""
+        self._waits_in = scope
 
     def take_goodbye(self) -> Goodbye | None:
         """Return the wish to leave, if there is one, and consider it granted."""

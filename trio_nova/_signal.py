@@ -7,7 +7,7 @@ import math
 import attrs
 import trio
 
-__all__ = ["Bell", "Latch", "Signal"]
+__all__ = ["Bell", "Signal"]
 
 
 @attrs.define(eq=False)
@@ -66,23 +66,3 @@ class Bell:
         if self._rung is None:
             self._rung = trio.Event()
         await self._rung.wait()
-
-
-@attrs.define(eq=False)
-class Latch:
-    """Something that happens once: whoever waits for it is woken, and nobody waits any more."""
-
-    is_set: bool = attrs.field(default=False, init=False)
-    _bell: Bell = attrs.field(factory=Bell, init=False)
-
-    def set(self) -> None:
-        """Let it have happened."""
-        self.is_set = True
-        self._bell.ring()
-
-    async def wait(self) -> None:
-        """Wait until it has happened. Always a checkpoint."""
-        if self.is_set:
-            await trio.lowlevel.checkpoint()
-        else:
-            await self._bell.wait()

@@ -123,7 +123,8 @@ class Supervisor:
         """
         session, config = self._session, self._session.config
         session.counts.dials += 1
-        with session.interruptible(config.connect_timeout) as scope:
+        with trio.move_on_after(config.connect_timeout) as scope:
+            session.interrupt(scope)
             try:
                 info = await self._prepare()
                 dial = self._dial(info)
@@ -271,7 +272,7 @@ class Supervisor:
         if isinstance(ended, HandshakeRejected) and ended.status == 429:
             self._outbound.limiter.heed(ended)
         spread = config.spread()
-        may_retry = session.opened.is_set or config.retry_first_connect
+        may_retry = session.opened.is_set() or config.retry_first_connect
         once_more = self._may_be_stale(ended) or (session.was_ready and may_pass(ended))
         advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry, once_more=once_more)
         if isinstance(answer, Close) or (answer is None and isinstance(advice, Close)):
@@ -322,7 +323,8 @@ class Supervisor:
 
     async def _wait(self, delay: float) -> None:
         session = self._session
-        with session.interruptible(delay):
+        with trio.move_on_after(delay) as scope:
+            session.interrupt(scope)
             await trio.sleep_forever()
         if session.goodbye is not None and session.goodbye.then is not None:
             session.take_goodbye()  # the wish was to dial again: we are about to

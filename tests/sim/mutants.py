@@ -322,8 +322,8 @@ mutant(
     Edit(
         Standing,
         "want",
-        "self.book.want(key, channel, params, subscription.id, trio.current_time())",
-        "entry = self.book.want(key, channel, params, subscription.id, trio.current_time())\n"
+        "entry = self.book.want(key, channel, params, subscription.id, now)",
+        "entry = self.book.want(key, channel, params, subscription.id, now)\n"
         "if subscription.id == 1 and subscription.was_confirmed and entry.state is _S.WANTED:\n"
         "    entry.asked_at = trio.current_time()\n"
         "    self.book._move(entry, _S.CONFIRMED)",
@@ -468,7 +468,7 @@ mutant(
     "hot loop",
     "The back-off is told and not waited for.",
     "R2",
-    Edit(Supervisor, "_wait", "session.interruptible(delay)", "session.interruptible(delay / 1000)"),
+    Edit(Supervisor, "_wait", "trio.move_on_after(delay)", "trio.move_on_after(delay / 1000)"),
 )
 mutant(
     "easy forgiveness",
@@ -588,7 +588,7 @@ mutant(
     "impatient start",
     "The first connect is not retried where that was asked for.",
     "E2",
-    Edit(Supervisor, "_follow", "session.opened.is_set or config.retry_first_connect", "session.opened.is_set"),
+    Edit(Supervisor, "_follow", "session.opened.is_set() or config.retry_first_connect", "session.opened.is_set()"),
 )
 mutant(
     "silent change",

@@ -16,7 +16,6 @@ from trio_nova._link.places import Places
 from trio_nova._link.standing import Standing
 from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
-from trio_nova._signal import Latch
 from trio_nova._subscriptions import Subscriptions
 from trio_nova.core.subscriptions import Entry, SubscriptionState
 from trio_nova.errors import (
@@ -49,7 +48,7 @@ class Subscriber:
     _subscriptions: Subscriptions
     _standing: Standing
     _places: Places = attrs.field(init=False)
-    _restored: Latch | None = attrs.field(default=None, init=False)
+    _restored: trio.Event | None = attrs.field(default=None, init=False)
     """Set when all is answered for that was wanted as the link came up; None: there was nothing."""
     _began: float = attrs.field(default=0.0, init=False)
 
@@ -67,7 +66,7 @@ class Subscriber:
 
     def restore(self) -> None:
         """Tell when all that is wanted now is answered for."""
-        self._restored, self._began = Latch(), trio.current_time()
+        self._restored, self._began = trio.Event(), trio.current_time()
 
     async def wait_restored(self) -> None:
         """Wait until every subscription is answered for, or was not for too long."""
@@ -109,7 +108,7 @@ class Subscriber:
     async def _rest(self, now: float) -> None:
         """Wait until there may be something to do."""
         book, session = self._standing.book, self._life.session
-        if self._restored is not None and not self._restored.is_set and book.settled(now):
+        if self._restored is not None and not self._restored.is_set() and book.settled(now):
             self._restored.set()
             self._tell_restored()
         session.settled.ring()
