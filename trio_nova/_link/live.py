@@ -45,10 +45,9 @@ class LiveLink:
     grant: Grant = attrs.field(init=False)
     heartbeat: Heartbeat = attrs.field(init=False)
     standing: Standing = attrs.field(init=False)
-    _subscriber: Subscriber = attrs.field(init=False)
     _reader: Reader = attrs.field(init=False)
-    _subscribes: bool = attrs.field(default=False, init=False)
-    """Whether the subscriber has begun: it does when there is something to ask for."""
+    _subscriber: Subscriber | None = attrs.field(default=None, init=False)
+    """There from when there is something to ask for."""
 
     def __attrs_post_init__(self) -> None:
         stream, outbound = self.stream, self._outbound
@@ -58,7 +57,6 @@ class LiveLink:
         self.grant = Grant(life, outbound, self.writer)
         self.heartbeat = Heartbeat(life, stream, outbound, self.writer, self._actions)
         self.standing = Standing(life, self._subscriptions)
-        self._subscriber = Subscriber(life, outbound, self.writer, self.grant, self._subscriptions, self.standing)
         intake = Intake(life, self._inbound, outbound, self.writer, self.answers, self.standing, self.heartbeat)
         self._reader = Reader(life, stream, intake, self._inbound, outbound, self.answers, self.heartbeat)
 
@@ -115,7 +113,7 @@ class LiveLink:
     @property
     def is_at_work(self) -> bool:
         """Whether something waits to be written on it, or the service is asked for subscriptions."""
-        return not self.writer.outbox.idle or (self._subscribes and self._subscriber.is_at_work)
+        return not self.writer.outbox.idle or (self._subscriber is not None and self._subscriber.is_at_work)
 
     def refused_by(self, lost: LinkLost) -> NovaError | None:
         """Return why it was of no use, where that is known; None where it was only lost."""
@@ -157,7 +155,7 @@ class LiveLink:
                 if life.ending.is_set():
                     return
             self._open()
-            if self._subscribes:
+            if self._subscriber is not None:
                 await self._subscriber.wait_restored()
         except NovaError as error:
             life.give_up(error)
@@ -194,14 +192,20 @@ class LiveLink:
     def _open(self) -> None:
         """Let the service be asked for subscriptions."""
         self.standing.open()
-        if self._subscriptions.by_key:
-            self._subscriber.restore()
         if self._subscriptions.by_key or self._session.handlers.subscription.drops_unclaimed:
-            self._subscribe()
+            self._subscribe(restores=bool(self._subscriptions.by_key))
 
-    def _subscribe(self) -> None:
-        if self.standing.is_open and not self._subscribes:
-            self._subscribes = True
+    def _subscribe(self, *, restores: bool = False) -> None:
+        if self.standing.is_open and self._subscriber is None:
+            self._subscriber = Subscriber(
+                self.life,
+                self._outbound,
+                self.writer,
+                self.grant,
+                self._subscriptions,
+                self.standing,
+                restored=trio.Event() if restores else None,
+            )
             self.life.start_soon(self._subscriber.run, verb="subscriber")
 
     async def _keep_fresh(self) -> None:

@@ -48,9 +48,9 @@ class Subscriber:
     _subscriptions: Subscriptions
     _standing: Standing
     _places: Places = attrs.field(init=False)
-    _restored: trio.Event | None = attrs.field(default=None, init=False)
+    _restored: trio.Event | None
     """Set when all is answered for that was wanted as the link came up; None: there was nothing."""
-    _began: float = attrs.field(default=0.0, init=False)
+    _began: float = attrs.field(factory=trio.current_time, init=False)
 
     def __attrs_post_init__(self) -> None:
         self._places = Places(self._life)
@@ -63,10 +63,6 @@ class Subscriber:
             return False
         is_asked = standing.resyncs or standing.partings.surplus or self._places.under_way
         return bool(is_asked) or not standing.book.is_at_rest(trio.current_time())
-
-    def restore(self) -> None:
-        """Tell when all that is wanted now is answered for."""
-        self._restored, self._began = trio.Event(), trio.current_time()
 
     async def wait_restored(self) -> None:
         """Wait until every subscription is answered for, or was not for too long."""
