@@ -41,5 +41,9 @@ class MessageHandler:
         return ""
 
     def encode_message(self, message: Any) -> Any:
-        """Return what is handed to the codec in place of `message`, on every send."""
+        """Return what is handed to the codec in place of `message`, once, as it is written.
+
+        So a message that has to wait is encoded for the link that it leaves on, from a copy made at the call; and
+        what this raises reaches whoever sent it.
+        """
         return message
