@@ -334,7 +334,7 @@ mutant(
     "Channels are asked for before the link is authenticated.",
     "U2",
     Edit(LiveLink, "_set_up", "if self.grant.is_needed:", "self._open()\nif self.grant.is_needed:"),
-    Edit(LiveLink, "_set_up", "self._open()\n        if self._subscribes:", "if self._subscribes:"),
+    Edit(LiveLink, "_set_up", "return\n        self._open()", "return"),
 )
 mutant(
     "asked for twice",
