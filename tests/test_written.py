@@ -30,7 +30,7 @@ from trio_nova import (
     WireTransport,
     open_connection,
 )
-from trio_nova.testing import Disconnected, Peer, ScriptedServer
+from trio_nova.testing import Disconnected, MemoryStream, Peer, ScriptedServer
 
 URL = "ws://server.test/"
 AT_ONCE = ExponentialBackoff(first_delay=0.0, base=0.001)
@@ -73,6 +73,29 @@ class Service:
 
 def connect(server: ScriptedServer, **options: Any) -> Any:
     return open_connection(URL, stream_factory=server.stream_factory, codec=JsonCodec(), backoff=AT_ONCE, **options)
+
+
+class Direct(MemoryStream):
+    """Takes at once what there is room for, as a socket does."""
+
+    def send_some_nowait(self, data: bytes) -> int:
+        pipe = self._outgoing
+        if self._closed or pipe.ended or pipe.refused or pipe.reset:
+            return 0  # send_all tells why
+        taken = data[: pipe.room]
+        pipe.under_way += taken
+        pipe.changed.unpark_all()
+        return len(taken)
+
+
+def connect_directly(server: ScriptedServer, **options: Any) -> Any:
+    """Connect by a stream on which what nothing holds back is written within the call."""
+
+    async def dial(host: str, port: int) -> Direct:
+        stream = await server.stream_factory(host, port)
+        return Direct(incoming=stream._incoming, outgoing=stream._outgoing)
+
+    return open_connection(URL, stream_factory=dial, codec=JsonCodec(), backoff=AT_ONCE, **options)
 
 
 def rises(ids: list[int]) -> bool:
@@ -283,6 +306,28 @@ async def test_what_answers_a_message_of_a_link_dies_with_it(autojump_clock: tri
     assert all("ack" not in message for message in service.read[1])
     assert [type(error) for error in failed] == [NotSent] * 4
     assert "the link that it was for was lost" in str(failed[0])
+
+
+@pytest.mark.parametrize("how", ["send", "request"])
+async def test_one_who_is_cancelled_in_the_turn_in_which_the_message_left_is_not_woken_twice(
+    autojump_clock: trio.abc.Clock, how: str
+) -> None:
+    service, link = Service(), NamesItsLink()
+    async with (
+        ScriptedServer(service) as server,
+        connect_directly(server, connection_handler=link, message_handler=Stamps(link)) as conn,
+    ):
+        for turn in range(16):  # half of the time Trio runs the one who cancels last
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(conn.send if how == "send" else conn.request, {"turn": turn})
+                nursery.start_soon(cancel, nursery.cancel_scope)
+        await conn.request({"last": True})
+    assert service.read[0][-1]["last"] is True
+    assert rises([message["turn"] for message in service.read[0][:-1]])
+
+
+async def cancel(scope: trio.CancelScope) -> None:
+    scope.cancel()
 
 
 async def test_a_hook_counts_as_its_own_also_where_another_handler_wraps_it(autojump_clock: trio.abc.Clock) -> None:

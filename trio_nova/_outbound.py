@@ -16,7 +16,7 @@ from trio_nova._limiter import Limiter
 from trio_nova._session import Session
 from trio_nova._signal import Signal
 from trio_nova.codecs import weigh_message
-from trio_nova.core.outbox import Backlog, Buffer, Idle, Lane, Outbox, Outgoing, Purpose, WaitUntil, Write
+from trio_nova.core.outbox import Backlog, Buffer, Idle, Lane, Outbox, Outgoing, Purpose, Status, WaitUntil, Write
 from trio_nova.errors import BadMessage, LinkLost, NotSent, NovaError
 from trio_nova.events import MessageEvent
 from trio_nova.messages import Frame, Ping, Pong, frame_kind, frame_size
@@ -52,6 +52,14 @@ async def wait_settled(outgoing: Outgoing, put: Callable[[Outgoing], None]) -> N
 
     Cancelling withdraws it, unless it is being written.
     """
+    try:
+        put(outgoing)
+    except NovaError:
+        await trio.lowlevel.checkpoint()
+        raise
+    if outgoing.status is Status.SETTLED:  # it has left: nothing must reschedule a task that does not wait
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return
     task = trio.lowlevel.current_task()
 
     def settled(outgoing: Outgoing, error: NovaError | None) -> None:
@@ -62,11 +70,6 @@ async def wait_settled(outgoing: Outgoing, put: Callable[[Outgoing], None]) -> N
         return trio.lowlevel.Abort.SUCCEEDED
 
     outgoing.on_settled(settled)
-    try:
-        put(outgoing)
-    except NovaError:
-        await trio.lowlevel.checkpoint()
-        raise
     await trio.lowlevel.wait_task_rescheduled(abort)
 
 
