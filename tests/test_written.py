@@ -345,3 +345,35 @@ async def test_a_hook_counts_as_its_own_also_where_another_handler_wraps_it(auto
         await conn.send({"n": 21})
         await wait_all_tasks_blocked()
     assert service.read[0] == [{"n": 42}]
+
+
+async def test_a_hook_that_cancels_who_asks_as_the_question_is_written_disturbs_nobody_else(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    scope = trio.CancelScope()
+
+    class Cancels(MessageHandler):
+        def encode_message(self, message: Any) -> Any:
+            if message.get("cancels") and message.get("id"):
+                scope.cancel()
+            return message
+
+    service, limit = Service(), RateLimitHandler([RollingWindow(1, 10.0)])
+    async with (
+        ScriptedServer(service) as server,
+        connect(server, message_handler=Cancels(), rate_limit_handler=limit) as conn,
+        trio.open_nursery() as nursery,
+    ):
+        await conn.send({"first": True})
+
+        @nursery.start_soon
+        async def ask() -> None:
+            with scope:
+                await conn.request({"cancels": True})
+            await trio.sleep(100.0)  # the answer must not end this
+            assert trio.current_time() == 110.0
+
+        await trio.sleep(50.0)
+        assert scope.cancelled_caught
+        assert [message.get("cancels") for message in service.read[0]] == [None, True]
+        assert conn.statistics().answers_unmatched == 1  # it came late

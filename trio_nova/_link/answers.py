@@ -93,8 +93,12 @@ class Ask:
 
     def _make(self, message: Any, answers: Answers) -> str | bytes:
         """Write it down where its answer will come, and return what is written."""
-        self._pending, frame = answers.open(self, message)
+        pending, frame = answers.open(self, message)
         self._answers = answers
+        if self._is_told:  # a hook has cancelled whoever asks: as it is being written it leaves all the same
+            answers.give_up(pending, sent=True)
+        else:
+            self._pending = pending
         return frame
 
     def _settled(self, outgoing: Outgoing, error: NovaError | None) -> None:
@@ -120,6 +124,7 @@ class Ask:
 
     async def _wait(self) -> Any:
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
+            self._is_told, self._waits = True, False
             self._give_up(sent=not self.outgoing.withdraw())
             self._tell(RequestUnresolved(id=self.number, error=None))
             return trio.lowlevel.Abort.SUCCEEDED
