@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
+import attrs
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -16,6 +17,7 @@ from trio_nova import (
     BadMessage,
     Connection,
     ConnectionHandler,
+    Correlation,
     ErrorEvent,
     ExponentialBackoff,
     JsonCodec,
@@ -261,6 +263,45 @@ async def test_what_waits_is_as_it_was_when_it_was_said(autojump_clock: trio.abc
             await trio.lowlevel.checkpoint()
             message["inner"]["price"] = 2
     assert service.read[1][0]["inner"] == {"price": 1}
+
+
+@attrs.frozen
+class FailsAt(Correlation):
+    """Fails at the id of a question that is bad."""
+
+    step: str = "tag"
+
+    def tag(self, message: Any, id: int) -> Any:
+        if "bad" in message and self.step == "tag":
+            raise ValueError("there is no place for an id")
+        return Correlation.tag(self, message, id)
+
+    def request_id(self, message: Any) -> Hashable | None:
+        if "bad" in message and self.step == "hash":
+            return ("an", ["unhashable", "id"])
+        return Correlation.request_id(self, message)
+
+
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("step", ["tag", "hash"])
+async def test_a_hook_that_fails_at_an_id_fails_one_question_whether_it_waits_or_not(
+    autojump_clock: trio.abc.Clock, step: str, direct: bool
+) -> None:
+    service = Service()
+    async with (
+        ScriptedServer(service, then=service) as server,
+        (connect_directly if direct else connect)(server, correlation=FailsAt(step=step)) as conn,
+    ):
+        with pytest.raises(BadMessage):
+            await conn.request({"bad": True})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(conn.reconnect)
+            await conn.wait_state(State.DISCONNECTED)
+            with pytest.raises(BadMessage):
+                await conn.request({"bad": True})
+        assert await conn.request({"good": True})
+        assert conn.epoch == 2
+    assert [len(read) for read in service.read] == [0, 1]
 
 
 @pytest.mark.parametrize("message", [{"lock": threading.Lock()}, {"object": object()}], ids=["no copy", "no JSON"])

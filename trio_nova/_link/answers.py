@@ -189,13 +189,18 @@ class Answers:
         """Expect the answer to a question, and return what is awaited and what is to be written.
 
         Raises:
-            BadMessage: it cannot be encoded.
+            BadMessage: it cannot be encoded, or a hook fails at its id.
             NotSent: its id is taken.
         """
-        message, ids = (message, ()) if ask.matches is not None else self._identify(message)
-        frame = self._outbound.encode(message)
-        pending = Pending(ids=self._as_written(ids, frame), matches=ask.matches, asker=ask)
-        self._ledger.open(pending, trio.current_time())
+        try:
+            message, ids = (message, ()) if ask.matches is not None else self._identify(message)
+            frame = self._outbound.encode(message)
+            pending = Pending(ids=self._as_written(ids, frame), matches=ask.matches, asker=ask)
+            self._ledger.open(pending, trio.current_time())
+        except NovaError:
+            raise
+        except Exception as exc:  # of a hook: whoever asks is to be told, and not the writer
+            raise BadMessage(f"the question could not be given an id: {exc}") from exc
         return pending, frame
 
     def give_up(self, pending: Pending, *, sent: bool) -> None:
