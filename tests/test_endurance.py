@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import logging
 import multiprocessing
 import os
@@ -11,9 +12,10 @@ import site
 import statistics
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +25,23 @@ import trio
 from trio._core._run import CancelReason
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from trio_nova import Authenticated, FeedOptions, Gap, JsonCodec, LinkLost, ListBackoff, open_connection
+from trio_nova import (
+    Authenticated,
+    BadMessage,
+    Connection,
+    FeedOptions,
+    Gap,
+    JsonCodec,
+    LinkLost,
+    ListBackoff,
+    NotSent,
+    OutcomeUnknown,
+    RequestFailed,
+    State,
+    open_connection,
+)
 from trio_nova.links import Dial, Link, WireTransport
-from trio_nova.testing import GenericVenue, Peer, ScriptedServer, echo
+from trio_nova.testing import Disconnected, GenericVenue, Peer, ScriptedServer, echo
 
 URL = "ws://server.test/"
 T = TypeVar("T")
@@ -91,6 +107,104 @@ async def test_what_is_left_of_a_session_is_freed_without_a_collector(autojump_c
             await wait_all_tasks_blocked()
             assert left() is None
         finally:
+            gc.enable()
+
+
+async def ask_and_be_answered(conn: Connection, peer: Peer) -> None:
+    await conn.request({"n": 1})
+
+
+async def ask_what_cannot_be_said(conn: Connection, peer: Peer) -> None:
+    with suppress(BadMessage):
+        await conn.request({"n": object()})
+
+
+async def ask_with_an_id_that_is_taken(conn: Connection, peer: Peer) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(conn.request, {"id": "hold"}))
+        await wait_all_tasks_blocked()
+        with suppress(NotSent):
+            await conn.request({"id": "hold"})
+        await peer.send_json({"id": "hold"})
+
+
+async def ask_and_be_refused(conn: Connection, peer: Peer) -> None:
+    with suppress(RequestFailed):
+        await conn.request({"n": 1, "error": "no"})
+
+
+async def ask_and_lose_the_link(conn: Connection, peer: Peer) -> None:
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def ask() -> None:
+            with suppress(OutcomeUnknown):
+                await conn.request({"id": "hold"})
+
+        await wait_all_tasks_blocked()
+        await peer.reset()
+        await conn.wait_state(State.DISCONNECTED)
+        await conn.wait_ready()
+
+
+async def ask_and_give_up(conn: Connection, peer: Peer) -> None:
+    asker: list[weakref.ref[object]] = []
+
+    async def ask() -> None:
+        asker.append(weakref.ref(trio.lowlevel.current_task()))
+        with trio.move_on_after(1.0):
+            await conn.request({"id": "hold"})
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+    await wait_all_tasks_blocked()
+    assert asker[0]() is None, "whoever gave up is kept for an answer that may come late"
+    await peer.send_json({"id": "hold"})
+    await wait_all_tasks_blocked()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        ask_and_be_answered,
+        ask_what_cannot_be_said,
+        ask_with_an_id_that_is_taken,
+        ask_and_be_refused,
+        ask_and_lose_the_link,
+        ask_and_give_up,
+    ],
+)
+async def test_what_is_left_of_a_question_is_freed_without_a_collector(
+    autojump_clock: trio.abc.Clock, ask: Callable[[Connection, Peer], Awaitable[None]]
+) -> None:
+    """It holds the link that it was asked on."""
+    peers: list[Peer] = []
+
+    async def answer(peer: Peer) -> None:
+        await peer.accept()
+        peers.append(peer)
+        with suppress(Disconnected):
+            while isinstance(frame := await peer.receive(), str):
+                if (message := json.loads(frame))["id"] != "hold":
+                    await peer.send_json(message)
+
+    async with (
+        ScriptedServer(then=answer) as server,
+        open_connection(URL, stream_factory=server.stream_factory, codec=JsonCodec()) as conn,
+    ):
+        await ask(conn, peers[-1])  # what is made once is made now
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            await ask(conn, peers[-1])
+            await wait_all_tasks_blocked()
+            gc.collect()
+            of_trio = trio.CancelScope  # in its heap of deadlines
+            assert [each for each in gc.garbage if not isinstance(each, of_trio)] == []
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
             gc.enable()
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -35,7 +34,8 @@ class Requests:
         session = self._session
         known: OutcomeUnknown | RequestFailed | None = None  # of an earlier try, for when another comes to nothing
         may_log_in, is_new = True, True
-        with self._counted():
+        self.under_way += 1
+        try:
             while True:
                 epoch, is_accepted = session.epoch, session.ready or session.config.when_down != "fail"
                 grant = None if session.current is None else session.current.grant
@@ -56,15 +56,10 @@ class Requests:
                         raise known from known.__cause__
                     await self._wait_for_next_link(known or error)
                 is_new = False
-
-    @contextmanager
-    def _counted(self) -> Iterator[None]:
-        self.under_way += 1
-        try:
-            yield
         finally:
             self.under_way -= 1
-            self._session.settled.ring()
+            session.settled.ring()
+            known = None  # its traceback holds this frame, and so the link that was lost
 
     async def _ask(self, message: Any, matches: Callable[[Any], bool] | None, priority: int, *, is_new: bool) -> Any:
         def put(outgoing: Outgoing) -> None:

@@ -77,6 +77,7 @@ class Ask:
         try:
             put(self.outgoing)
         except NovaError as error:
+            self.outgoing.withdraw()  # it would hold on to us
             self._fail(error)
         try:
             reply = await self._wait()
@@ -136,7 +137,10 @@ class Ask:
             await trio.lowlevel.cancel_shielded_checkpoint()
         result, self._result = self._result, None  # an error would hold on to us
         assert result is not None
-        return result.unwrap()
+        try:
+            return result.unwrap()
+        finally:
+            del result  # the same: by its traceback, and this frame
 
     def _give_up(self, *, sent: bool) -> None:
         pending, self._pending = self._pending, None
@@ -277,8 +281,9 @@ class Answers:
                 return False
 
     def _settle(self, pending: Pending, error: Exception, *, sent: bool) -> None:
+        ask: Ask = pending.asker
         self.give_up(pending, sent=sent)
-        pending.asker.tell(outcome.Error(error))
+        ask.tell(outcome.Error(error))
 
     def unclaimed(self, message: Any) -> None:
         """Tell that an "unmatched" message was taken by nobody."""

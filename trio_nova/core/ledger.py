@@ -46,14 +46,14 @@ class Pending:
     """The forms in which an answer may bear its id; none: it is matched by `matches`, or in order."""
     matches: Callable[[Any], bool] | None = attrs.field(default=None, repr=False)
     asker: Any = attrs.field(default=None, repr=False)
-    """Who waits for the answer."""
+    """Who waits for the answer; None where nobody does any more."""
     given_up: bool = False
     """Nobody waits any more: what answers it is late."""
     given_up_at: float = math.inf
 
     def give_up(self, at: float) -> None:
         """Take note that nobody waits any more, since `at`."""
-        self.given_up, self.given_up_at = True, at
+        self.given_up, self.given_up_at, self.asker = True, at, None
 
     def is_forgotten(self, now: float) -> bool:
         """Whether no answer to it is expected any more, since it was given up long ago."""
