@@ -34,6 +34,7 @@ from trio_nova import (
     LinkLost,
     ListBackoff,
     MessageHandler,
+    NotSent,
     OutcomeUnknown,
     RawCodec,
     RequestFailed,
@@ -667,6 +668,33 @@ async def test_a_link_lost_on_trial_is_replaced_with_the_credentials_before(auto
             await conn.authenticate({"token": "newer"})
         await conn.wait_ready()
         assert tokens(gate, 0) == ["open sesame"]
+
+
+async def test_a_link_lost_while_a_provider_is_asked_is_told_to_who_authenticates_as_soon_as_that_answers(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async def provide() -> Any:
+        await trio.sleep(3.0)
+        return {"token": "newer"}
+
+    gate = Gate("open sesame")
+    async with ScriptedServer(then=gate) as server, connect(server) as conn, trio.open_nursery() as nursery:
+        began, first = trio.current_time(), gate.peer
+        assert first is not None
+
+        @nursery.start_soon
+        async def authenticate() -> None:
+            with pytest.raises(NotSent, match="the link was lost before it was written"):
+                await conn.authenticate(provide)
+            assert trio.current_time() - began == 3.0
+
+        await trio.sleep(1.0)
+        await first.reset()
+        await conn.wait_state(State.DISCONNECTED)
+        await conn.wait_ready()
+        await conn.send({"n": 1})
+        assert await conn.receive() == {"n": 1}
+    assert [tokens(gate, link) for link in range(2)] == [["open sesame"]] * 2
 
 
 # --------------------------------------------------------------------------- hooks that raise

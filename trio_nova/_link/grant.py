@@ -211,8 +211,7 @@ class Grant:
         async with self._turn:
             if seen not in (None, self.logins):
                 return
-            if not life.is_up:
-                raise NotSent("the link to be authenticated is gone") from LinkLost(1006, "", life.epoch)
+            life.check_up()
             life.tell(AuthStarted(refresh=refresh))
             started = trio.current_time()
             try:

@@ -9,7 +9,7 @@ import trio
 
 from trio_nova._session import Session
 from trio_nova.core.link import LinkEvent, LinkState, state_after
-from trio_nova.errors import LinkLost, NovaError, SessionOver
+from trio_nova.errors import LinkLost, NotSent, NovaError, SessionOver
 from trio_nova.events import Event
 
 __all__ = ["LinkLife"]
@@ -38,6 +38,12 @@ class LinkLife:
     def is_up(self) -> bool:
         """Whether it is neither lost nor being left."""
         return self.state not in (LinkState.DRAINING, LinkState.ENDED)
+
+    def check_up(self) -> None:
+        """Raise NotSent where nothing that belongs to the link can leave any more: nobody would ever settle it."""
+        if not self.is_up:
+            lost = self.lost or LinkLost(1006, "", self.epoch)
+            raise NotSent("the link was lost before it was written") from lost
 
     @property
     def is_ready(self) -> bool:

@@ -55,8 +55,14 @@ class Writer:
         await wait_settled(outgoing, self.put)
 
     def put(self, outgoing: Outgoing) -> None:
-        """Take in what belongs to the link; SessionOver where it is too late."""
+        """Take in what belongs to the link.
+
+        Raises:
+            SessionOver: the session has ended.
+            NotSent: the link is gone, or is being left.
+        """
         self._life.session.check_open()
+        self._life.check_up()
         self.outbox.put(outgoing)
         self.wake()
 
