@@ -602,6 +602,50 @@ async def test_what_a_subscription_waits_for_the_limit_is_not_held_against_the_s
     assert asked == [str(number) for number in range(10)]
 
 
+class WeighsAll(RateLimitHandler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weighed: dict[str, int] = {}
+
+    def check_rate_limit(self, request: RateRequest) -> trio_nova.Decision:
+        self.weighed[request.purpose] = request.size
+        return super().check_rate_limit(request)
+
+
+async def test_a_limit_may_go_by_the_size_of_what_is_asked_whatever_for(autojump_clock: MockClock) -> None:
+    class Introduces(trio_nova.ConnectionHandler):
+        def setup_requests(self, info: Any) -> Any:
+            return [{"hello": "x" * 100}]
+
+    async def serve(peer: Peer) -> None:
+        await peer.accept()
+        while isinstance(frame := await peer.receive(), str):
+            message = json.loads(frame)
+            read.append(message)
+            await peer.send_json({"type": "auth_success", "id": message.get("id"), "result": True})
+
+    read: list[Any] = []
+    handler = WeighsAll()
+    options: dict[str, Any] = {
+        "codec": JsonCodec(),
+        "credentials": "a token",
+        "allow_plaintext_credentials": True,
+        "connection_handler": Introduces(),
+        "subscription_handler": AskedAsRequests(),
+        "rate_limit_handler": handler,
+    }
+    async with (
+        ScriptedServer(serve) as server,
+        connect(server, **options) as conn,
+        conn.subscribe("x" * 200),
+    ):
+        await conn.request({"question": "x" * 300})
+    kinds = {"auth": 0, "setup": 1, "subscription": 2, "query": 3}
+    for kind, place in kinds.items():
+        asked = {name: value for name, value in read[place].items() if name != "id"}
+        assert handler.weighed[kind] == len(json.dumps(asked, separators=(",", ":"))), kind
+
+
 @pytest.mark.parametrize("until", ["soon", None, True, math.nan], ids=str)
 @pytest.mark.parametrize("policy", ["raise", "log"])
 async def test_a_limiter_that_queues_until_no_time_at_all_is_an_error_that_names_it(

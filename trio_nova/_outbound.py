@@ -238,8 +238,11 @@ class Outbound:
             message = copy.deepcopy(outgoing.message)
         except Exception as exc:
             raise BadMessage(f"the message cannot be copied, and it has to wait for its link: {exc}") from exc
-        encodes_later = self._session.hooks.encodes
-        outgoing.keep(message, weigh_message(message) if encodes_later else frame_size(self.encode(message)))
+        outgoing.keep(message, self.weigh(message))
+
+    def weigh(self, message: Any) -> int:
+        """Return about the size of the frame that will be made of a message; BadMessage where there will be none."""
+        return weigh_message(message) if self._session.hooks.encodes else frame_size(self.encode(message))
 
     def put(self, outgoing: Outgoing) -> None:
         """Take in a message that need not be accepted: nobody waits for it."""

@@ -60,9 +60,12 @@ class Writer:
         Raises:
             SessionOver: the session has ended.
             NotSent: the link is gone, or is being left.
+            BadMessage: it cannot be encoded.
         """
         self._life.session.check_open()
         self._life.check_up()
+        if outgoing.make is not None and self._outbound.limiter.engaged:
+            outgoing.keep(outgoing.message, self._outbound.weigh(outgoing.message))  # a limit may go by the size
         self.outbox.put(outgoing)
         self.wake()
 

@@ -42,7 +42,7 @@ class RateRequest:
     kind: str
     """The message's type, as `MessageHandler.message_type` says."""
     size: int
-    """Bytes."""
+    """Bytes; of a question without the id that the session gives it, and about so many where a hook encodes it."""
     now: float
     """Trio's clock, seconds."""
     purpose: Purpose = "message"
