@@ -11,13 +11,19 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import (
+    Allow,
     Connection,
+    Decision,
     InOrder,
     JsonCodec,
     LinkLost,
     ListBackoff,
     NotSent,
     OutcomeUnknown,
+    Queue,
+    RateLimitHandler,
+    RateRequest,
+    Reject,
     State,
     SubscriptionHandler,
     open_connection,
@@ -250,3 +256,38 @@ async def test_draining_does_not_wait_for_a_grant_where_there_is_no_link(autojum
         await conn.wait_state(State.RECONNECTING)
         await drain(conn)
         assert conn.state is State.CLOSED
+
+
+@pytest.mark.parametrize("how", ["given up", "refused"])
+async def test_draining_ends_where_what_waited_for_a_limit_is_given_up_or_refused(
+    autojump_clock: trio.abc.Clock, how: str
+) -> None:
+    class Refuses(RateLimitHandler):
+        """Lets one message through, holds the second back for a while, and then refuses it."""
+
+        def check_rate_limit(self, request: RateRequest) -> Decision:
+            if request.now < 1.0:
+                return Allow()
+            return Queue(20.0) if request.now < 20.0 else Reject()
+
+    async with (
+        ScriptedServer(slow(0.0)) as server,
+        connect(server, rate_limit_handler=Refuses()) as conn,
+        trio.open_nursery() as nursery,
+    ):
+        await trio.sleep(2.0)
+        scope = trio.CancelScope()
+
+        @nursery.start_soon
+        async def send() -> None:
+            with scope:
+                with pytest.raises(NotSent):
+                    await conn.send({"held": "back"})
+
+        await wait_all_tasks_blocked()
+        nursery.start_soon(drain, conn)
+        await trio.sleep(8.0)
+        if how == "given up":
+            scope.cancel()
+        await conn.wait_closed()
+        assert trio.current_time() == (10.0 if how == "given up" else 20.0)

@@ -14,7 +14,7 @@ import trio
 
 from trio_nova._limiter import Limiter
 from trio_nova._session import Session
-from trio_nova._signal import Signal
+from trio_nova._signal import Bell, Signal
 from trio_nova.codecs import weigh_message
 from trio_nova.core.outbox import Backlog, Buffer, Idle, Lane, Outbox, Outgoing, Purpose, Status, WaitUntil, Write
 from trio_nova.errors import BadMessage, LinkLost, NotSent, NovaError
@@ -47,10 +47,10 @@ def check_payload(payload: str | bytes) -> str | bytes:
     return payload
 
 
-async def wait_settled(outgoing: Outgoing, put: Callable[[Outgoing], None]) -> None:
+async def wait_settled(outgoing: Outgoing, put: Callable[[Outgoing], None], withdrawn: Bell) -> None:
     """Hand a frame over with `put`, and wait until it is settled; raises what it was settled with.
 
-    Cancelling withdraws it, unless it is being written.
+    Cancelling withdraws it, unless it is being written, and rings `withdrawn`: somebody may wait until nothing waits.
     """
     try:
         put(outgoing)
@@ -67,6 +67,7 @@ async def wait_settled(outgoing: Outgoing, put: Callable[[Outgoing], None]) -> N
 
     def abort(raise_cancel: object) -> trio.lowlevel.Abort:
         outgoing.withdraw()
+        withdrawn.ring()
         return trio.lowlevel.Abort.SUCCEEDED
 
     outgoing.on_settled(settled)
@@ -188,7 +189,7 @@ class Outbound:
             await trio.lowlevel.checkpoint()
         session, link = self._session, self._session.current
         if link is None or not self._may_write_on(link) or isinstance(frame, _CONTROL_FRAMES):
-            await wait_settled(self.outgoing(frame, kind, priority), self._put)
+            await wait_settled(self.outgoing(frame, kind, priority), self._put, session.settled)
             return
         self._turns -= 1
         await trio.lowlevel.checkpoint_if_cancelled()
@@ -199,15 +200,15 @@ class Outbound:
                     self._tell_sent(frame, kind, size, 0.0)
                 self._count(1, size)
             case "begun":
-                await wait_settled(self.outgoing(frame, kind, priority), link.writer.go_on)
+                await wait_settled(self.outgoing(frame, kind, priority), link.writer.go_on, session.settled)
             case _:
-                await wait_settled(self.outgoing(frame, kind, priority), self._put)
+                await wait_settled(self.outgoing(frame, kind, priority), self._put, session.settled)
 
     async def send_message(self, message: Any, priority: int = 0) -> None:
         """Send a message through the hook that encodes it, if there is one, and the codec; otherwise like `send`."""
         if self._session.hooks.encodes:
             await trio.lowlevel.checkpoint_if_cancelled()
-            await wait_settled(self.outgoing_message(message, priority), self.post)
+            await wait_settled(self.outgoing_message(message, priority), self.post, self._session.settled)
         else:
             await self.send(self.encode(message), self.kind_of(message), priority)
 

@@ -127,6 +127,7 @@ class Ask:
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
             self._is_told, self._waits = True, False
             self._give_up(sent=not self.outgoing.withdraw())
+            self.session.settled.ring()
             self._tell(RequestUnresolved(id=self.number, error=None))
             return trio.lowlevel.Abort.SUCCEEDED
 

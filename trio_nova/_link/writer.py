@@ -52,7 +52,7 @@ class Writer:
             NotSent, OutcomeUnknown: as their names say.
         """
         outgoing = self._outbound.outgoing(frame, kind, priority, lane=Lane.SETUP, purpose=purpose)
-        await wait_settled(outgoing, self.put)
+        await wait_settled(outgoing, self.put, self._life.session.settled)
 
     def put(self, outgoing: Outgoing) -> None:
         """Take in what belongs to the link.
@@ -122,8 +122,10 @@ class Writer:
                     self.outbox.written()
                     life.session.settled.ring()
                 case WaitUntil(until):
+                    life.session.settled.ring()  # what a limit has refused waits no longer
                     await self._changed.wait(until)
                 case Idle():
+                    life.session.settled.ring()
                     await self._changed.wait()
 
     def _frames(self, batch: list[Outgoing]) -> list[Frame]:
