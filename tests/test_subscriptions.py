@@ -12,17 +12,24 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import (
+    Allow,
+    Channel,
     ConfigError,
     Connection,
+    Decision,
     Dropped,
     FeedOptions,
     FeedStale,
     Gap,
+    Granted,
     JsonCodec,
     Lagged,
     ListBackoff,
     MessageHandler,
+    RateLimitHandler,
+    RateRequest,
     RawCodec,
+    Reject,
     RequestUnresolved,
     SessionOver,
     State,
@@ -753,3 +760,41 @@ async def test_what_is_given_up_without_an_answer_is_not_awaited_for_ever(autoju
             if isinstance(event, RequestUnresolved):
                 break
         assert trio.current_time() - began == pytest.approx(1.0)
+
+
+class AsksTogether(SubscriptionHandler):
+    """Asks for several channels with one question."""
+
+    correlated = True
+
+    def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
+        return {"subscribe": [channel.name for channel in channels]}
+
+    def read_grants(self, reply: Any, channels: Sequence[Channel]) -> Sequence[Granted]:
+        return [Granted(channel.key) for channel in channels]
+
+
+async def test_where_the_limit_refuses_to_ask_for_each_of_a_spoilt_batch_these_are_refused_and_no_more(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class AllowsOne(RateLimitHandler):
+        asked = 0
+
+        def check_rate_limit(self, request: RateRequest) -> Decision:
+            self.asked += request.purpose == "subscription"
+            return Allow() if self.asked <= 1 else Reject("too many")
+
+    async def refuse(peer: Peer) -> None:
+        await peer.accept()
+        while isinstance(frame := await peer.receive(), str):
+            await peer.send_json({"id": json.loads(frame)["id"], "error": "one of them is unknown"})
+
+    handlers: dict[str, Any] = {
+        "subscription_handler": AsksTogether(max_batch=10),
+        "rate_limit_handler": AllowsOne(),
+    }
+    async with ScriptedServer(refuse) as server, connect(server, **handlers) as conn:
+        conn.import_subscriptions(json.dumps([{"channel": channel, "params": {}} for channel in "ab"]))
+        await trio.sleep(1.0)
+        assert dict(conn.subscriptions()) == {"a": "rejected", "b": "rejected"}
+        assert conn.state is State.READY

@@ -191,14 +191,8 @@ class Subscriber:
             # One of them spoils the batch: ask for each alone, to find out which.
             for channel in channels:
                 await self._ask_alone(channel, asks[channel.key])
-        except SessionOver:
-            pass
-        except (NotSent, OutcomeUnknown) as error:
-            if not isinstance(error.__cause__, LinkLost):
-                for channel in channels:
-                    standing.apply(Refused(channel.key, str(error)), asks[channel.key])
-        except BadMessage as error:
-            self._could_not_ask(error, channels)
+        except NovaError as error:
+            self._was_not_asked(error, channels, asks)
 
     async def _ask_alone(self, channel: Channel, ask: int) -> None:
         standing = self._standing
@@ -216,6 +210,18 @@ class Subscriber:
             )
         except RequestFailed as error:
             standing.refuse(channel, error, ask)
+        except NovaError as error:
+            self._was_not_asked(error, [channel], {channel.key: ask})
+
+    def _was_not_asked(self, error: NovaError, channels: Sequence[Channel], asks: Mapping[Hashable, int]) -> None:
+        """Treat channels the question for which was not sent, or not answered, as refused, unless the link has gone."""
+        if isinstance(error, SessionOver) or isinstance(error.__cause__, LinkLost):
+            return  # the next link asks for them, if there is one
+        if isinstance(error, BadMessage):
+            self._could_not_ask(error, channels)
+            return
+        for channel in channels:
+            self._standing.apply(Refused(channel.key, str(error)), asks[channel.key])
 
     def _could_not_ask(self, error: Exception, channels: Sequence[Channel]) -> None:
         """Treat a message that could not be made as the hook's failure, and its channels as refused."""
