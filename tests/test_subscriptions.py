@@ -353,6 +353,23 @@ async def test_one_that_was_refused_is_not_asked_for_on_the_next_link_before_it_
         assert service.asked[2] == ["a", "b"]  # in the order in which they were first wanted
 
 
+async def test_one_that_was_confirmed_after_it_counted_as_refused_is_restored_on_the_next_link(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service(mute={"a"})
+    async with ScriptedServer(then=service) as server, connect(server) as conn:
+        conn.import_subscriptions('[{"channel": "a", "params": {}}]')
+        await trio.sleep(100.0)
+        assert (service.asked, dict(conn.subscriptions())) == ([["a", "a"]], {"a": "rejected"})
+        assert service.peer is not None
+        await service.peer.send_json({"type": "subscribed", "channel": "a"})
+        await wait_all_tasks_blocked()
+        assert (dict(conn.subscriptions()), conn.health().status) == ({"a": "confirmed"}, "ok")
+        service.mute.clear()
+        await conn.reconnect()
+        assert (service.asked[1], dict(conn.subscriptions())) == (["a"], {"a": "confirmed"})
+
+
 async def test_a_confirmation_that_comes_as_its_link_is_left_confirms_nothing_on_the_next(
     autojump_clock: trio.abc.Clock,
 ) -> None:

@@ -259,7 +259,7 @@ class Subscription:
         """Take note that the service tells us of it from now on."""
         if self._lost is not None and self.tracker is None:
             self.tell_gap("unknown")
-        self.was_confirmed = True
+        self.was_confirmed, self.refusal = True, None  # one that was not answered in time counts as refused
         self.heard_at, self.is_stale = now, False
 
     def refuse(self, reason: str) -> None:
