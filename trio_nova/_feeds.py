@@ -148,6 +148,7 @@ class Feed(Receiver[Any]):
     def _leave(self) -> None:
         """End with the block of the subscription; what still waits may be taken, and holds up nobody."""
         self._end(trio.ClosedResourceError("the block of this subscription was left"))
+        self._mailbox.forget_marks()  # what tells of them holds the mailbox
         self._mailbox.move_to(Room())
 
 
