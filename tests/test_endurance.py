@@ -238,6 +238,70 @@ async def test_a_link_that_was_lost_is_not_kept_by_the_error_that_says_so(autoju
             assert [link() is not None for link in transport.links] == [False, True]
 
 
+async def test_a_link_that_could_not_be_set_up_is_freed_without_a_collector(autojump_clock: trio.abc.Clock) -> None:
+    """A service may refuse one after the other: the last is kept by the error that says so, and no other."""
+
+    async def never_let_in(peer: Peer) -> None:
+        await peer.accept()
+        await peer.serve_until_closed()
+
+    async def let_in(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await peer.send_json({"type": "auth_success"})
+        await trio.sleep(1.0)
+        if len(transport.links) == 1:
+            await peer.reset()
+        else:
+            await peer.serve_until_closed()
+
+    transport = NotesLinks()
+    async with (
+        ScriptedServer(let_in, *[never_let_in] * 5, then=let_in) as server,
+        open_connection(
+            URL,
+            stream_factory=server.stream_factory,
+            transport=transport,
+            codec=JsonCodec(),
+            credentials="a token",
+            allow_plaintext_credentials=True,
+            auth_timeout=1.0,
+            backoff=ListBackoff([0.0]),
+        ) as conn,
+    ):
+        gc.collect()
+        gc.disable()
+        try:
+            await conn.wait_state(State.DISCONNECTED)
+            await conn.wait_ready()
+            assert [link() is not None for link in transport.links] == [False] * 5 + [True] * 2
+        finally:
+            gc.enable()
+
+
+async def test_a_feed_whose_block_was_left_is_freed_without_a_collector(autojump_clock: trio.abc.Clock) -> None:
+    async def confirm(peer: Peer) -> None:
+        await peer.accept()
+        with suppress(Disconnected):
+            while isinstance(frame := await peer.receive(), str):
+                if (message := json.loads(frame))["type"] == "subscribe":
+                    await peer.send_json({**message, "type": "subscribed"})
+
+    async with (
+        ScriptedServer(confirm) as server,
+        open_connection(URL, stream_factory=server.stream_factory, codec=JsonCodec()) as conn,
+    ):
+        gc.collect()
+        gc.disable()
+        try:
+            async with conn.subscribe("a") as feed:
+                left: list[weakref.ref[Any]] = [weakref.ref(feed), weakref.ref(feed._mailbox)]
+            del feed
+            assert [each() for each in left] == [None, None]
+        finally:
+            gc.enable()
+
+
 @pytest.mark.soak
 async def test_a_day_with_an_outage_every_ten_minutes(autojump_clock: trio.abc.Clock) -> None:
     async def live_ten_minutes(peer: Peer) -> None:

@@ -91,6 +91,11 @@ class LinkLife:
             self.setup_error = error
             self.ending.set()
 
+    def take_setup_error(self) -> NovaError | None:
+        """Return why it could not be set up, and keep that no longer: its traceback holds the link."""
+        error, self.setup_error = self.setup_error, None
+        return error
+
     def leave(self) -> None:
         """Take nothing new: what still arrives is taken in."""
         if self.lost is not None:  # first: whoever waits for the state to change looks at how the link ended

@@ -116,9 +116,10 @@ class LiveLink:
         return not self.writer.outbox.idle or (self._subscriber is not None and self._subscriber.is_at_work)
 
     def refused_by(self, lost: LinkLost) -> NovaError | None:
-        """Return why it was of no use, where that is known; None where it was only lost."""
-        if self.life.setup_error is not None or self._session.goodbye is not None:
-            return self.life.setup_error
+        """Return why it was of no use, where that is known; None where it was only lost. To be asked once."""
+        error = self.life.take_setup_error()
+        if error is not None or self._session.goodbye is not None:
+            return error
         return self.grant.refused_by(lost)
 
     # ----------------------------------------------------------------- setup
