@@ -13,6 +13,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import (
+    AuthFailed,
     Connection,
     Feed,
     FeedOptions,
@@ -208,3 +209,68 @@ async def test_either_of_two_links_may_be_lost_in_each_phase_of_the_second(
             resolved = {each.epoch for each in told if isinstance(each.event, RequestResolved)}
             logged_in = set() if (loses, phase) == ("second", "authenticating") else {2}
             assert resolved == ({1} if loses == "second" else set()) | logged_in
+
+
+async def test_a_gap_stands_before_what_a_link_brings_that_takes_over_while_it_is_set_up(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Slow("restoring")
+    async with ScriptedServer(*[service] * 2) as server, trio.open_nursery() as nursery:
+        block = open_connection(URL, **options(server))
+        async with (
+            block as conn,
+            conn.subscribe("first", feed=FeedOptions(notices=True)) as plain,
+            conn.subscribe("second"),
+        ):
+            stage = Stage(service, conn, block, nursery)
+            await stage.say(1, 0)
+            await stage.open_second("restoring")
+            await service.links[1].peer.send_json({"type": "subscribed", "channel": "first"})
+            await stage.say(2, 1)
+            assert heard(plain) == [1]
+            await service.links[0].peer.reset()
+            await wait_all_tasks_blocked()
+            await stage.say(3, 1)
+            assert heard(plain) == ["unknown", 3]
+
+
+async def test_who_waits_for_a_confirmation_is_woken_where_the_link_that_has_it_takes_over(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Slow("ready")
+    async with ScriptedServer(*[service] * 2) as server, trio.open_nursery() as nursery:
+        block = open_connection(URL, **options(server))
+        async with block as conn:
+            stage = Stage(service, conn, block, nursery)
+            await stage.open_second("ready")
+            service.links[0].holds = "subscribe"
+
+            @nursery.start_soon
+            async def subscribe() -> None:
+                with trio.fail_after(1.0):
+                    async with conn.subscribe("first"):
+                        assert conn.epoch == 2
+
+            await wait_all_tasks_blocked()
+            assert dict(conn.subscriptions()) == {"first": "requested"}
+            await service.links[0].peer.reset()
+            await wait_all_tasks_blocked()
+            assert dict(conn.subscriptions()) == {}
+
+
+async def test_what_a_link_still_brings_is_not_heard_where_another_has_taken_over(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Slow("ready")
+    async with ScriptedServer(*[service] * 2) as server, trio.open_nursery() as nursery:
+        block = open_connection(URL, **options(server))
+        async with block as conn, conn.subscribe("first", feed=FeedOptions(notices=True)) as plain:
+            stage = Stage(service, conn, block, nursery)
+            await stage.say(1, 0)
+            await stage.open_second("ready")
+            async with conn.paused():
+                await stage.say(2, 0, 1)
+                stage.links[0].life.give_up(AuthFailed("its grant has expired"))
+                await trio.sleep(10.0)
+            await stage.say(3, 1)
+            assert heard(plain) == [1, "unknown", 2, 3]

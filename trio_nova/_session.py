@@ -421,6 +421,7 @@ class Session:
             self.apply(SessionEvent.LOSE)
         if self.current is not None:
             self._follow(self.current)
+            self.current.take_over()
 
     def link_ended(self, link: LiveLink) -> None:
         """Forget a link."""

@@ -225,6 +225,7 @@ class LiveLink:
         life, session = self.life, self._session
         self.heartbeat.wake()  # it ends while goodbye is said
         life.leave()
+        self.standing.leave()
         if life.lost is None and session.goodbye is not None:
             await self._say_goodbye(session.goodbye.code, session.goodbye.reason)
         elif life.lost is None and life.setup_error is not None:

@@ -337,8 +337,13 @@ class Standing:
     def take_over(self) -> None:
         """Be heard from now on, in place of another link."""
         for subscription in self._subscriptions.by_key.values():
-            if subscription.tracker is None and subscription.last is not None:
+            subscription.changed.ring()  # it may have been confirmed on this link before it was on that
+            if subscription.tracker is None and subscription.last is not None and self._has(subscription):
                 subscription.tell_gap("unknown", cause="another link took the place of the one before")
+
+    def leave(self) -> None:
+        """Look at each message that still comes: another link may be heard in place of this one."""
+        self._direct.clear()
 
     def close(self) -> None:
         """Ask for nothing any more: whoever subscribes from now on waits for the next link."""
