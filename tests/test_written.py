@@ -418,3 +418,20 @@ async def test_a_hook_that_cancels_who_asks_as_the_question_is_written_disturbs_
         assert scope.cancelled_caught
         assert [message.get("cancels") for message in service.read[0]] == [None, True]
         assert conn.statistics().answers_unmatched == 1  # it came late
+
+
+async def test_nothing_overtakes_what_a_limit_held_back_that_holds_nothing_any_more(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service, limit = Service(), RateLimitHandler(mode="always_queue")
+    async with (
+        ScriptedServer(service) as server,
+        connect_directly(server, rate_limit_handler=limit) as conn,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(conn.send, {"n": 1})
+        await wait_all_tasks_blocked()
+        limit.mode = "normal"
+        await conn.send({"n": 2})
+        await conn.request({"n": 3})
+    assert [message["n"] for message in service.read[0]] == [1, 2, 3]

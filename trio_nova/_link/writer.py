@@ -35,7 +35,8 @@ class Writer:
     @property
     def is_free(self) -> bool:
         """Whether what is given to it would be written at once, and alone: then whoever gives it may write it."""
-        return self._changed.is_awaited and not self._outbound.limiter.engaged
+        # A limit may have ceased since it held back what still waits.
+        return self._changed.is_awaited and not self._outbound.backlog.length and not self._outbound.limiter.engaged
 
     def wake(self) -> None:
         """Let the task look at what there is to write."""
