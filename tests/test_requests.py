@@ -407,6 +407,32 @@ async def test_what_may_have_been_done_is_never_called_not_sent(autojump_clock: 
             await conn.wait_state(State.RECONNECTING)
 
 
+async def test_what_may_have_been_done_is_not_called_a_bad_message_where_it_cannot_be_encoded_again(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class EncodesOnce(MessageHandler):
+        calls = 0
+
+        def encode_message(self, message: Any) -> Any:
+            self.calls += 1
+            if self.calls > 1:
+                raise ValueError("once is enough")
+            return message
+
+    async def lose(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive()
+        await peer.drop()
+
+    async def say_nothing(peer: Peer) -> None:
+        await peer.accept()
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(lose, say_nothing) as server, connect(server, message_handler=EncodesOnce()) as conn:
+        with pytest.raises(OutcomeUnknown):
+            await conn.request({"n": 1}, idempotent=True)
+
+
 async def test_a_handler_may_be_slow_and_a_request_of_its_task_is_answered(autojump_clock: trio.abc.Clock) -> None:
     """A task that a message started asks a question while more messages come: nothing is in anybody's way."""
 

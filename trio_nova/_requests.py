@@ -13,7 +13,16 @@ from trio_nova._outbound import Outbound
 from trio_nova._session import Session
 from trio_nova.core.outbox import Outgoing
 from trio_nova.core.session import State
-from trio_nova.errors import Expired, LinkLost, NotSent, NovaError, OutcomeUnknown, RequestFailed, SessionOver
+from trio_nova.errors import (
+    BadMessage,
+    Expired,
+    LinkLost,
+    NotSent,
+    NovaError,
+    OutcomeUnknown,
+    RequestFailed,
+    SessionOver,
+)
 
 __all__ = ["Requests"]
 
@@ -46,7 +55,7 @@ class Requests:
                     if not may_log_in or not await self._logs_in_again(refusal, grant, logins):
                         raise
                     may_log_in, known = False, known or refusal
-                except (NotSent, OutcomeUnknown, Expired) as error:
+                except (NotSent, OutcomeUnknown, Expired, BadMessage) as error:
                     if isinstance(error, OutcomeUnknown):
                         known = error
                     lost = isinstance(error.__cause__, LinkLost) and error.__cause__.epoch >= epoch
