@@ -654,6 +654,26 @@ async def test_where_those_before_are_refused_too_the_session_ends(autojump_cloc
     assert len(server.dials) == 1
 
 
+async def test_credentials_that_are_refused_are_told_to_be_also_where_the_link_is_lost_over_those_before(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async def refuse_and_leave(peer: Peer) -> None:
+        await peer.accept()
+        await peer.receive_json()
+        await peer.send_json({"type": "auth_success"})
+        await peer.receive_json()
+        await peer.send_json({"type": "auth_error", "reason": "unknown token"})
+        assert (await peer.receive_json())["token"] == "open sesame"
+        await peer.drop()
+
+    gate = Gate("open sesame")
+    async with ScriptedServer(refuse_and_leave, then=gate) as server, connect(server) as conn:
+        with pytest.raises(AuthFailed, match="unknown token"):
+            await conn.authenticate({"token": "wrong"})
+        await conn.wait_ready()
+        assert tokens(gate, 0) == ["open sesame"]
+
+
 async def test_a_link_lost_on_trial_is_replaced_with_the_credentials_before(autojump_clock: trio.abc.Clock) -> None:
     async def lose(peer: Peer) -> None:
         await peer.accept()

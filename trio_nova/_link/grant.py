@@ -178,7 +178,7 @@ class Grant:
             in_doubt = False
         except AuthFailed:
             if self.is_needed:
-                with suppress(AuthFailed, ConnectFailed):
+                with suppress(NovaError):  # where the link is lost over that, the next one is authenticated afresh
                     await self.sign_in(refresh=True)
                     in_doubt = False
             raise
