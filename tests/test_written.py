@@ -277,13 +277,15 @@ class FailsAt(Correlation):
         return Correlation.tag(self, message, id)
 
     def request_id(self, message: Any) -> Hashable | None:
+        if "bad" in message and self.step == "request_id":
+            raise ValueError("there is no id")
         if "bad" in message and self.step == "hash":
             return ("an", ["unhashable", "id"])
         return Correlation.request_id(self, message)
 
 
 @pytest.mark.parametrize("direct", [False, True])
-@pytest.mark.parametrize("step", ["tag", "hash"])
+@pytest.mark.parametrize("step", ["tag", "request_id", "hash"])
 async def test_a_hook_that_fails_at_an_id_fails_one_question_whether_it_waits_or_not(
     autojump_clock: trio.abc.Clock, step: str, direct: bool
 ) -> None:

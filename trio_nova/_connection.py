@@ -282,6 +282,7 @@ class Connection:
             NotSent, Expired: as for `send`; also where a question of the same id is under way, or was given
                 up a moment ago.
             OutcomeUnknown: the link was lost before the answer came.
+            BadMessage: it cannot be encoded, or a hook fails at its id.
             ConfigError: `matches` is not callable, or `priority` not a whole number.
             SessionOver: the session has ended.
 

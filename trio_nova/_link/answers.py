@@ -156,11 +156,16 @@ def own_id(session: Session, message: Any) -> Hashable | None:
     """Return the id that the caller gave a question; None where it has none, or answers come in order.
 
     Raises:
-        BadMessage: it has something for an id that no answer could be matched by.
+        BadMessage: it has something for an id that no answer could be matched by, or a hook fails at it.
     """
     if isinstance(session.config.codec, RawCodec):
         return None
-    own = session.config.correlation.request_id(message)
+    try:
+        own = session.config.correlation.request_id(message)
+    except NovaError:
+        raise
+    except Exception as exc:
+        raise BadMessage(f"the id of the question could not be read: {exc}") from exc
     if own is None or isinstance(own, Hashable):
         return own
     raise BadMessage(f"a {type(own).__name__} cannot be the id of a question")
