@@ -264,16 +264,18 @@ ASSIGNED_FROM_OUTSIDE = {
 """The attributes that are assigned from outside their class, and why. Patterns of the source."""
 
 
-def lines_without_docstrings(node: ast.AST) -> int:
+def lines_without_docstrings(node: ast.stmt) -> int:
     """Count the lines of a class or function, docstrings and strings below fields apart."""
     texts = [
         inner
         for inner in ast.walk(node)
         if isinstance(inner, ast.Expr) and isinstance(inner.value, ast.Constant) and isinstance(inner.value.value, str)
     ]
-    spans = [(each.lineno, each.end_lineno or each.lineno) for each in (node, *texts)]  # type: ignore[attr-defined]
-    whole, *docstrings = [end - begin + 1 for begin, end in spans]
-    return whole - sum(docstrings)
+    return lines_of(node) - sum(map(lines_of, texts))
+
+
+def lines_of(node: ast.stmt) -> int:
+    return (node.end_lineno or node.lineno) - node.lineno + 1
 
 
 def not_for_tests(modules: dict[str, Module]) -> Iterator[Module]:

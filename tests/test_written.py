@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import attrs
@@ -381,7 +381,7 @@ async def test_a_hook_counts_as_its_own_also_where_another_handler_wraps_it(auto
     class Passes(MessageHandler):
         def __init__(self, inner: MessageHandler) -> None:
             super().__init__()
-            self.encode_message: Callable[[Any], Any] = inner.encode_message  # type: ignore[method-assign]
+            self.encode_message = inner.encode_message  # type: ignore[method-assign]
 
     service = Service()
     async with ScriptedServer(service) as server, connect(server, message_handler=Passes(Doubles())) as conn:

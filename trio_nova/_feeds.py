@@ -70,7 +70,7 @@ class Feed(Receiver[Any]):
     _latest: dict[Hashable, int] = attrs.field(factory=dict, init=False)
     """Of each conflation key, the serial number of its message in the queue."""
 
-    _crowds: set[Mailbox[Any]] = attrs.field(factory=set, kw_only=True)
+    _crowds: set[Mailbox[Any]] = attrs.field(factory=set, kw_only=True, alias="crowds")
     """Where the session notes the mailboxes in which much waits."""
 
     @classmethod

@@ -165,7 +165,7 @@ class Session:
     """Rung whenever a consumer has taken something, or has found that there will be nothing more."""
     settled: Bell = attrs.field(factory=Bell, init=False)
     """Rung when a message, a question or a subscription is settled, for those who want fewer to be on their way."""
-    _on_failure: Callable[[], object] = _tell_nobody
+    _on_failure: Callable[[], object] = attrs.field(default=_tell_nobody, alias="on_failure")
     """Told when `failure` is set, which is to leave the user's block."""
     _root: trio.lowlevel.Task | None = attrs.field(default=None, init=False)
     """The root of the run of Trio that the session lives in."""

@@ -368,7 +368,8 @@ async def test_ten_thousand_questions_at_once_leave_in_the_order_of_the_calls_an
                 while len(answers) < count:
                     await trio.sleep(0.01)
                 statistics = conn.statistics()
-                assert len(conn._session.current.answers._ledger) == 0
+                [link] = conn._session.links
+                assert len(link.answers._ledger) == 0
     assert answers == {n: n for n in range(count)}
     assert arrived == called
     assert statistics.outbox_messages == statistics.inbox_messages == 0

@@ -48,7 +48,7 @@ class Subscriber:
     _subscriptions: Subscriptions
     _standing: Standing
     _places: Places = attrs.field(init=False)
-    _restored: trio.Event | None
+    _restored: trio.Event | None = attrs.field(alias="restored")
     """Set when all is answered for that was wanted as the link came up; None: there was nothing."""
     _began: float = attrs.field(factory=trio.current_time, init=False)
 
