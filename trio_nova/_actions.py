@@ -35,7 +35,7 @@ class Actions:
     _outbound: Outbound
     _replies: int = attrs.field(default=0, init=False)
     _unsent: int = attrs.field(default=0, init=False)
-    """Those that were still waiting when the session ended."""
+    """Replies that were still waiting when the session ended."""
     _excuses: bool = attrs.field(default=False, init=False)
     """Whether what is replied just now answers the failure of a reply."""
 

@@ -1,4 +1,4 @@
-"""What the program subscribes to, and the feeds in which its messages wait, each for one consumer."""
+"""The subscriptions of a program, and the feeds in which their messages wait, each for one consumer."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ class Feed(Receiver[Any]):
     _latest: dict[Hashable, int] = attrs.field(factory=dict, init=False)
     """Of each conflation key, the serial number of its message in the queue."""
 
-    _crowds: set[Mailbox[Any]] = attrs.field(factory=set, kw_only=True, alias="crowds")
-    """Where the session notes the mailboxes in which much waits."""
+    _crowds: dict[Mailbox[Any], None] = attrs.field(factory=dict, kw_only=True, alias="crowds")
+    """The mailboxes in which much waits, as the session notes them."""
 
     @classmethod
     def _of(cls, channel: str, options: FeedOptions, session: Session) -> Feed:
@@ -114,7 +114,7 @@ class Feed(Receiver[Any]):
             charge = mailbox.room.charge(payload, data)
         self._put(data, charge)
         if mailbox.crowded:
-            self._crowds.add(mailbox)
+            self._crowds[mailbox] = None
 
     def _put(self, message: Any, size: int) -> None:
         """Take a message in."""
@@ -164,7 +164,7 @@ class Subscription:
     params: Mapping[str, Any]
     feeds: tuple[Feed, ...] = attrs.field(default=(), init=False)
     newcomers: tuple[Feed, ...] = attrs.field(default=(), init=False)
-    """Those of `feeds` that came into a book that others read already: they get nothing before a snapshot."""
+    """The ones of `feeds` that came into a book that others read already: they get nothing before a snapshot."""
     is_imported: bool = attrs.field(default=False, init=False)
     """Whether it is wanted without a feed, too."""
     refusal: str | None = attrs.field(default=None, init=False)
@@ -178,7 +178,7 @@ class Subscription:
     last: Any = attrs.field(default=None, init=False)
     """The last message, where the handler resumes from it, else only that there was one; None: there was none."""
     heard_at: float = attrs.field(default=math.inf, init=False)
-    """When data came last, or the confirmation on this link, where somebody wants to know; else inf."""
+    """Trio's clock, seconds: the time of the last data, or of the confirmation on this link; inf: not known."""
     max_age: float = attrs.field(default=math.inf, init=False)
     """Seconds without data that its most impatient reader allows."""
     is_stale: bool = attrs.field(default=False, init=False)

@@ -73,7 +73,7 @@ class Hooks:
     logs_in: bool
     """`authenticate` or `encode_auth_request`"""
     reads_login: bool
-    """Those, or `handle_auth_response`"""
+    """`authenticate`, `encode_auth_request` or `handle_auth_response`"""
     reads_confirmations: bool
     """`handle_subscription_response`"""
     resumes_after: bool

@@ -98,7 +98,7 @@ class Inbound:
         """Let those who receive run: they take few messages at a time."""
         await self.inbox.give_turns()
         while self._session.crowds:
-            await self._session.crowds.pop().give_turns()
+            await self._session.crowds.popitem()[0].give_turns()
 
     def pause(self) -> None:
         """Stop reading, until `resume` has been called as often: what one read may still bring is kept back."""

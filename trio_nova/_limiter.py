@@ -10,8 +10,7 @@ import trio
 
 from trio_nova._session import Session
 from trio_nova.core.limits import LEAST_WAIT
-from trio_nova.core.outbox import Idle as Idle
-from trio_nova.core.outbox import Outbox, Outgoing, WaitUntil, Write
+from trio_nova.core.outbox import Idle, Outbox, Outgoing, WaitUntil, Write
 from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import ConfigError
 from trio_nova.events import RateConsumed, RateLimited, RateLimitSlowed, RateRejected

@@ -132,8 +132,8 @@ class Session:
     hub: Hub = attrs.field(init=False)
     room: Room = attrs.field(init=False)
     """Room for all that was received, waits, and must not be dropped: where it is full reading stops."""
-    crowds: set[Mailbox[Any]] = attrs.field(factory=set, init=False)
-    """Mailboxes of feeds in which much waits."""
+    crowds: dict[Mailbox[Any], None] = attrs.field(factory=dict, init=False)
+    """Mailboxes of feeds in which much waits; in the order of a dict, as that of a set differs from run to run."""
     attempts: Attempts = attrs.field(init=False)
     counts: Counts = attrs.field(factory=Counts, init=False)
     redactor: Redactor = attrs.field(factory=Redactor, init=False)

@@ -31,8 +31,8 @@ class Subscriptions:
     by_key: dict[Hashable, Subscription] = attrs.field(factory=dict, init=False)
     """In the order in which they were first wanted."""
     _ids: Iterator[int] = attrs.field(factory=lambda: count(1), init=False)
-    _aging: list[Subscription] = attrs.field(factory=list, init=False)
-    """Those of which some reader wants to know when they fall silent."""
+    _aging: dict[Subscription, None] = attrs.field(factory=dict, init=False)
+    """Subscriptions of which some reader wants to know when they fall silent; told in the order of a dict."""
 
     # ----------------------------------------------------------------- the program's side
 
@@ -56,8 +56,8 @@ class Subscriptions:
         subscription = self._want(key, channel, params)
         self._look_at(subscription)
         wants_snapshot = subscription.join(feed, tracker)
-        if options.max_age < math.inf and subscription not in self._aging:
-            self._aging.append(subscription)
+        if options.max_age < math.inf:
+            self._aging[subscription] = None
         for link in session.links:
             link.want(subscription)
             if wants_snapshot:
@@ -97,7 +97,7 @@ class Subscriptions:
         return {each.channel: self.state_of(each).value for each in self.by_key.values()}
 
     def state_of(self, subscription: Subscription) -> SubscriptionState:
-        """Return how far the service has followed on the current link."""
+        """Return the state of one on the current link."""
         if subscription.refusal is not None:
             return SubscriptionState.REJECTED
         current = self._session.current
@@ -107,7 +107,7 @@ class Subscriptions:
     @property
     def degraded(self) -> bool:
         """Whether something that is wanted is refused."""
-        return any(each.refusal is not None for each in self.by_key.values())
+        return self.refusals > 0
 
     def _want(self, key: Hashable, channel: str, params: Mapping[str, Any]) -> Subscription:
         subscription = self.by_key.get(key)
@@ -124,8 +124,7 @@ class Subscriptions:
         if subscription.is_wanted:
             return
         del self.by_key[subscription.key]
-        if subscription in self._aging:
-            self._aging.remove(subscription)
+        self._aging.pop(subscription, None)
         for link in self._session.links:
             link.standing.release(subscription)
 
@@ -154,13 +153,8 @@ class Subscriptions:
     # ----------------------------------------------------------------- what a link asks
 
     @property
-    def wanted(self) -> Sequence[Subscription]:
-        """All there are, in the order in which they are to be asked for."""
-        return list(self.by_key.values())
-
-    @property
-    def refused(self) -> int:
-        """How many of them the service does not have, and is not asked for any more."""
+    def refusals(self) -> int:
+        """The number of them that the service does not have, and is not asked for any more."""
         return sum(each.refusal is not None for each in self.by_key.values())
 
     def tell_stale(self, now: float) -> float:

@@ -43,7 +43,7 @@ class Ask:
     _asked_at: float = attrs.field(factory=trio.current_time, init=False)
     _task: trio.lowlevel.Task = attrs.field(factory=trio.lowlevel.current_task, init=False)
     _answers: Answers | None = attrs.field(default=None, init=False)
-    """Of the link that it leaves on."""
+    """The answers of the link that it leaves on."""
     _pending: Pending | None = attrs.field(default=None, init=False)
     _result: outcome.Outcome[Any] | None = attrs.field(default=None, init=False)
     _is_told: bool = attrs.field(default=False, init=False)
@@ -181,7 +181,7 @@ class Answers:
     _by_id: bool = attrs.field(init=False)
     _told_unread: bool = attrs.field(default=False, init=False)
     _held_up: list[Pending] = attrs.field(factory=list, init=False)
-    """Those that were given up as reading stood still: only while it goes on can their answers be late."""
+    """Questions that were given up as reading stood still: only while it goes on can their answers be late."""
 
     def __attrs_post_init__(self) -> None:
         self._ledger = Ledger(self._outbound.ids)

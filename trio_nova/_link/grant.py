@@ -1,4 +1,4 @@
-"""Who we are on a link: proven before anything of the application's, and again before the grant expires."""
+"""The login on a link: done before anything of the application's, and again before the grant expires."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class _Exchange:
 
 @attrs.define(eq=False)
 class Grant:
-    """What the service has granted us on the link, and the asking that needs it."""
+    """The grant of the service on the link, and the asking that needs it."""
 
     life: LinkLife
     _outbound: Outbound
@@ -79,7 +79,7 @@ class Grant:
     is_given: bool = attrs.field(default=False, init=False)
     """Whether the service has accepted us on this link."""
     logins: int = attrs.field(default=0, init=False)
-    """How often it has."""
+    """The number of logins that it has accepted."""
     _expires_at: float = attrs.field(default=math.inf, init=False)
     _granted_at: float = attrs.field(default=0.0, init=False)
     _renewed: Signal = attrs.field(factory=Signal, init=False)

@@ -35,7 +35,7 @@ CLOCK_JUMP = 5.0
 @attrs.define(eq=False)
 class _AwaitedPong:
     sent_at: float
-    """When the ping was handed to the operating system; before that, when it was queued."""
+    """Trio's clock, seconds: the time when the ping was handed to the operating system, or before that queued."""
     task: trio.lowlevel.Task | None = None
     """Who waits for it, in `Heartbeat.ping`."""
     rtt: float | None = None

@@ -17,20 +17,20 @@ __all__ = ["LinkLife"]
 
 @attrs.define(eq=False)
 class LinkLife:
-    """What every part of one link goes by."""
+    """The number, the state and the end of one link, by which all its parts go."""
 
     session: Session
     epoch: int
     """The number of the link, from 1."""
     _nursery: trio.Nursery
-    """Of its tasks."""
+    """The nursery of its tasks."""
     state: LinkState = attrs.field(default=LinkState.UPGRADED, init=False)
     reached_by: LinkEvent | None = attrs.field(default=None, init=False)
-    """What brought it into that state; None: it has just begun."""
+    """The event that brought it into that state; None: it has just begun."""
     lost: LinkLost | None = attrs.field(default=None, init=False)
-    """How it was lost, where that is known."""
+    """The loss of it, where that is known."""
     setup_error: NovaError | None = attrs.field(default=None, init=False)
-    """Why it could not be set up, or not be kept authenticated."""
+    """The reason that it could not be set up, or not be kept authenticated."""
     ending: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when its tasks are to end."""
 
@@ -62,8 +62,8 @@ class LinkLife:
         current = self.session.current
         return current is not None and current.life is not self
 
-    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object, verb: str = "subscriber") -> None:
-        """Start a task that ends with the link."""
+    def start_soon(self, function: Callable[..., Awaitable[object]], *args: object, verb: str) -> None:
+        """Start a task that ends with the link; `verb` is its name."""
         self._nursery.start_soon(function, *args, name=self.session.task_name(verb, self.epoch))
 
     def tell(self, event: Event) -> None:

@@ -54,7 +54,7 @@ class Places:
     async def _begin(self, question: Question, *, takes_place: bool) -> None:
         has_left = trio.Event()
         self.under_way += 1
-        self._life.start_soon(self._see_through, question, has_left, takes_place)
+        self._life.start_soon(self._see_through, question, has_left, takes_place, verb="subscriber")
         # One at a time waits for the rate limit, and what is asked next cannot overtake this.
         await has_left.wait()
 

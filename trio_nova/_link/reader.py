@@ -80,6 +80,7 @@ class Intake:
     def _take_in_each(self, frames: Sequence[Frame]) -> None:
         taken: list[Any] = []
         sizes: list[int] = []
+        now, tells = trio.current_time(), self._life.session.hub.hears(MessageEvent)
         size = messages = pings = pings_size = 0
         for frame in frames:
             if isinstance(frame, Ping | Pong):
@@ -92,7 +93,7 @@ class Intake:
                 continue
             messages += 1
             size += len(frame)
-            self._take_in_one(frame, taken, sizes)
+            self._take_in_one(frame, now, taken, sizes, tells=tells)
         if pings:
             self._outbound.limiter.count_pongs(pings, pings_size)
         if messages:
@@ -100,9 +101,12 @@ class Intake:
         if taken:
             self._inbound.keep(taken, sizes)
 
-    def _take_in_one(self, frame: str | bytes, taken: list[Any], sizes: list[int]) -> None:
-        """Take in what came in one frame; what is for the inbox, and waits for no hook, is added to `taken`."""
-        session, now = self._life.session, trio.current_time()
+    def _take_in_one(self, frame: str | bytes, now: float, taken: list[Any], sizes: list[int], *, tells: bool) -> None:
+        """Take in what came in one frame; what is for the inbox, and waits for no hook, is added to `taken`.
+
+        `tells` says whether each message is told as an event.
+        """
+        session = self._life.session
         try:
             message = session.config.codec.decode(frame)
             if session.hooks.validates:
@@ -122,18 +126,18 @@ class Intake:
             if session.hooks.reads_heartbeats and self._is_heartbeat(part):
                 self._standing.watch(part)
                 continue
-            if session.hub.hears(MessageEvent):
+            if tells:
                 self._tell_received(frame, part, length)
             owner = self._owner(part, frame, now, charge)
             if owner == "answer":
                 continue
-            size = session.room.charge(frame, part) if charge is None else charge
             if session.hooks.dispatches:
+                size = session.room.charge(frame, part) if charge is None else charge
                 self._inbound.stage(frame, part, self._life, size, is_data=owner == "data", is_rest=shown)
                 shown = True
             elif owner is None:
                 taken.append(part)
-                sizes.append(size)
+                sizes.append(self._inbound.inbox.room.charge(frame, part) if charge is None else charge)
 
     def _refuse(self, exc: Exception) -> None:
         error = exc

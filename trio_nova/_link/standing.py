@@ -1,4 +1,4 @@
-"""What a service was asked to tell us on a link and has confirmed, and whose its messages are."""
+"""The standing of subscriptions on a link: asked for, confirmed, and whose a message is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _S = SubscriptionState
 
 @attrs.define(eq=False)
 class Standing:
-    """Where the subscriptions stand on one link."""
+    """The standing of the subscriptions on one link."""
 
     _life: LinkLife
     _subscriptions: Subscriptions
@@ -41,13 +41,13 @@ class Standing:
     is_open: bool = attrs.field(default=False, init=False)
     """Whether the service may be asked: the link is authenticated, where it must be, and not being left."""
     link_tracker: Tracker | None = attrs.field(default=None, init=False)
-    """What is to be shown every message of this link; see `watch`."""
+    """The tracker that is shown every message of this link; see `watch`."""
     partings: Partings = attrs.field(factory=Partings, init=False)
-    """What was given up on this link."""
+    """The subscriptions that were given up on this link."""
     resyncs: list[Subscription] = attrs.field(factory=list, init=False)
-    """Those that are to be asked for anew, to get a snapshot."""
-    _late: list[Subscription] = attrs.field(factory=list, init=False)
-    """Those of which a snapshot is wanted that may have come before the answer which is awaited."""
+    """Subscriptions that are to be asked for anew, to get a snapshot."""
+    _late: set[Subscription] = attrs.field(factory=set, init=False)
+    """Subscriptions of which a snapshot is wanted that may have come before the answer which is awaited."""
     _direct: dict[Hashable, Feed] = attrs.field(factory=dict, init=False)
     """Of messages of these names, the feeds that get them, where nothing else is to be done."""
     _early: list[tuple[Hashable, Any]] = attrs.field(factory=list, init=False)
@@ -67,7 +67,7 @@ class Standing:
         except Exception as exc:
             session.handler_failed(exc)
         self.is_open = True
-        for subscription in self._subscriptions.wanted:
+        for subscription in list(self._subscriptions.by_key.values()):
             self.want(subscription)
 
     def want(self, subscription: Subscription) -> None:
@@ -81,6 +81,7 @@ class Standing:
 
     def release(self, subscription: Subscription) -> None:
         """Give up a subscription that nobody wants any more."""
+        self._late.discard(subscription)
         if self.is_open:
             self.book.release(subscription.key)
             self.changed.set()
@@ -99,8 +100,8 @@ class Standing:
         if entry.state is _S.CONFIRMED and subscription not in self.resyncs:
             self.resyncs.append(subscription)
             self.changed.set()
-        elif entry.state is _S.REQUESTED and subscription not in self._late:
-            self._late.append(subscription)
+        elif entry.state is _S.REQUESTED:
+            self._late.add(subscription)
 
     def gave_up(self, entry: Entry) -> None:
         """Take note that the service is told that nobody wants it any more."""
@@ -302,8 +303,7 @@ class Standing:
         session = self._life.session
         replays = session.handlers.subscription.resumes and not session.hooks.resumes_after
         is_late = subscription in self._late or (replays and bool(subscription.newcomers))
-        if subscription in self._late:
-            self._late.remove(subscription)
+        self._late.discard(subscription)
         if is_late and subscription.tracker is not None and subscription.tracker.awaits_snapshot:
             self.resync(subscription)
 
@@ -324,7 +324,7 @@ class Standing:
         self.changed.set()
 
     def _tell_restart(self, subscription: Subscription, now: float) -> None:
-        """Where a grant may belong to a request from before it was given up, or end what does: tell the gap.
+        """Tell the gap, where a grant may belong to a request from before it was given up, or end what does.
 
         Services that go by our names for what we want do not say which request they answer, or whose data they send.
         """

@@ -115,7 +115,7 @@ class Subscriber:
         confirmed = self._standing.book.counts()[SubscriptionState.CONFIRMED]
         duration = trio.current_time() - self._began
         self._life.tell(
-            SubscriptionsRestored(confirmed=confirmed, rejected=self._subscriptions.refused, duration=duration)
+            SubscriptionsRestored(confirmed=confirmed, rejected=self._subscriptions.refusals, duration=duration)
         )
 
     # ----------------------------------------------------------------- asking

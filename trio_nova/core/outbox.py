@@ -19,8 +19,7 @@ import attrs
 
 from trio_nova.core._checks import number
 from trio_nova.errors import Expired, NotSent, NovaError, OutcomeUnknown
-from trio_nova.messages import Decision, Frame, Reject, frame_size
-from trio_nova.messages import Queue as HoldBack
+from trio_nova.messages import Decision, Frame, Queue, Reject, frame_size
 
 __all__ = [
     "Admit",
@@ -28,10 +27,10 @@ __all__ = [
     "Buffer",
     "Idle",
     "Lane",
+    "LaneQueue",
     "Outbox",
     "Outgoing",
     "Purpose",
-    "Queue",
     "Status",
     "WaitUntil",
     "Write",
@@ -100,7 +99,7 @@ class Outgoing:
     when_settled: Callable[[Outgoing, NovaError | None], None] | None = attrs.field(default=None, repr=False)
     """Told once what became of it: None for written, else why it was not, or is not known to be."""
     status: Status = attrs.field(default=Status.QUEUED, init=False)
-    _queue: Queue | None = attrs.field(default=None, init=False, repr=False)
+    _queue: LaneQueue | None = attrs.field(default=None, init=False, repr=False)
     """Where it waits."""
 
     def on_settled(self, tell: Callable[[Outgoing, NovaError | None], None] | None) -> None:
@@ -122,7 +121,7 @@ class Outgoing:
         self.expires_at = at
         return True
 
-    def wait_in(self, queue: Queue) -> None:
+    def wait_in(self, queue: LaneQueue) -> None:
         """Wait to be written."""
         self._queue = queue
         queue.add(self)
@@ -186,7 +185,7 @@ class Idle:
 
 
 @attrs.define(eq=False)
-class Queue:
+class LaneQueue:
     """One lane: by priority, then in the order of arrival. Removing from the middle is cheap."""
 
     by_priority: dict[int, OrderedDict[Outgoing, None]] = attrs.field(factory=dict, init=False)
@@ -247,7 +246,7 @@ class Queue:
 
 
 @attrs.define(eq=False)
-class Backlog(Queue):
+class Backlog(LaneQueue):
     """The messages of the application that wait for a link that is ready: they outlive any."""
 
     _expiries: list[tuple[float, int, Outgoing]] = attrs.field(factory=list, init=False)
@@ -316,11 +315,11 @@ class Outbox:
     backlog: Backlog = attrs.field(factory=Backlog)
     epoch: int = 0
     """The number of the link."""
-    _lanes: tuple[Queue, ...] = attrs.field(init=False)
+    _lanes: tuple[LaneQueue, ...] = attrs.field(init=False)
     _writing: list[Outgoing] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self._lanes = (Queue(), Queue(), self.backlog)
+        self._lanes = (LaneQueue(), LaneQueue(), self.backlog)
 
     @property
     def idle(self) -> bool:
@@ -351,7 +350,7 @@ class Outbox:
             if outgoing.status is not Status.QUEUED:
                 continue  # the limiter is user code: it may have ended the session, and so cancelled this send
             match decision:
-                case HoldBack(until):
+                case Queue(until):
                     self._hold(outgoing.lane, now, ready)
                     break
                 case Reject(reason):
@@ -394,7 +393,7 @@ class Outbox:
                 return lane.first()
         return None
 
-    def _lanes_of(self, ready: bool) -> tuple[Queue, ...]:
+    def _lanes_of(self, ready: bool) -> tuple[LaneQueue, ...]:
         """Return what the link may write of; until it is ready the backlog is another's to write, and to hold back."""
         return self._lanes if ready else self._lanes[:-1]
 
