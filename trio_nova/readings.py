@@ -1,0 +1,260 @@
+"""What a received message *is*: the dozen things that session protocols say, as values.
+
+`Dialect.read` answers with one of these, and the session does the rest. They are cheap to make, as one is made for
+each message; all of them are frozen, and compare by value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from trio_nova.errors import RequestFailed
+
+__all__ = [
+    "Answer",
+    "AuthOk",
+    "AuthRefused",
+    "Beat",
+    "ByServerId",
+    "Call",
+    "Data",
+    "Done",
+    "Ended",
+    "GoAway",
+    "Granted",
+    "HeartbeatAsked",
+    "Item",
+    "Many",
+    "Other",
+    "Position",
+    "Reading",
+    "Refused",
+    "Step",
+    "Throttled",
+    "Welcome",
+]
+
+
+class _Value(msgspec.Struct, frozen=True):
+    """A frozen value with slots, made in C."""
+
+
+# --------------------------------------------------------------------------- answers
+
+
+class Answer(_Value, frozen=True):
+    """The answer to a request: it settles whoever asked."""
+
+    payload: Any
+    """What `Connection.request` returns."""
+    id: Hashable | None = None
+    """The id of the request; None: the oldest one that is unanswered, in the order of the wire."""
+    error: str | RequestFailed | None = None
+    """Why the service says no, or the very error that the caller gets; None: it says yes."""
+
+
+class Item(_Value, frozen=True):
+    """One of the many answers to a request that opened a stream."""
+
+    id: Hashable
+    payload: Any
+
+
+class Done(_Value, frozen=True):
+    """The end of a stream of answers."""
+
+    id: Hashable
+    error: str | RequestFailed | None = None
+    """Why the service ended it; None: it is complete."""
+
+
+# --------------------------------------------------------------------------- channels
+
+
+class ByServerId(_Value, frozen=True):
+    """A channel by the name that the service gave it on this link, as `Granted` told."""
+
+    id: Hashable
+
+
+class Step(_Value, frozen=True):
+    """Where a message stands in the sequence of its channel."""
+
+    last: int | None
+    """Its number; of several changes in one, or of a snapshot, that of the last one that it contains."""
+    first: int | None = None
+    """The number of the first change that it contains; None: it contains one."""
+    previous: int | None = None
+    """The number of the message that it follows, where the service says so."""
+    snapshot: bool = False
+    """Whether it replaces all that came before it."""
+    checksum: int | None = None
+    """Of what was built from all messages up to this one, as the service computes it."""
+
+
+class Data(_Value, frozen=True):
+    """A message of a channel, or of several."""
+
+    channel: Hashable | ByServerId | list[Hashable]
+    """The key of its subscription, which is the channel's name unless `key` makes another; of several, a list."""
+    payload: Any
+    """What the consumer of the feed gets."""
+    step: Step | int | None = None
+    """Where it stands in the channel's sequence; a number is short for `Step(number)`."""
+    id: Hashable | None = None
+    """What tells it from others, also where the service delivers it again."""
+    ack: Any = None
+    """The message that acknowledges it to the service."""
+
+
+class Granted(_Value, frozen=True):
+    """The service has confirmed a subscription."""
+
+    channel: Hashable | None
+    """Its key. In the answer to the request for it None: the channels that were asked for, each in its place."""
+    server_id: Hashable | None = None
+    """What the service calls it on this link, where that is not the channel."""
+
+
+class Refused(_Value, frozen=True):
+    """The service has refused a subscription, or taken it back."""
+
+    channel: Hashable | None
+    """As of `Granted`."""
+    reason: str = ""
+    retry_after: float | None = None
+    """Seconds after which to ask again, where it was refused for now; None: for good."""
+
+
+class Ended(_Value, frozen=True):
+    """A subscription has come to its end, as the service says: there is no more to come."""
+
+    channel: Hashable | ByServerId
+    reason: str = ""
+    """Why it broke off: the feed ends with SubscriptionRejected. "": it is complete."""
+
+
+# --------------------------------------------------------------------------- the setup of a link
+
+
+class Welcome(_Value, frozen=True):
+    """What the service says first, unasked: `AuthExchange.receive` returns it."""
+
+    payload: Any
+
+
+class AuthOk(_Value, frozen=True):
+    """The service accepts us."""
+
+    expires_in: float | None = None
+    """Seconds for which it does; None: as long as the link lasts."""
+    tokens: Sequence[str] = ()
+    """What it gave us that nobody may see: all that is in force now, also if it was given before.
+
+    They are taken out of all that the session says; those that are not named any more only for a while, and where
+    none are named, those of the grant before stay.
+    """
+
+    def __repr__(self) -> str:
+        return f"AuthOk(expires_in={self.expires_in!r})"
+
+
+class AuthRefused(_Value, frozen=True):
+    """The service refuses us."""
+
+    reason: str = ""
+    retry: bool = False
+    """Whether the same credentials may be accepted later."""
+
+
+# --------------------------------------------------------------------------- the service's own wishes
+
+
+class HeartbeatAsked(_Value, frozen=True):
+    """The service asks for a sign of life."""
+
+    reply: Any
+    """What to send, ahead of any queue; None: nothing."""
+
+
+class Beat(_Value, frozen=True):
+    """A sign of the service's life, which nobody receives."""
+
+    answers: bool = False
+    """Whether it answers our probe, and so tells the round-trip time."""
+
+
+class Call(_Value, frozen=True):
+    """A request of the service's, which wants an answer of ours under this id."""
+
+    id: Hashable
+    payload: Any
+
+
+class Position(_Value, frozen=True):
+    """What resumes the service's session on another link: `ConnectionInfo.position` of the next dials."""
+
+    token: Any
+
+    def __repr__(self) -> str:
+        return "Position(***)"
+
+
+class GoAway(_Value, frozen=True):
+    """The service asks us to take another link."""
+
+    within: float | None = None
+    """Seconds until it closes this one; None: it does not say."""
+    url: str | None = None
+    """Where to go; None: the address of the session."""
+    reason: str = ""
+
+
+class Throttled(_Value, frozen=True):
+    """The service says that we send too fast."""
+
+    retry_after: float | None = None
+    """Seconds for which to be silent; None: it does not say."""
+    what: Any = None
+    """The message that it did not take, if it says so."""
+
+
+# --------------------------------------------------------------------------- the rest
+
+
+class Many(_Value, frozen=True):
+    """Several readings of one message, in their order; none: the message is of no interest to anybody."""
+
+    readings: Sequence[Any]
+
+
+class Other(_Value, frozen=True):
+    """An ordinary message: message handlers see it, and `Connection.receive` returns it."""
+
+    payload: Any
+
+
+Reading: TypeAlias = (
+    Answer
+    | Item
+    | Done
+    | Data
+    | Granted
+    | Refused
+    | Ended
+    | Welcome
+    | AuthOk
+    | AuthRefused
+    | HeartbeatAsked
+    | Beat
+    | Call
+    | Position
+    | GoAway
+    | Throttled
+    | Many
+    | Other
+)
+"""What a message is."""
