@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from trio_nova._session import Session
 from trio_nova.core.outbox import Lane, Outgoing
 from trio_nova.errors import NotSent, NovaError
 from trio_nova.events import Dropped
-from trio_nova.messages import Action, Close, Ping, Pong, Reconnect, Reply, ReplyMany, Retry, Stop
+from trio_nova.messages import Action, Close, Reconnect, Reply, ReplyMany, Retry, Stop
 
 if TYPE_CHECKING:
     from trio_nova._link import LinkLife
@@ -39,22 +39,32 @@ class Actions:
     _excuses: bool = attrs.field(default=False, init=False)
     """Whether what is replied just now answers the failure of a reply."""
 
-    def perform(self, action: Action, link: LinkLife | None = None, setup: Writer | None = None) -> None:
-        """Do what a hook asked for.
+    def perform(self, actions: Sequence[Action], link: LinkLife | None = None, setup: Writer | None = None) -> None:
+        """Do what a hook asked for, in its order: what follows a reply is done once that is written, or cannot be.
 
         What it answered on a link is done to that link or not at all; without one, a reply waits for the next.
 
         Args:
-            action: what the hook answered.
+            actions: what the hook answered.
             link: the link that it was asked on.
             setup: what writes the replies, where they are to leave before the link is ready.
         """
+        for at, action in enumerate(actions):
+            match action:
+                case Reply(message):
+                    messages: Sequence[Any] = [message]
+                case ReplyMany(messages):
+                    pass
+                case _:
+                    self._change(action, link)
+                    continue
+            rest = actions[at + 1 :]
+            self._reply(messages, link, setup, partial(self.perform, rest, link, setup) if rest else None)
+            return
+
+    def _change(self, action: Action, link: LinkLife | None) -> None:
         session = self._session
         match action:
-            case Reply(message):
-                self._reply([message], link, setup)
-            case ReplyMany(messages):
-                self._reply(messages, link, setup)
             case Close(code, reason):
                 session.close(code, reason)
             case Stop(error):
@@ -64,16 +74,28 @@ class Actions:
             case _:
                 pass
 
-    def _reply(self, messages: Sequence[Any], link: LinkLife | None, setup: Writer | None) -> None:
-        for message in messages:
+    def _reply(
+        self,
+        messages: Sequence[Any],
+        link: LinkLife | None,
+        setup: Writer | None,
+        then: Callable[[], None] | None,
+    ) -> None:
+        """Send replies; `then` is done when the last of them is settled."""
+        for number, message in enumerate(messages, 1):
+            last = then if number == len(messages) else None
             try:
                 outgoing = self._outgoing(message, link, setup)
                 (self._outbound.put if setup is None else setup.put)(outgoing)
             except NovaError as error:
                 self._failed(error, self._excuses)
+                if last is not None:
+                    last()
             else:
                 self._replies += 1
-                outgoing.on_settled(partial(self._settled, is_excuse=self._excuses))
+                outgoing.on_settled(partial(self._settled, is_excuse=self._excuses, then=last))
+        if not messages and then is not None:
+            then()
 
     def _outgoing(self, message: Any, link: LinkLife | None, setup: Writer | None) -> Outgoing:
         outbound = self._outbound
@@ -82,16 +104,24 @@ class Actions:
         if link is not None and not link.is_up:
             raise NotSent("the link that it was for was lost") from link.lost
         if setup is not None:
-            frame = message if isinstance(message, Ping | Pong) else outbound.encode(message)
-            return outbound.outgoing(frame, outbound.kind_of(message), lane=Lane.SETUP, purpose="setup")
-        epoch = 0 if link is None else link.epoch
-        if isinstance(message, Ping | Pong):
-            return outbound.outgoing(message, epoch=epoch)
-        return outbound.outgoing_message(message, epoch=epoch)
+            return outbound.outgoing_message(message, lane=Lane.SETUP, purpose="setup")
+        return outbound.outgoing_message(message, epoch=0 if link is None else link.epoch)
 
-    def _settled(self, outgoing: Outgoing, error: NovaError | None, *, is_excuse: bool) -> None:
+    def _settled(
+        self,
+        outgoing: Outgoing,
+        error: NovaError | None,
+        *,
+        is_excuse: bool,
+        then: Callable[[], None] | None,
+    ) -> None:
         self._replies -= 1
         self._session.settled.ring()
+        self._report(error, is_excuse=is_excuse)
+        if then is not None:
+            then()
+
+    def _report(self, error: NovaError | None, *, is_excuse: bool) -> None:
         if error is not None and self._session.is_over:
             self._unsent += 1
         elif error is not None:

@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from trio_nova._actions import Actions
-from trio_nova._feeds import Feed, FeedOptions
+from trio_nova._feeds import Delivery, Feed, FeedOptions
 from trio_nova._hub import Listener, ListenerOverflow
 from trio_nova._inbound import Inbound
 from trio_nova._limiter import Limiter
@@ -23,7 +23,7 @@ from trio_nova._requests import Requests
 from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
 from trio_nova._supervisor import Supervisor
-from trio_nova.adapter import Target, settle
+from trio_nova.adapter import Settled, Target, settle
 from trio_nova.codecs import encode_json
 from trio_nova.config import RECONFIGURABLE, Config, configure
 from trio_nova.core.session import State
@@ -31,12 +31,29 @@ from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, NovaErr
 from trio_nova.events import Event, OwnershipTransferred
 from trio_nova.messages import CloseInfo, Ping, Pong, check_close
 from trio_nova.secrets import discreet, discreet_if_asked, forget_locals
-from trio_nova.urls import Url
 
 __all__ = ["Connection", "ConnectionBlock", "Health", "Statistics", "open_connection", "run_connection"]
 
 
 _PLAIN_FEED = FeedOptions()
+
+
+def _texts(channels: object) -> Sequence[str]:
+    """Return the names of channels; ConfigError where they are none."""
+    if not isinstance(channels, list | tuple | set | frozenset) or not channels:
+        raise ConfigError("channel", f"must be a str, or a list of some, not {type(channels).__name__}")
+    for channel in channels:
+        if not isinstance(channel, str):
+            raise ConfigError("channel", f"must be a str, not {type(channel).__name__}")
+    return list(channels)
+
+
+def convert_answer(reply: Any, type: Any) -> Any:
+    """Return an answer as a type; BadMessage where it is not of it."""
+    try:
+        return msgspec.convert(reply, type)
+    except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as exc:
+        raise BadMessage(f"the answer is not of the type that was asked for: {exc}") from exc
 
 
 @attrs.frozen(kw_only=True)
@@ -195,31 +212,35 @@ class Connection:
 
     # ----------------------------------------------------------------- sending
 
-    async def send(self, message: Any, *, priority: int = 0) -> None:
+    async def send(self, message: Any, *, priority: int = 0, epoch: int = 0) -> None:
         """Send a message, through the message handler's `encode_message` and the codec.
 
         Returns when the operating system has all of it. While there is no ready link, `when_down`
         decides. Cancelling withdraws the message, unless it is being written: then it leaves whole.
 
-        A lower `priority` overtakes a higher one; equals leave in the order of the calls.
+        Args:
+            message: for the codec; or a `Ping`, or a `Pong`.
+            priority: a lower one overtakes a higher one; equals leave in the order of the calls.
+            epoch: the number of the link that the message is for, as what answers one of its messages; 0: any.
 
         Raises:
-            NotSent: nothing left this machine; it is safe to send it again.
+            NotSent: nothing left this machine; it is safe to send it again. Or the link of `epoch` is gone.
             Expired: it waited longer than `Buffer.ttl`, and was not sent.
             OutcomeUnknown: the link was lost while it was being written.
             BadMessage: it cannot be encoded.
-            ConfigError: `priority` is not a whole number.
+            ConfigError: `priority` or `epoch` is not a whole number.
             SessionOver: the session has ended.
         """
         self._session.check_run()
         try:
-            if priority != 0:
-                _check_priority(priority)
+            if priority != 0 or epoch != 0:
+                _check_whole("priority", priority)
+                _check_whole("epoch", epoch)
             outbound = self._outbound
             if isinstance(message, Ping | Pong):
                 await outbound.send(message)
                 return
-            await outbound.send_message(message, priority)
+            await outbound.send_message(message, priority, epoch)
         except NovaError as error:
             self._session.sign(error)
             raise
@@ -263,6 +284,7 @@ class Connection:
         matches: Callable[[Any], bool] | None = None,
         idempotent: bool = False,
         priority: int = 0,
+        type: Any = None,
     ) -> Any:
         """Send a question and return its answer. Any task may ask, any number at once.
 
@@ -276,13 +298,14 @@ class Connection:
                 call raises: it is shown every message that is not data of a feed, so look before you index.
             idempotent: ask again on the next link where this one is lost first. Nothing else is ever repeated.
             priority: as for `send`.
+            type: what the answer is converted to, any type that msgspec knows; None: it stays as it is.
 
         Raises:
             RequestFailed: the answer says no; `reply` is what it says.
             NotSent, Expired: as for `send`; also where a question of the same id is under way, or was given
                 up a moment ago.
             OutcomeUnknown: the link was lost before the answer came.
-            BadMessage: it cannot be encoded, or a hook fails at its id.
+            BadMessage: it cannot be encoded, or a hook fails at its id; or the answer is not of the `type`.
             ConfigError: `matches` is not callable, or `priority` not a whole number.
             SessionOver: the session has ended.
 
@@ -292,45 +315,56 @@ class Connection:
         self._session.check_run()
         try:
             if priority != 0:
-                _check_priority(priority)
+                _check_whole("priority", priority)
             if matches is not None and not callable(matches):
-                raise ConfigError("matches", f"must be a function of a message, not {type(matches).__name__}")
-            return await self._requests.request(message, matches=matches, idempotent=idempotent, priority=priority)
+                raise ConfigError("matches", f"must be a function of a message, not {matches.__class__.__name__}")
+            reply = await self._requests.request(message, matches=matches, idempotent=idempotent, priority=priority)
+            return reply if type is None else convert_answer(reply, type)
         except NovaError as error:
             self._session.sign(error)
             raise
 
     @asynccontextmanager
     async def subscribe(
-        self, channel: str, /, *, feed: FeedOptions | None = None, **params: Any
-    ) -> AsyncIterator[Feed]:
-        """Hear a channel while in the block: `async with conn.subscribe("trades.BTC") as feed`.
+        self,
+        channel: str | Sequence[str],
+        /,
+        *,
+        params: Mapping[str, Any] | None = None,
+        feed: FeedOptions | None = None,
+        type: Any = None,
+    ) -> AsyncIterator[Feed[Any]]:
+        """Hear a channel, or several, while in the block: `async with conn.subscribe("trades.BTC") as feed`.
 
         The block is entered once the service has confirmed the subscription, which waits for a link if
         there is none. It is restored on every later link, in the order in which subscriptions were first
         made, until the block is left. Two blocks of one channel are one subscription on the wire, each
-        with a feed of its own.
+        with a feed of its own. Of several channels one feed has all messages, in the order in which they come; its
+        `deliveries` say which channel each is of.
 
         Args:
-            channel: what the service calls it.
+            channel: what the service calls it; or a list of such names.
+            params: what else the service is to be told, of each channel.
             feed: how the feed holds what is not yet taken; see `FeedOptions`.
-            params: what else the service is to be told.
+            type: what its messages are converted to, any type that msgspec knows; None: they stay as they are. One
+                that is not of the type is reported as `BadMessage`, and not delivered.
 
         Raises:
-            SubscriptionRejected: the service refuses, or does not answer.
+            SubscriptionRejected: the service refuses, or does not answer; of several channels for any of them.
             NotSent: the connection is being drained.
-            ConfigError: `channel` is no text, or `feed` no `FeedOptions`; or the channel is subscribed to
-                already, with other `params`; or nothing here can read the service's confirmation.
+            ConfigError: `channel` is no text, nor a list of some, or `feed` no `FeedOptions`; or the channel is
+                subscribed to already, with other `params`; or nothing here can read the service's confirmation.
             SessionOver: the session has ended.
         """
         self._session.check_run()
         made = None
         try:
-            if not isinstance(channel, str):
-                raise ConfigError("channel", f"must be a str, not {type(channel).__name__}")
+            names = [channel] if isinstance(channel, str) else list(_texts(channel))
             if not isinstance(feed, FeedOptions | None):
-                raise ConfigError("feed", f"must be FeedOptions(...), not {type(feed).__name__}")
-            async with self._subscriptions.subscribe(channel, feed or _PLAIN_FEED, params) as made:
+                raise ConfigError("feed", f"must be FeedOptions(...), not {feed.__class__.__name__}")
+            if not isinstance(params, Mapping | None):
+                raise ConfigError("params", f"must be a mapping, not {params.__class__.__name__}")
+            async with self._subscriptions.subscribe(names, feed or _PLAIN_FEED, params or {}, type) as made:
                 yield made
         except NovaError as error:
             if made is None:  # else it comes from the user's block, and may be another session's
@@ -356,14 +390,14 @@ class Connection:
             raise ConfigError("subscriptions", "not an export of subscriptions") from exc
         self._subscriptions.load(rows)
 
-    def unsubscribe(self, channel: str, /, **params: Any) -> None:
+    def unsubscribe(self, channel: str, /, *, params: Mapping[str, Any] | None = None) -> None:
         """Give up what `import_subscriptions` wants; blocks of `subscribe` keep theirs.
 
         Raises:
             ConfigError: it was not imported.
         """
         self._session.check_run()
-        self._subscriptions.unload(channel, params)
+        self._subscriptions.unload(channel, params or {})
 
     def subscriptions(self) -> Mapping[str, str]:
         """Return the state of every subscription, by channel: wanted, requested, confirmed or rejected."""
@@ -460,6 +494,18 @@ class Connection:
         """Iterate over messages until the session is over."""
         self._session.check_run()
         return self._receiver
+
+    def deliveries(self) -> Receiver[Delivery[Any]]:
+        """Return a receiver of ordinary messages, each a `Delivery`: with the link that brought it, and when.
+
+        To be called before anything is received, and once for all: then `receive` raises ConfigError.
+
+        Raises:
+            ConfigError: something has been received already.
+            ReceiverMoved: `hand_over` gave the receive side to somebody else.
+        """
+        self._session.check_run()
+        return self._inbound.deliveries()
 
     def hand_over(self, to: str = "") -> Receiver[Any]:
         """Give the receive side away: return a `Receiver` for another task, and let nobody else receive.
@@ -620,7 +666,7 @@ class ScrubbingConnection(Connection):
     """A connection whose calls' errors leave without the locals of our frames: where `scrub_tracebacks` is on."""
 
     @asynccontextmanager
-    async def subscribe(self, channel: str, /, **named: Any) -> AsyncIterator[Feed]:
+    async def subscribe(self, channel: str | Sequence[str], /, **named: Any) -> AsyncIterator[Feed[Any]]:
         try:
             async with super().subscribe(channel, **named) as feed:
                 yield feed
@@ -660,7 +706,7 @@ def open_connection(target: Target, *, config: Config | None = None, **overrides
         ConnectFailed: the first connect failed, if `retry_first_connect` is off.
         SessionOver: the session gave up after `max_attempts`, or a hook closed it before it was ready.
     """
-    return ConnectionBlock(*settle(target, config, overrides))
+    return ConnectionBlock(settle(target, config, overrides))
 
 
 @discreet_if_asked
@@ -689,8 +735,8 @@ class ConnectionBlock:
     bounds the leaving is that every wait of the session for its peer is bounded.
     """
 
-    def __init__(self, url: Url, config: Config, **id: str) -> None:
-        session = self.session = Session(url, config, on_failure=self._failed, **id)
+    def __init__(self, settled: Settled, **id: str) -> None:
+        session = self.session = Session(settled, on_failure=self._failed, **id)
         self.outbound = Outbound(session, Limiter(session))
         self.actions = Actions(session, self.outbound)
         self.requests = Requests(session, self.outbound)
@@ -844,9 +890,9 @@ class ConnectionBlock:
         session.block.cancel(reason="the session has failed")
 
 
-def _check_priority(priority: object) -> None:
-    if isinstance(priority, bool) or not isinstance(priority, int):
-        raise ConfigError("priority", f"must be a whole number, not {type(priority).__name__}")
+def _check_whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(name, f"must be a whole number, not {type(value).__name__}")
 
 
 def _split_cancelled(exc: BaseException) -> tuple[BaseException | None, BaseException | None]:

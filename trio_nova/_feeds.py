@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import attrs
+import msgspec
 import trio
 
-from trio_nova._mailbox import Mailbox, Receiver
+from trio_nova._mailbox import Mailbox, Receiver, T
 from trio_nova._session import Session
 from trio_nova._signal import Bell
-from trio_nova.codecs import weigh_message
+from trio_nova.codecs import encode_json, weigh_message
 from trio_nova.core import check_bool, check_callable, check_count, number, one_of
 from trio_nova.core.bounded import OVERHEAD, Room
 from trio_nova.core.sequence import BackInStep, Deliver, Duplicate, GapFound, Held, NeedSnapshot, Renewed, Tracker
-from trio_nova.errors import Lagged, LinkLost, SubscriptionRejected
-from trio_nova.events import Dropped, Event, FeedStale, Gap, HighWater, LowWater, Resynced
-from trio_nova.handlers import Channel
+from trio_nova.errors import BadMessage, Lagged, LinkLost, NovaError, SubscriptionRejected
+from trio_nova.events import (
+    Dropped,
+    Event,
+    FeedStale,
+    Gap,
+    HighWater,
+    LowWater,
+    Resynced,
+    SubscriptionEnded,
+    SubscriptionRefused,
+)
+from trio_nova.handlers import Channel, Hole
+from trio_nova.readings import Data, Step, as_step
 
-__all__ = ["Feed", "FeedOptions", "Subscription"]
+__all__ = ["Carrier", "Delivery", "Feed", "FeedOptions", "Subscription", "receive_plainly"]
+
+T_co = TypeVar("T_co", covariant=True)
 
 NOTICE_SIZE = 512
 """Bytes that a notice between the messages of a feed is charged."""
@@ -55,27 +71,78 @@ class FeedOptions:
     """Seconds without data after which a `FeedStale` is told."""
 
 
-@attrs.define(eq=False)
-class Feed(Receiver[Any]):
-    """The messages of one subscription, for one consumer. Made by `Connection.subscribe`.
+class Carrier(Protocol):
+    """The link that has brought a message."""
 
-    Iteration ends with the session, or with the block. It raises SubscriptionRejected where the service takes
-    the subscription back, and Lagged where the consumer is too slow for a feed that may not drop. Once what
-    waited is taken, `receive` raises SessionOver after the session's end, and trio.ClosedResourceError after
-    the block's.
+    @property
+    def epoch(self) -> int:
+        """Its number."""
+        ...
+
+    def acknowledge(self, message: Any) -> None:
+        """Send what acknowledges a message, on this link or not at all; raises NotSent where it is gone."""
+        ...
+
+
+class Delivery(msgspec.Struct, Generic[T_co]):
+    """A message, and what is known about it."""
+
+    payload: T_co
+    channel: str
+    """The channel of the feed that it belongs to; "" for an ordinary message."""
+    step: Step | None
+    """Where it stands in the channel's sequence; None: it does not say."""
+    id: Hashable | None
+    """What tells it from others; None: nothing does."""
+    epoch: int
+    """The number of the link that brought it; 0: it was asked for elsewhere."""
+    at: float
+    """Trio's clock, seconds: when it was read."""
+    wall: float
+    """Unix time, seconds: when it was read."""
+    _carrier: Carrier | None = None
+    _ack: Any = None
+
+    def ack(self) -> None:
+        """Acknowledge it to the service, where that wants it, on the link that brought it. The first call counts.
+
+        Raises:
+            NotSent: that link is gone; the service will deliver the message again.
+        """
+        message, self._ack = self._ack, None
+        if message is not None and self._carrier is not None:
+            self._carrier.acknowledge(message)
+
+    def __repr__(self) -> str:
+        return f"Delivery({self.payload!r}, channel={self.channel!r}, step={self.step!r}, epoch={self.epoch})"
+
+
+@attrs.define(eq=False)
+class Feed(Receiver[T]):
+    """The messages of one subscription, or of several, for one consumer. Made by `Connection.subscribe`.
+
+    Iteration ends with the session, with the block, or where the service says that there is no more to come. It raises
+    SubscriptionRejected where the service takes the subscription back, and Lagged where the consumer is too slow for
+    a feed that may not drop. Once what waited is taken, `receive` raises SessionOver after the session's end,
+    trio.EndOfChannel after the channel's, and trio.ClosedResourceError after the block's.
+
+    A message that wants to be acknowledged is so when it comes, unless it is taken by `deliveries`.
     """
 
     channel: str = ""
+    """The channel; of several, the first and how many more."""
     options: FeedOptions = attrs.field(factory=FeedOptions)
     _latest: dict[Hashable, int] = attrs.field(factory=dict, init=False)
     """Of each conflation key, the serial number of its message in the queue."""
-
-    _crowds: dict[Mailbox[Any], None] = attrs.field(factory=dict, kw_only=True, alias="crowds")
-    """The mailboxes in which much waits, as the session notes them."""
+    _session: Session = attrs.field(kw_only=True, alias="session")
+    _type: Any = attrs.field(kw_only=True, alias="type")
+    """What payloads are converted to; None: they stay as they are."""
+    _sources: int = attrs.field(default=0, init=False)
+    """The number of its subscriptions that have not ended."""
 
     @classmethod
-    def _of(cls, channel: str, options: FeedOptions, session: Session) -> Feed:
-        def tell(kind: type[HighWater | LowWater]) -> None:
+    def _of(cls, channel: str, options: FeedOptions, session: Session, type: Any = None) -> Feed[Any]:
+        def tell(kind: builtins.type[HighWater | LowWater]) -> None:
             session.tell(kind(messages=len(mailbox), size=mailbox.size, where=channel))
 
         blocks = options.overflow == "block"
@@ -87,9 +154,23 @@ class Feed(Receiver[Any]):
             taken=session.taken,
             on_high_water=partial(tell, HighWater) if blocks else None,
             on_low_water=partial(tell, LowWater) if blocks else None,
+            mode="undecided",
+            strip=receive_plainly,
         )
         mailbox.prepare()
-        return cls(mailbox, channel, options, crowds=session.crowds)
+        return cls(mailbox, channel=channel, options=options, session=session, type=type)
+
+    def deliveries(self) -> Receiver[Delivery[T]]:
+        """Return the feed as a receiver of `Delivery`, each with what is known about it, and with its `ack`.
+
+        To be called before anything is received, and once for all: then payloads are not to be had by `receive`.
+
+        Raises:
+            ConfigError: something has been received already.
+        """
+        self._mailbox.decide("deliveries")
+        mailbox: Mailbox[Any] = self._mailbox
+        return Receiver(mailbox, takes="deliveries")
 
     @property
     def dropped(self) -> int:
@@ -103,30 +184,47 @@ class Feed(Receiver[Any]):
 
     # ----------------------------------------------------------------- the session's side
 
-    def _give(self, data: Any, payload: str | bytes | None, charge: int | None) -> None:
-        """Take in a message that came in `payload`, and is charged `charge`; None: that is not known."""
-        mailbox = self._mailbox
+    def _give(self, data: Data, frame: str | bytes | None, charge: int | None, now: float, carrier: Carrier) -> None:
+        """Take in data that came in `frame`, and are charged `charge`; None: that is not known."""
+        payload, mailbox = data.payload, self._mailbox
+        if self._type is not None:
+            try:
+                payload = msgspec.convert(payload, self._type)
+            except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as exc:
+                error = BadMessage(f"a message of {self.channel!r} is not of the type that was asked for: {exc}")
+                self._session.note(error, "message")
+                return
         if mailbox.is_awaited:
             charge = 0  # it will not wait
-        elif payload is None:
-            charge = weigh_message(data) + OVERHEAD
+        elif frame is None:
+            charge = weigh_message(data.payload) + OVERHEAD
         elif charge is None:
-            charge = mailbox.room.charge(payload, data)
-        self._put(data, charge)
+            charge = mailbox.room.charge(frame, payload)
+        if mailbox.mode == "payloads":
+            self._put(payload, payload, charge)
+            if data.ack is not None:
+                receive_plainly(self._delivery(data, payload, now, carrier))
+        else:
+            self._put(payload, self._delivery(data, payload, now, carrier), charge)
         if mailbox.crowded:
-            self._crowds[mailbox] = None
+            self._session.crowds[mailbox] = None
 
-    def _put(self, message: Any, size: int) -> None:
-        """Take a message in."""
+    def _delivery(self, data: Data, payload: Any, now: float, carrier: Carrier) -> Delivery[Any]:
+        wall, channel = self._session.config.wall_clock(), data.channel
+        name = channel if isinstance(channel, str) else self.channel
+        return Delivery(payload, name, as_step(data.step), data.id, carrier.epoch, now, wall, carrier, data.ack)
+
+    def _put(self, payload: Any, item: Any, size: int) -> None:
+        """Take a message in, which waits as `item`."""
         mailbox = self._mailbox
         if self.options.conflate is not None:
             try:
-                key = self.options.conflate(message)
+                key = self.options.conflate(payload)
                 serial = self._latest.get(key)
             except Exception as error:
                 self._end(error)  # a matter between that function and the consumer
                 return
-            if serial is not None and mailbox.replace(serial, message, size):
+            if serial is not None and mailbox.replace(serial, item, size):
                 return
             self._latest[key] = mailbox.next_serial
             if len(self._latest) > 2 * max(self.options.size, len(mailbox)):
@@ -134,7 +232,22 @@ class Feed(Receiver[Any]):
                 self._latest = {key: serial for key, serial in self._latest.items() if serial >= taken}
         if self.options.overflow == "fail" and mailbox.full:
             self._end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
-        mailbox.put_nowait(message, size)
+        mailbox.put_nowait(item, size)
+
+    def _joined(self) -> None:
+        """Take note of one more subscription whose messages come here."""
+        self._sources += 1
+
+    def _source_ended(self, notice: Event | None, error: Exception | None) -> None:
+        """Take note that a subscription brings nothing any more: with the last, let what is there be received.
+
+        After that raise `error`, or end in good order.
+        """
+        self._sources -= 1
+        if self._sources <= 0:
+            self._end(trio.EndOfChannel("the service says that there is no more to come") if error is None else error)
+        elif notice is not None:
+            self._tell(notice)
 
     def _tell(self, notice: Any) -> None:
         """Put a notice between the messages, where the consumer asked for notices."""
@@ -162,8 +275,8 @@ class Subscription:
     key: Hashable
     channel: str
     params: Mapping[str, Any]
-    feeds: tuple[Feed, ...] = attrs.field(default=(), init=False)
-    newcomers: tuple[Feed, ...] = attrs.field(default=(), init=False)
+    feeds: tuple[Feed[Any], ...] = attrs.field(default=(), init=False)
+    newcomers: tuple[Feed[Any], ...] = attrs.field(default=(), init=False)
     """The ones of `feeds` that came into a book that others read already: they get nothing before a snapshot."""
     is_imported: bool = attrs.field(default=False, init=False)
     """Whether it is wanted without a feed, too."""
@@ -173,6 +286,8 @@ class Subscription:
     """Whether it was confirmed on any link."""
     changed: Bell = attrs.field(factory=Bell, init=False)
     """Rung when an answer for it has come."""
+    is_complete: bool = attrs.field(default=False, init=False)
+    """Whether the service has said that there is no more to come, and all is well."""
     tracker: Tracker | None = attrs.field(default=None, init=False)
     """As its first reader got it."""
     last: Any = attrs.field(default=None, init=False)
@@ -186,6 +301,17 @@ class Subscription:
     _lost: LinkLost | None = attrs.field(default=None, init=False)
     """The loss of a link over which messages may have been missed; None once that is told."""
     _lost_at: float = attrs.field(default=0.0, init=False)
+    _lost_wall: float = attrs.field(default=0.0, init=False)
+
+    @property
+    def label(self) -> str:
+        """What it is called, in events and errors: the channel, and the params where there are some."""
+        if not self.params:
+            return self.channel
+        try:
+            return f"{self.channel} {encode_json(dict(self.params))}"
+        except BadMessage:
+            return f"{self.channel} {dict(self.params)!r}"
 
     @property
     def is_wanted(self) -> bool:
@@ -206,11 +332,11 @@ class Subscription:
     @property
     def refused(self) -> SubscriptionRejected:
         """The error for those who want it, where the service does not have it."""
-        return SubscriptionRejected(f"{self.channel!r}: {self.refusal or 'no reason given'}")
+        return SubscriptionRejected(f"{self.label!r}: {self.refusal or 'no reason given'}")
 
     # ----------------------------------------------------------------- those who read it
 
-    def join(self, feed: Feed, tracker: Tracker | None) -> bool:
+    def join(self, feed: Feed[Any], tracker: Tracker | None) -> bool:
         """Let a feed hear it; return whether a snapshot must be asked for, as a book is heard from one on.
 
         `tracker` is what watches its sequence, for the first feed; later ones are given None.
@@ -219,6 +345,7 @@ class Subscription:
         if is_first:
             self.tracker, self.last, self._lost = tracker, None, None
         self.feeds += (feed,)
+        feed._joined()
         self.max_age = min(self.max_age, feed.options.max_age)
         if self.heard_at < math.inf:
             self.heard_at = trio.current_time()  # nobody may have kept count
@@ -233,12 +360,11 @@ class Subscription:
         self.tracker.renew()
         return not is_awaited
 
-    def leave(self, feed: Feed) -> None:
+    def leave(self, feed: Feed[Any]) -> None:
         """Let a feed hear it no longer."""
         self.feeds = tuple(each for each in self.feeds if each is not feed)
         self.newcomers = tuple(each for each in self.newcomers if each is not feed)
         self.max_age = min((each.options.max_age for each in self.feeds), default=math.inf)
-        feed._leave()
 
     def load(self, *, imported: bool) -> None:
         """Want it without a feed, or not any more."""
@@ -246,34 +372,44 @@ class Subscription:
 
     def want_again(self) -> None:
         """Ask a service that does not have it again."""
-        self.refusal = None
+        self.refusal, self.is_complete = None, False
 
-    def end(self, error: Exception | None = None) -> None:
-        """End all feeds: with the session, or with `error`."""
+    def end(self) -> None:
+        """End all feeds with the session."""
         self.changed.ring()
         for feed in self.feeds:
-            feed._end(error)
+            feed._end()
+
+    def complete(self, reason: str) -> None:
+        """Take note that the service has ended it: in good order, unless there is a reason."""
+        self.refusal, self.is_complete = reason or "it is complete", not reason
+        ended = SubscriptionEnded(id=self.id, channel=self.label, reason=reason)
+        for feed in self.feeds:
+            feed._source_ended(ended, self.refused if reason else None)
 
     # ----------------------------------------------------------------- what the service says of it
 
-    def confirmed(self, now: float) -> None:
-        """Take note that the service tells us of it from now on."""
-        if self._lost is not None and self.tracker is None:
+    def confirmed(self, now: float, *, fills: bool = False) -> None:
+        """Take note that the service tells us of it from now on; `fills`: what was missed is being brought."""
+        if self._lost is not None and self.tracker is None and not fills:
             self.tell_gap("unknown")
         self.was_confirmed, self.refusal = True, None  # one that was not answered in time counts as refused
         self.heard_at, self.is_stale = now, False
 
     def refuse(self, reason: str) -> None:
         """Take note that the service does not have it, or not any more."""
-        self.refusal = reason
-        if self.was_confirmed:
-            self.end(self.refused)
+        is_news, self.refusal = self.refusal is None, reason
+        if self.was_confirmed and is_news:
+            refused = SubscriptionRefused(id=self.id, channel=self.label, reason=reason, restoring=True)
+            for feed in self.feeds:
+                feed._source_ended(refused, self.refused)
 
     def link_lost(self, lost: LinkLost, *, was_confirmed: bool) -> None:
         """Take note that messages may be missed from now on, as no link brings them."""
         # Data may come before the confirmation, or without one; from then on they may be missed.
         if (was_confirmed or self.last is not None) and self._lost is None:
             self._lost, self._lost_at = lost, trio.current_time()
+            self._lost_wall = self._session.config.wall_clock()
         self.heard_at = math.inf
         if self.tracker is not None:
             self.tracker.restart(resumed=self._session.handlers.subscription.resumes)
@@ -285,11 +421,11 @@ class Subscription:
     def tell_stale(self, now: float) -> None:
         """Tell that it has been silent for too long."""
         self.is_stale = True
-        self._notify(FeedStale(id=self.id, channel=self.channel, age=now - self.heard_at), self.feeds)
+        self._notify(FeedStale(id=self.id, channel=self.label, age=now - self.heard_at), self.feeds)
 
     def asked_as(self) -> Channel:
         """Return the channel as it is to be asked for: to go on after the last message, where the handler can."""
-        channel = Channel(self.key, self.channel, self.params)
+        channel = self.wanted_channel
         if self.last is None or not self._session.hooks.resumes_after:
             return channel
         if self.newcomers or (self.tracker is not None and not self.tracker.in_step):
@@ -301,70 +437,118 @@ class Subscription:
             return channel
         return attrs.evolve(channel, params=params)
 
+    # ----------------------------------------------------------------- holes
+
+    @property
+    def has_hole(self) -> bool:
+        """Whether messages may be missing over the loss of a link, which could be brought from elsewhere."""
+        return self._lost is not None and bool(self.feeds) and (self.tracker is None or not self.tracker.resync)
+
+    @property
+    def wanted_channel(self) -> Channel:
+        """The channel, as hooks are shown it."""
+        return Channel(self.key, self.channel, self.params)
+
+    def hole(self) -> Hole:
+        """Return what is missing over the loss of a link."""
+        after = None if self.tracker is None else self.tracker.last
+        return Hole(
+            channel=self.wanted_channel, after=after, since=self._lost_wall, until=self._session.config.wall_clock()
+        )
+
+    def fill(self, data: Data, carrier: Carrier) -> None:
+        """Give a message that was missed to those who read, unless they have it."""
+        step = as_step(data.step)
+        if self.tracker is None or step is None or step.last is None:
+            self._put(data, None, None, trio.current_time(), carrier)
+        elif self.tracker.last is None or step.last > self.tracker.last:
+            lost, self._lost = self._lost, None  # told when the fill has come to its end
+            self.deliver(data, None, None, trio.current_time(), carrier)
+            self._lost = lost
+
+    def filled(self, *, is_whole: bool) -> None:
+        """Tell the gap over a loss, when what was missed has been brought, or cannot be."""
+        if self._lost is None:
+            return
+        if self.tracker is None:
+            self.tell_gap("unknown" if is_whole else "lost")
+        elif is_whole:
+            self.tell_gap("resumed")
+
     # ----------------------------------------------------------------- data
 
-    def deliver(self, message: Any, payload: str | bytes | None, charge: int | None, now: float) -> bool:
+    def deliver(self, data: Data, frame: str | bytes | None, charge: int | None, now: float, carrier: Carrier) -> bool:
         """Give a message to those who read; return whether a snapshot must be asked for. See `Feed._give`."""
         if self.max_age < math.inf:
             self.heard_at, self.is_stale = now, False
         if self.tracker is not None:
-            return self._deliver_in_sequence(self.tracker, message, payload, charge)
+            return self._deliver_in_sequence(self.tracker, data, frame, charge, now, carrier)
         if self._lost is not None:
             self.tell_gap("unknown")
-        self._put(message, payload, charge)
+        self._put(data, frame, charge, now, carrier)
         return False
 
     def _deliver_in_sequence(
-        self, tracker: Tracker, message: Any, payload: str | bytes | None, charge: int | None
+        self,
+        tracker: Tracker,
+        data: Data,
+        frame: str | bytes | None,
+        charge: int | None,
+        now: float,
+        carrier: Carrier,
     ) -> bool:
         try:
-            verdict = tracker.see(message)
+            verdict = tracker.see(as_step(data.step), data)
         except Exception as exc:
             self._session.note(exc, "message")
-            self._put(message, payload, charge)
+            self._put(data, frame, charge, now, carrier)
             return False
         match verdict:
             case Deliver():
                 if self._lost is not None:
                     self.tell_gap("unknown" if self.last is None else "resumed")
-                self._put(message, payload, charge)
+                self._put(data, frame, charge, now, carrier)
             case Duplicate():
                 self.duplicates += 1
-            case GapFound(lost=count, held=held):
-                self.tell_gap("lost", count)
+            case GapFound(held=held):
+                self._tell_found(verdict)
                 if held:
                     return True
-                self._put(message, payload, charge)
+                self._put(data, frame, charge, now, carrier)
             case NeedSnapshot():
                 return True
             case Held():
                 pass
             case Renewed(known):
                 newcomers, self.newcomers = self.newcomers, ()
-                self._put(message, payload, charge, newcomers if known else self.feeds)
+                self._put(data, frame, charge, now, carrier, newcomers if known else self.feeds)
             case BackInStep(messages, gap):
                 if self._lost is not None or (gap is not None and not gap.held):
                     self.tell_gap("lost" if gap is not None else "unknown")
                 if self.last is not None:
-                    self._notify(Resynced(id=self.id, channel=self.channel))
+                    self._notify(Resynced(id=self.id, channel=self.label))
                 self.newcomers = ()
                 for each in messages:
-                    self._put(each, None, None)
+                    self._put(each, None, None, now, carrier)
         return False
 
     def _put(
-        self, message: Any, payload: str | bytes | None, charge: int | None, feeds: Sequence[Feed] | None = None
+        self,
+        data: Data,
+        frame: str | bytes | None,
+        charge: int | None,
+        now: float,
+        carrier: Carrier,
+        feeds: Sequence[Feed[Any]] | None = None,
     ) -> None:
         """Give a message to `feeds`; None: to all but the newcomers."""
-        hooks = self._session.hooks
         # Only who resumes from a message needs it kept: each would be cold when it is freed.
-        self.last = message if hooks.resumes_after else True
-        data = message if hooks.data_of is None else hooks.data_of(message)
+        self.last = data.payload if self._session.hooks.resumes_after else True
         for feed in self._seated if feeds is None else feeds:
-            feed._give(data, payload, charge)
+            feed._give(data, frame, charge, now, carrier)
 
     @property
-    def _seated(self) -> Sequence[Feed]:
+    def _seated(self) -> Sequence[Feed[Any]]:
         return [feed for feed in self.feeds if feed not in self.newcomers] if self.newcomers else self.feeds
 
     # ----------------------------------------------------------------- notices
@@ -379,18 +563,30 @@ class Subscription:
             self.tracker.distrust()
         return self.tracker is not None
 
+    def _tell_found(self, found: GapFound) -> None:
+        """Say that messages are missing, as the steps show, or that a checksum does not hold."""
+        first = last = None
+        if found.lost is not None and found.expected is not None and found.got is not None:
+            first, last = found.expected, found.got - 1
+        cause = found.cause or "its messages were broken off"
+        self.tell_gap("lost", found.lost, cause, first=first, last=last)
+
     def tell_gap(
         self,
         result: Literal["resumed", "lost", "unknown"],
         count: int | None = None,
         cause: str = "its messages were broken off",
+        *,
+        first: int | None = None,
+        last: int | None = None,
     ) -> None:
         """Say that messages may be missing here: over the loss of a link, or in the middle of one."""
         lost, self._lost = self._lost, None
+        wall = self._session.config.wall_clock()
         now, epoch = trio.current_time(), self._session.epoch
         gap = Gap(
             id=self.id,
-            channel=self.channel,
+            channel=self.label,
             epoch_from=epoch if lost is None else lost.epoch,
             epoch_to=epoch,
             since=now if lost is None else self._lost_at,
@@ -398,10 +594,26 @@ class Subscription:
             cause=cause if lost is None else str(lost),
             outcome=result,
             lost=count,
+            first=first,
+            last=last,
+            wall_since=wall if lost is None else self._lost_wall,
+            wall_until=wall,
         )
         self._notify(gap)
 
-    def _notify(self, notice: Event, feeds: Sequence[Feed] | None = None) -> None:
+    def _notify(self, notice: Event, feeds: Sequence[Feed[Any]] | None = None) -> None:
         self._session.tell(notice)
         for feed in self._seated if feeds is None else feeds:
             feed._tell(notice)
+
+
+def receive_plainly(item: Any) -> Any:
+    """Return the payload of a delivery, and acknowledge it, as nobody else will.
+
+    Where its link is gone the service delivers it again.
+    """
+    if not isinstance(item, Delivery):
+        return item
+    with suppress(NovaError):
+        item.ack()
+    return item.payload

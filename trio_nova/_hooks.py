@@ -1,14 +1,18 @@
-"""The strategies of one session, and which of their hooks are there to be called."""
+"""The strategies of a session, the dialect that speaks for them, and which of their hooks are there to be called."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
+from typing import Any, TypeVar, cast
 
 import attrs
 
+from trio_nova.adapter import Settled
 from trio_nova.codecs import RawCodec
 from trio_nova.config import Config, made
+from trio_nova.dialect import Dialect
 from trio_nova.handlers import (
     AuthHandler,
     ConnectionHandler,
@@ -20,14 +24,72 @@ from trio_nova.handlers import (
     SubscriptionHandler,
     overrides,
 )
+from trio_nova.handlers.auth import reveal_all
 from trio_nova.observe import LoggingHandler, MetricsCollector
+from trio_nova.readings import Reading
 
 __all__ = ["Handlers", "Hooks"]
+
+H = TypeVar("H")
+
+
+class _Blend:
+    """A strategy of which each hook is that of the first that has one of its own: given, dialect, strategy.
+
+    A hook that nobody has is that of the role, and asks the others through this.
+    """
+
+    def __init__(self, role: type, strategy: object, dialects: Sequence[Dialect], *, is_given: bool) -> None:
+        self._role, self._strategy, self._dialects, self._is_given = role, strategy, dialects, is_given
+
+    def __getattr__(self, name: str) -> Any:
+        found = self._find(name)
+        setattr(self, name, found)  # asked once
+        return found
+
+    def _find(self, name: str) -> Any:
+        strategy, default = self._strategy, inspect.getattr_static(self._role, name, None)
+        is_own = _is_own(strategy, self._role, name)
+        speaker = None if is_own and self._is_given else _speaker(self._dialects, name)
+        if speaker is not None:
+            hook = getattr(speaker, name)
+            return _unmasked(hook) if name == "encode_auth_request" else hook
+        if isinstance(default, FunctionType) and not is_own:
+            return MethodType(default, self)
+        return getattr(strategy, name)
+
+
+def _is_own(strategy: object, role: type, name: str) -> bool:
+    """Whether a strategy has something else under a name than its role has."""
+    member = getattr(strategy, name)
+    return getattr(member, "__func__", member) is not getattr(role, name, None)
+
+
+def _speaker(dialects: Sequence[Dialect], name: str) -> Dialect | None:
+    """Return the first that has a hook, or a trait, of its own under a name."""
+    for dialect in dialects:
+        ours = next((cls for cls in type(dialect).__mro__ if cls.__module__ in _OURS and name in vars(cls)), None)
+        if ours is not None and inspect.getattr_static(type(dialect), name) is not vars(ours)[name]:
+            return dialect
+    return None
+
+
+_OURS = frozenset({"trio_nova.dialect", "trio_nova.adapter"})
+
+
+def _unmasked(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a hook that is given credentials as they were given, and asked only where there are some."""
+
+    def encode_auth_request(credentials: Any) -> Any:
+        given = reveal_all(credentials)
+        return None if given is None else hook(given)
+
+    return encode_auth_request
 
 
 @attrs.frozen(kw_only=True)
 class Handlers:
-    """The eight strategies of one session."""
+    """The eight strategies of one session, and two more, as they are asked on a link, or on none."""
 
     connection: ConnectionHandler
     message: MessageHandler
@@ -37,10 +99,20 @@ class Handlers:
     rate_limit: RateLimitHandler
     logging: LoggingHandler
     metrics: MetricsCollector
+    correlation: Correlation
+    heartbeat: Heartbeat
+    dialects: tuple[Dialect, ...] = ()
+    """What speaks for them: that of the link, and the adapter."""
+    _given: frozenset[str] = frozenset()
+    """The strategies that were given at the call, by the name of their option."""
+    _plain: Handlers | None = None
+    """The same without a dialect."""
 
     @classmethod
-    def of(cls, config: Config) -> Handlers:
-        return cls(
+    def of(cls, settled: Settled) -> Handlers:
+        """Make the strategies of a session, as its adapter speaks for them."""
+        config = settled.config
+        plain = cls(
             connection=made(config.connection_handler, ConnectionHandler, "connection_handler"),
             message=made(config.message_handler, MessageHandler, "message_handler"),
             subscription=made(config.subscription_handler, SubscriptionHandler, "subscription_handler"),
@@ -49,7 +121,45 @@ class Handlers:
             rate_limit=made(config.rate_limit_handler, RateLimitHandler, "rate_limit_handler"),
             logging=made(config.logging_handler, LoggingHandler, "logging_handler"),
             metrics=made(config.metrics_collector, MetricsCollector, "metrics_collector"),
+            correlation=config.correlation,
+            heartbeat=config.heartbeat,
+            given=settled.given,
         )
+        return plain if settled.adapter is None else plain.speak((settled.adapter,))
+
+    def speak(self, dialects: tuple[Dialect, ...]) -> Handlers:
+        """Return the same strategies as others speak for them."""
+        plain = self._plain or self
+
+        def blend(role: type[H], strategy: H, option: str) -> H:
+            return cast(H, _Blend(role, strategy, dialects, is_given=option in self._given))
+
+        return attrs.evolve(
+            plain,
+            connection=blend(ConnectionHandler, plain.connection, "connection_handler"),
+            message=blend(MessageHandler, plain.message, "message_handler"),
+            subscription=blend(SubscriptionHandler, plain.subscription, "subscription_handler"),
+            auth=blend(AuthHandler, plain.auth, "auth_handler"),
+            correlation=blend(Correlation, plain.correlation, "correlation"),
+            dialects=dialects,
+            plain=plain,
+        )
+
+    def is_given(self, option: str) -> bool:
+        """Return whether the strategy of an option was given at the call."""
+        return option in self._given
+
+    def own_hook(self, name: str) -> Any:
+        """Return a hook that a dialect has of its own; None: none has."""
+        speaker = _speaker(self.dialects, name)
+        return None if speaker is None else getattr(speaker, name)
+
+    @property
+    def logs_in(self) -> bool:
+        """Whether somebody authenticates without being asked to by credentials."""
+        plain = self._plain or self
+        is_own = overrides(plain.auth, AuthHandler, "authenticate", "encode_auth_request")
+        return (is_own or self.own_hook("authenticate") is not None) and not self.auth.with_credentials_only
 
 
 @attrs.frozen(kw_only=True)
@@ -69,55 +179,86 @@ class Hooks:
     validates: bool
     """`validate_message`"""
     encodes: bool
-    """`encode_message`"""
+    """`encode_message`, or a codec that keeps what is a link's: messages are encoded when they are written."""
     logs_in: bool
-    """`authenticate` or `encode_auth_request`"""
+    """`authenticate` or `encode_auth_request`, where it is asked without credentials"""
+    listens_first: bool
+    """`authenticate`, which may read what the service says first."""
     reads_login: bool
-    """`authenticate`, `encode_auth_request` or `handle_auth_response`"""
+    """`read`, `authenticate`, `encode_auth_request` or `handle_auth_response`"""
     reads_confirmations: bool
+    """`read` or `handle_subscription_response`"""
+    reads_grants: bool
     """`handle_subscription_response`"""
+    reads_channels: bool
+    """`SubscriptionHandler.read`"""
+    reads_answers: bool
+    """`Correlation.read`"""
+    reads_heartbeats: bool
+    """`Heartbeat.read`"""
+    identifies: bool
+    """Whether a question may bear an id, by which its answer is told."""
+    filters: bool
+    """`matches`"""
+    steps_links: bool
+    """`link_step`"""
+    prepares: bool
+    """`prepare`"""
+    fetches_snapshots: bool
+    """`snapshot`"""
+    backfills: bool
+    """`backfill`"""
     resumes_after: bool
     """`resume`"""
-    data_of: Callable[[Any], Any] | None
-    """None: the consumer gets the message as it is."""
+    farewell: Callable[[], Any] | None
+    """`encode_farewell`; None: nobody has any."""
     checks_rate: bool
     """`check_rate_limit`"""
     ticks: bool
     """`handle_tick`"""
-    reads_heartbeats: bool
-    """Any hook of the heartbeat that looks at messages."""
-    splits: bool
-    """`Correlation.parts`"""
-    reads_answers: bool
-    """`Correlation.reply_id`"""
+    reads: Callable[[Any], Reading | None] | None
+    """`Dialect.read`; None: it has none of its own."""
     reads_text_only: bool
     """Whether the hooks are shown messages as they came, text: the default ones can read nothing in them."""
 
     @classmethod
     def of(cls, handlers: Handlers, config: Config) -> Hooks:
-        subscription = handlers.subscription
+        connection, subscription, correlation = handlers.connection, handlers.subscription, handlers.correlation
+        auth, codec, reads = handlers.auth, config.codec, handlers.own_hook("read")
         validates = overrides(handlers.message, MessageHandler, "validate_message")
+
+        def is_own(*names: str) -> bool:
+            return overrides(subscription, SubscriptionHandler, *names)
+
         return cls(
-            names_dial=overrides(handlers.connection, ConnectionHandler, "connection_info"),
-            asks_setup=overrides(handlers.connection, ConnectionHandler, "setup_requests"),
-            pings=overrides(handlers.connection, ConnectionHandler, "ping"),
-            hears_frames=overrides(handlers.connection, ConnectionHandler, "handle_frame"),
+            names_dial=overrides(connection, ConnectionHandler, "connection_info"),
+            asks_setup=overrides(connection, ConnectionHandler, "setup_requests"),
+            pings=overrides(connection, ConnectionHandler, "ping"),
+            hears_frames=overrides(connection, ConnectionHandler, "handle_frame"),
             hears_messages=overrides(handlers.message, MessageHandler, "handle_message"),
             validates=validates,
-            encodes=overrides(handlers.message, MessageHandler, "encode_message"),
-            logs_in=overrides(handlers.auth, AuthHandler, "authenticate", "encode_auth_request"),
-            reads_login=overrides(
-                handlers.auth, AuthHandler, "authenticate", "encode_auth_request", "handle_auth_response"
-            ),
-            reads_confirmations=overrides(subscription, SubscriptionHandler, "handle_subscription_response"),
-            resumes_after=overrides(subscription, SubscriptionHandler, "resume"),
-            data_of=subscription.data_of if overrides(subscription, SubscriptionHandler, "data_of") else None,
+            encodes=hasattr(codec, "open_link") or overrides(handlers.message, MessageHandler, "encode_message"),
+            logs_in=handlers.logs_in,
+            listens_first=overrides(auth, AuthHandler, "authenticate"),
+            reads_login=reads is not None
+            or overrides(auth, AuthHandler, "authenticate", "encode_auth_request", "handle_auth_response"),
+            reads_confirmations=reads is not None or is_own("read", "handle_subscription_response"),
+            reads_grants=is_own("handle_subscription_response"),
+            reads_channels=is_own("read"),
+            reads_answers=overrides(correlation, Correlation, "read"),
+            reads_heartbeats=overrides(handlers.heartbeat, Heartbeat, "read"),
+            identifies=type(codec) is not RawCodec or overrides(correlation, Correlation, "tag", "request_id"),
+            filters=is_own("matches"),
+            steps_links=is_own("link_step"),
+            prepares=is_own("prepare"),
+            fetches_snapshots=is_own("snapshot"),
+            backfills=is_own("backfill"),
+            resumes_after=is_own("resume"),
+            farewell=handlers.own_hook("encode_farewell"),
             checks_rate=overrides(handlers.rate_limit, RateLimitHandler, "check_rate_limit"),
             ticks=overrides(handlers.rate_limit, RateLimitHandler, "handle_tick"),
-            reads_heartbeats=overrides(config.heartbeat, Heartbeat, "answer", "is_answer", "is_beat"),
-            splits=overrides(config.correlation, Correlation, "parts"),
-            reads_answers=overrides(config.correlation, Correlation, "reply_id"),
-            reads_text_only=type(config.codec) is RawCodec and not validates,
+            reads=reads,
+            reads_text_only=type(codec) is RawCodec and not validates,
         )
 
     @property

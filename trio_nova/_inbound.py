@@ -10,6 +10,7 @@ import attrs
 import trio
 
 from trio_nova._actions import Actions
+from trio_nova._feeds import Delivery, receive_plainly
 from trio_nova._mailbox import Mailbox, Receiver
 from trio_nova._session import Session
 from trio_nova._signal import Bell
@@ -68,6 +69,8 @@ class Inbound:
             on_high_water=self._high_water,
             on_low_water=self._low_water,
             taken=session.taken,
+            mode="undecided",
+            strip=receive_plainly,
         )
         self.receiver = Receiver(self.inbox)
         if session.hooks.dispatches:
@@ -121,12 +124,25 @@ class Inbound:
         session.counts.bytes_received += size
         session.hub.count("received", messages, size)
 
-    def take(self, messages: Sequence[Any], payloads: Sequence[str | bytes]) -> None:
-        """Give ordinary messages to whoever waits, and keep the others."""
-        given = self.inbox.hand(messages)
-        if given < len(messages):
-            messages = messages[given:] if given else messages
-            self.keep(messages, self.inbox.room.charge_all(payloads[given:], messages))
+    def take(self, messages: Sequence[Any], came_as: Sequence[str | bytes | int], epoch: int) -> None:
+        """Give ordinary messages to whoever waits, and keep the others.
+
+        `came_as` is what each came as; or what it is charged, where it was a part of that. `epoch` is the number of
+        the link.
+        """
+        items = messages if self.inbox.mode == "payloads" else [self._delivery(each, epoch) for each in messages]
+        given = self.inbox.hand(items)
+        if given < len(items):
+            charge = self.inbox.room.charge
+            charges = [
+                came if isinstance(came, int) else charge(came, message)
+                for message, came in zip(messages[given:], came_as[given:], strict=True)
+            ]
+            self.keep(items[given:] if given else items, charges)
+
+    def _delivery(self, message: Any, epoch: int) -> Delivery[Any]:
+        wall = self._session.config.wall_clock()
+        return Delivery(message, "", None, None, epoch, self._received_at, wall)
 
     def stage(
         self,
@@ -182,6 +198,12 @@ class Inbound:
         self.receiver = self.receiver.move()
         return self.receiver
 
+    def deliveries(self) -> Receiver[Any]:
+        """Return a receiver of ordinary messages with all that is known of each, in place of the one before."""
+        self.receiver.check_held()
+        self.inbox.decide("deliveries")
+        return Receiver(self.inbox, takes="deliveries")
+
     # ----------------------------------------------------------------- the dispatcher's side
 
     async def dispatch(self) -> NoReturn:
@@ -204,7 +226,7 @@ class Inbound:
             answer = session.ask(session.handlers.message.handle_message, kind, staged.message)
             self._actions.perform(answer, staged.link)
         if not staged.is_data:
-            self.keep((staged.message,), (staged.charge,))
+            self.take((staged.message,), (staged.charge,), staged.link.epoch)
 
     # ----------------------------------------------------------------- ends
 
@@ -235,7 +257,7 @@ class Inbound:
             self._session.tell(Dropped(count=len(left), where="handlers"))
             for staged in left:
                 if not staged.is_data and not isinstance(staged.frame, Ping | Pong):
-                    self.keep((staged.message,), (staged.charge,))
+                    self.take((staged.message,), (staged.charge,), staged.link.epoch)
         if self.inbox.dropped > self.announced:
             self._tell_dropped(at_once=True)
         self.inbox.close(self._session.session_over() if self._session.failure is not None else None)

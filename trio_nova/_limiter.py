@@ -15,6 +15,7 @@ from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import ConfigError
 from trio_nova.events import RateConsumed, RateLimited, RateLimitSlowed, RateRejected
 from trio_nova.handlers import RateRequest
+from trio_nova.handlers.rate_limit import DEFAULT_WAIT
 from trio_nova.messages import Allow, Decision, Queue, Reject
 
 __all__ = ["Limiter"]
@@ -93,12 +94,22 @@ class Limiter:
 
     def heed(self, complaint: Any) -> None:
         """Slow down where `complaint`, a reply or a refused upgrade, says that we are too fast."""
+        session = self._session
+        try:
+            seconds = session.handlers.rate_limit.feedback(complaint)
+        except Exception as exc:
+            session.handler_failed(exc)
+            return
+        if seconds is not None:
+            self.slow_down(seconds)
+
+    def slow_down(self, seconds: Any) -> None:
+        """Be silent for so many seconds, and slower after that; None: for as long as the handler sees fit."""
         session, now = self._session, trio.current_time()
         handler = session.handlers.rate_limit
         try:
-            seconds = handler.feedback(complaint)
             if seconds is None:
-                return
+                seconds = DEFAULT_WAIT
             if isinstance(seconds, Decimal):  # as a codec may read it
                 seconds = float(seconds)
             if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds != seconds:

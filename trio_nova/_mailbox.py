@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import attrs
 import outcome
@@ -13,11 +13,12 @@ import trio
 
 from trio_nova._signal import Bell
 from trio_nova.core.bounded import BoundedQueue
-from trio_nova.errors import ReceiverMoved, SessionOver
+from trio_nova.errors import ConfigError, ReceiverMoved, SessionOver
 
-__all__ = ["Mailbox", "Receiver"]
+__all__ = ["Mailbox", "Mode", "Receiver"]
 
 T = TypeVar("T")
+Mode: TypeAlias = Literal["undecided", "payloads", "deliveries"]
 
 _HIGH_WATER = 0.8
 _LOW_WATER = 0.5
@@ -54,10 +55,15 @@ class Mailbox(BoundedQueue[T]):
     _error: Exception | None = attrs.field(default=None, init=False)
     plain: bool = attrs.field(default=True, init=False)
     """Whether taking an item is no more than that: nobody is to be told."""
+    mode: Mode = "payloads"
+    """How its items are taken; undecided until the first is: meanwhile all that is known of each is kept."""
+    strip: Callable[[T], T] | None = None
+    """Makes of an item that is kept with all that is known of it the one that is received as a payload."""
     turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
     """How many items may be taken before other tasks get to run."""
 
     def __attrs_post_init__(self) -> None:
+        self._look()
         if self.on_high_water is not None:
             self._mark = _HIGH_WATER * self.max_items
 
@@ -229,8 +235,25 @@ class Mailbox(BoundedQueue[T]):
                 self.on_low_water()
         self._look()
 
+    def decide(self, mode: Mode) -> None:
+        """Have items taken in this way from now on, unless it is decided already that it is another.
+
+        Raises:
+            ConfigError: it is.
+        """
+        if self.mode == mode:
+            return
+        if self.mode != "undecided":
+            other = "received as payloads" if self.mode == "payloads" else "taken by deliveries"
+            raise ConfigError(mode, f"the messages here are {other}: choose before the first is received")
+        self.mode = mode
+        if mode == "payloads" and self.strip is not None and self.items:
+            for place, item in enumerate(list(self.items)):
+                self.items[place] = self.strip(item)
+        self._look()
+
     def _look(self) -> None:
-        self.plain = not (self._is_high or self._is_closed or self.has_losses)
+        self.plain = not (self._is_high or self._is_closed or self.has_losses or self.mode == "undecided")
 
 
 @attrs.define(eq=False)
@@ -238,6 +261,7 @@ class Receiver(Generic[T]):
     """The receive side of a mailbox: any task may use it; cancelling any of its calls loses nothing."""
 
     _mailbox: Mailbox[T]
+    _takes: Mode = attrs.field(default="payloads", kw_only=True, alias="takes")
     _moved: bool = attrs.field(default=False, init=False)
 
     async def receive(self) -> T:
@@ -279,10 +303,15 @@ class Receiver(Generic[T]):
     async def __anext__(self) -> T:
         try:
             return await self.receive()
-        except (SessionOver, trio.ClosedResourceError):
+        except (SessionOver, trio.ClosedResourceError, trio.EndOfChannel):
             raise StopAsyncIteration from None
 
     def check(self) -> None:
+        """Raise ReceiverMoved if this is no longer the receive side; ConfigError if items are taken in another way."""
+        self.check_held()
+        self._mailbox.decide(self._takes)
+
+    def check_held(self) -> None:
         """Raise ReceiverMoved if this is no longer the receive side."""
         if self._moved:
             raise ReceiverMoved("the receive side of this connection was handed to another task")
@@ -292,4 +321,4 @@ class Receiver(Generic[T]):
         self.check()
         self._moved = True
         self._mailbox.wake_takers()
-        return Receiver(self._mailbox)
+        return Receiver(self._mailbox, takes=self._takes)

@@ -6,7 +6,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import attrs
 import outcome
@@ -24,7 +24,9 @@ from trio_nova.messages import Frame, Ping, Pong, frame_kind, frame_size
 if TYPE_CHECKING:
     from trio_nova._link import LiveLink
 
-__all__ = ["Outbound", "WhenSettled", "check_payload", "wait_settled"]
+__all__ = ["Outbound", "WhenSettled", "check_payload", "encode_with", "wait_settled"]
+
+E = TypeVar("E")
 
 _CONTROL_FRAMES = (Ping, Pong)
 _FULL_CHECKPOINT_EVERY = 64
@@ -45,6 +47,21 @@ def check_payload(payload: str | bytes) -> str | bytes:
     elif not isinstance(payload, bytes):
         raise BadMessage(f"the codec made a {type(payload).__name__}, neither str nor bytes")
     return payload
+
+
+def encode_with(encode: Callable[[Any], E], message: Any) -> E:
+    """Return what an encoder makes of a message; BadMessage where that fails."""
+    try:
+        return encode(message)
+    except NovaError:
+        raise
+    except Exception as exc:
+        raise BadMessage(f"the message could not be encoded: {exc}") from exc
+
+
+def _make(message: Any, link: Any) -> Sequence[Frame]:
+    frames: Sequence[Frame] = link.encode(message)
+    return frames
 
 
 async def wait_settled(outgoing: Outgoing, put: Callable[[Outgoing], None], withdrawn: Bell) -> None:
@@ -82,8 +99,8 @@ class Outbound:
     limiter: Limiter
     backlog: Backlog = attrs.field(factory=Backlog, init=False)
     """What waits for a link that is ready."""
-    ids: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
-    """Ids for questions, on any link: none is used twice."""
+    ids: Iterator[int] = attrs.field(init=False)
+    """Ids for questions, on any link, in the range of the service; each comes round only after all others."""
     draining: bool = attrs.field(default=False, init=False)
     """Whether no new work is taken."""
     _turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)
@@ -93,21 +110,15 @@ class Outbound:
     _type_matters: bool = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        correlation = self._session.handlers.correlation
+        self.ids = itertools.chain.from_iterable(itertools.repeat(range(correlation.first, correlation.last + 1)))
         self._type_matters = self._session.hooks.checks_rate or bool(self._session.handlers.rate_limit.costs)
 
     # ----------------------------------------------------------------- what is sent
 
     def encode(self, message: Any) -> str | bytes:
-        """Return the payload of `message`; BadMessage where there is none."""
-        session = self._session
-        try:
-            if session.hooks.encodes:
-                message = session.handlers.message.encode_message(message)
-            return check_payload(session.config.codec.encode(message))
-        except NovaError:
-            raise
-        except Exception as exc:
-            raise BadMessage(f"the message could not be encoded: {exc}") from exc
+        """Return the payload of a message whose encoding is the same on any link; BadMessage where there is none."""
+        return check_payload(encode_with(self._session.config.codec.encode, message))
 
     def kind_of(self, message: Any) -> str:
         """Return the message's type, where a rate limit depends on it or somebody listens to messages."""
@@ -137,21 +148,31 @@ class Outbound:
             epoch=epoch,
         )
 
-    def outgoing_message(self, message: Any, priority: int = 0, *, epoch: int = 0) -> Outgoing:
-        """Return a message that is encoded when it leaves, where a hook encodes it; else now.
+    def outgoing_message(
+        self,
+        message: Any,
+        priority: int = 0,
+        *,
+        lane: Lane = Lane.APPLICATION,
+        purpose: Purpose = "message",
+        epoch: int = 0,
+    ) -> Outgoing:
+        """Return a message that is encoded when it leaves, where that depends on its link; else now.
 
         Raises:
             BadMessage: it cannot be encoded.
         """
+        if isinstance(message, _CONTROL_FRAMES):
+            return self.outgoing(message, priority=priority, lane=lane, purpose=purpose, epoch=epoch)
         kind = self.kind_of(message)
         if not self._session.hooks.encodes:
-            return self.outgoing(self.encode(message), kind, priority, epoch=epoch)
-        return self.unmade(message, lambda message, link: self.encode(message), kind, priority, epoch=epoch)
+            return self.outgoing(self.encode(message), kind, priority, lane=lane, purpose=purpose, epoch=epoch)
+        return self.unmade(message, _make, kind, priority, lane=lane, purpose=purpose, epoch=epoch)
 
     def unmade(
         self,
         message: Any,
-        make: Callable[[Any, Any], Frame],
+        make: Callable[[Any, Any], Sequence[Frame]],
         kind: str,
         priority: int,
         *,
@@ -204,11 +225,18 @@ class Outbound:
             case _:
                 await wait_settled(self.outgoing(frame, kind, priority), self._put, session.settled)
 
-    async def send_message(self, message: Any, priority: int = 0) -> None:
-        """Send a message through the hook that encodes it, if there is one, and the codec; otherwise like `send`."""
-        if self._session.hooks.encodes:
+    async def send_message(self, message: Any, priority: int = 0, epoch: int = 0) -> None:
+        """Send a message through the hook that encodes it, if there is one, and the codec; otherwise like `send`.
+
+        With an `epoch` it leaves on that link, or not at all.
+        """
+        session = self._session
+        if epoch and not any(link.life.epoch == epoch and link.life.is_up for link in session.links):
+            await trio.lowlevel.checkpoint()
+            raise NotSent("the link that it was for is gone") from session.last_error
+        if session.hooks.encodes or epoch:
             await trio.lowlevel.checkpoint_if_cancelled()
-            await wait_settled(self.outgoing_message(message, priority), self.post, self._session.settled)
+            await wait_settled(self.outgoing_message(message, priority, epoch=epoch), self.post, session.settled)
         else:
             await self.send(self.encode(message), self.kind_of(message), priority)
 

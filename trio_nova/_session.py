@@ -17,6 +17,7 @@ from trio_nova._hooks import Handlers, Hooks
 from trio_nova._hub import Hub
 from trio_nova._mailbox import Mailbox
 from trio_nova._signal import Bell
+from trio_nova.adapter import Settled
 from trio_nova.codecs import weigher
 from trio_nova.config import Config, check_plaintext
 from trio_nova.core.bounded import Room
@@ -124,9 +125,11 @@ def _tell_nobody() -> None:
 class Session:
     """The state that outlives a link."""
 
-    url: Url
-    config: Config
-    id: str = attrs.field(default=attrs.Factory(lambda self: self.config.entropy(4).hex(), takes_self=True))
+    target: Settled
+    """What it was opened with."""
+    id: str = attrs.field(default=attrs.Factory(lambda self: self.target.config.entropy(4).hex(), takes_self=True))
+    url: Url = attrs.field(init=False)
+    config: Config = attrs.field(init=False)
     handlers: Handlers = attrs.field(init=False)
     hooks: Hooks = attrs.field(init=False)
     hub: Hub = attrs.field(init=False)
@@ -153,6 +156,10 @@ class Session:
     """The links that are up, the oldest first: one, or two while one takes the place of the other."""
     current: LiveLink | None = attrs.field(default=None, init=False)
     """The link that messages of the application leave on, and whose state is the session's."""
+    position: Any = attrs.field(default=None, init=False, repr=False)
+    """What resumes the service's session, as it last told."""
+    moved_to: str | None = attrs.field(default=None, init=False)
+    """Where the service wants the next link to be dialled; None: it has named no address."""
     ready_since: float | None = attrs.field(default=None, init=False)
     down_since: float | None = attrs.field(default=None, init=False)
     opened: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -181,8 +188,9 @@ class Session:
     _waiters: list[_StateWaiter] = attrs.field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.url, self.config = self.target.url, self.target.config
         self.keep_secret(self.config)
-        self.handlers = Handlers.of(self.config)
+        self.handlers = Handlers.of(self.target)
         self.hooks = Hooks.of(self.handlers, self.config)
         self.check_credentials(self.config)
         self.room = self.make_room()
@@ -396,6 +404,20 @@ class Session:
 
     # ----------------------------------------------------------------- links
 
+    def keep_position(self, token: Any) -> None:
+        """Keep what resumes the service's session on another link."""
+        self.position = token
+        self.redactor.keep("position", secrets_in(token))
+
+    def move_to(self, url: str) -> None:
+        """Dial another address for the next link."""
+        self.moved_to = url
+
+    def take_address(self) -> str | None:
+        """Return where the service wants the next link to be dialled, which counts once."""
+        url, self.moved_to = self.moved_to, None
+        return url
+
     def link_opened(self, link: LiveLink) -> None:
         """Take a link in, whose matter a wish to leave is from now on; without another it is the current one."""
         self.links.append(link)
@@ -510,16 +532,18 @@ class Session:
     def _observer_failed(self, error: Exception) -> None:
         self.note(error, "observer")
 
-    def ask(self, hook: Callable[..., Any], *args: Any) -> Action:
-        """Call a hook and return the action it answers; what it raises follows `on_handler_error`."""
+    def ask(self, hook: Callable[..., Any], *args: Any) -> tuple[Action, ...]:
+        """Call a hook and return the actions that it answers; what it raises follows `on_handler_error`."""
         try:
             answer = hook(*args)
-            if answer is not None and not isinstance(answer, ACTIONS):
-                raise ConfigError(hook.__name__, f"answered a {type(answer).__name__}, which is not an action")
+            actions = tuple(answer) if isinstance(answer, list | tuple) else () if answer is None else (answer,)
+            for action in actions:
+                if not isinstance(action, ACTIONS):
+                    raise ConfigError(hook.__name__, f"answered a {type(action).__name__}, which is not an action")
         except Exception as exc:
             self.handler_failed(exc)
-            return None
-        return answer
+            return ()
+        return actions
 
     def type_of(self, message: Any) -> str:
         """Return the type of a message, as the message handler says; "" where that fails."""
@@ -563,7 +587,7 @@ class Session:
                 self.handler_failed(exc)
         self.tell(ErrorEvent(error=error, category=category, context=context))
 
-    def report(self, error: Exception, context: str) -> Action:
+    def report(self, error: Exception, context: str) -> tuple[Action, ...]:
         """Note an error and return what the error handler answers."""
         self.note(error, context)
         return self.ask(self.handlers.error.handle_error, error, context)

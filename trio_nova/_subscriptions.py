@@ -16,10 +16,14 @@ from trio_nova._mailbox import Mailbox
 from trio_nova._outbound import Outbound
 from trio_nova._session import Session
 from trio_nova.core.subscriptions import SubscriptionState
-from trio_nova.errors import ConfigError
-from trio_nova.handlers import Channel
+from trio_nova.errors import ConfigError, SubscriptionRejected
 
 __all__ = ["Subscriptions"]
+
+
+MAX_NAMED = 5
+"""Channels that the words of an error name, where there are many."""
+_SETTLED = (SubscriptionState.CONFIRMED, SubscriptionState.REJECTED, SubscriptionState.ENDED)
 
 
 @attrs.define(eq=False)
@@ -38,37 +42,52 @@ class Subscriptions:
 
     @asynccontextmanager
     async def subscribe(
-        self, channel: str, options: FeedOptions, params: Mapping[str, Any]
-    ) -> AsyncGenerator[Feed, None]:
-        """Hold a subscription while the block lasts; see `Connection.subscribe`."""
+        self, channels: Sequence[str], options: FeedOptions, params: Mapping[str, Any], type: Any
+    ) -> AsyncGenerator[Feed[Any], None]:
+        """Hold subscriptions while the block lasts, all read by one feed; see `Connection.subscribe`."""
         session = self._session
         session.check_open()
         self._outbound.check_not_draining()
         self._check_readable()
-        handler = session.handlers.subscription
-        key = handler.key(channel, params)
+        keys = [self._check_params(channel, params) for channel in channels]
+        more = f" and {len(channels) - 1} more" if len(channels) > 1 else ""
+        feed = Feed._of(channels[0] + more, options, session, type)
+        joined: dict[Subscription, None] = {}
+        try:
+            for key, channel in zip(keys, channels, strict=True):
+                subscription = self._want(key, channel, params)
+                if subscription not in joined:
+                    joined[subscription] = None
+                    self._join(subscription, feed)
+            await self._wait_confirmed(list(joined))
+            yield feed
+        finally:
+            for subscription in joined:
+                self._look_at(subscription)
+                subscription.leave(feed)
+                self._release(subscription)
+            feed._leave()
+
+    def _check_params(self, channel: str, params: Mapping[str, Any]) -> Hashable:
+        """Return the key of a subscription; ConfigError where it is held with other params."""
+        key = self._session.handlers.subscription.key(channel, params)
         known = self.by_key.get(key)
         if known is not None and dict(known.params) != dict(params):
             raise ConfigError("params", f"{channel!r} is subscribed to already, with other params")
-        is_first = known is None or not known.feeds
-        tracker = handler.tracker(Channel(key, channel, params)) if is_first else None
-        feed = Feed._of(channel, options, session)
-        subscription = self._want(key, channel, params)
+        return key
+
+    def _join(self, subscription: Subscription, feed: Feed[Any]) -> None:
+        tracker = None
+        if not subscription.feeds:
+            tracker = self._session.handlers.subscription.tracker(subscription.wanted_channel)
         self._look_at(subscription)
         wants_snapshot = subscription.join(feed, tracker)
-        if options.max_age < math.inf:
+        if feed.options.max_age < math.inf:
             self._aging[subscription] = None
-        for link in session.links:
+        for link in self._session.links:
             link.want(subscription)
             if wants_snapshot:
                 link.standing.resync(subscription)
-        try:
-            await self._wait_confirmed(subscription)
-            yield feed
-        finally:
-            self._look_at(subscription)
-            subscription.leave(feed)
-            self._release(subscription)
 
     def load(self, rows: Sequence[object]) -> None:
         """Want what an export holds, without a feed; see `Connection.import_subscriptions`."""
@@ -93,13 +112,13 @@ class Subscriptions:
         return [{"channel": each.channel, "params": dict(each.params)} for each in self.by_key.values()]
 
     def states(self) -> Mapping[str, str]:
-        """Return the state of each on the current link, by channel."""
-        return {each.channel: self.state_of(each).value for each in self.by_key.values()}
+        """Return the state of each on the current link, by channel and params."""
+        return {each.label: self.state_of(each).value for each in self.by_key.values()}
 
     def state_of(self, subscription: Subscription) -> SubscriptionState:
         """Return the state of one on the current link."""
         if subscription.refusal is not None:
-            return SubscriptionState.REJECTED
+            return SubscriptionState.ENDED if subscription.is_complete else SubscriptionState.REJECTED
         current = self._session.current
         entry = None if current is None else current.standing.book.find(subscription.key)
         return SubscriptionState.WANTED if entry is None else entry.state
@@ -142,20 +161,33 @@ class Subscriptions:
                 "subscription_handler",
             )
 
-    async def _wait_confirmed(self, subscription: Subscription) -> None:
+    async def _wait_confirmed(self, subscriptions: Sequence[Subscription]) -> None:
+        """Wait until the service has confirmed all, or has ended what it had.
+
+        Raises:
+            SubscriptionRejected: it refuses some of them, once all are answered for.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
-        while (state := self.state_of(subscription)) is not SubscriptionState.CONFIRMED:
+        refused: list[Subscription] = []
+        for subscription in subscriptions:
+            while (state := self.state_of(subscription)) not in _SETTLED:
+                self._session.check_open()
+                await subscription.changed.wait()
             if state is SubscriptionState.REJECTED:
-                raise subscription.refused
-            self._session.check_open()
-            await subscription.changed.wait()
+                refused.append(subscription)
+        if len(refused) == 1:
+            raise refused[0].refused
+        if refused:
+            named = "; ".join(f"{each.label!r}: {each.refusal}" for each in refused[:MAX_NAMED])
+            more = f"; and {len(refused) - MAX_NAMED} more" if len(refused) > MAX_NAMED else ""
+            raise SubscriptionRejected(f"{len(refused)} of {len(subscriptions)} channels: {named}{more}")
 
     # ----------------------------------------------------------------- what a link asks
 
     @property
     def refusals(self) -> int:
         """The number of them that the service does not have, and is not asked for any more."""
-        return sum(each.refusal is not None for each in self.by_key.values())
+        return sum(each.refusal is not None and not each.is_complete for each in self.by_key.values())
 
     def tell_stale(self, now: float) -> float:
         """Tell of every subscription that has been silent for too long, and return when the next one may be."""
@@ -176,9 +208,9 @@ class Subscriptions:
         return any(each.feeds for each in self.by_key.values())
 
     @property
-    def feeds(self) -> Sequence[Feed]:
+    def feeds(self) -> Sequence[Feed[Any]]:
         """Those that the program reads."""
-        return [feed for each in self.by_key.values() for feed in each.feeds]
+        return list(dict.fromkeys(feed for each in self.by_key.values() for feed in each.feeds))
 
     @property
     def mailboxes(self) -> Sequence[tuple[str, Mailbox[Any]]]:

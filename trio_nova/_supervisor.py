@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 import trio
@@ -41,6 +42,7 @@ from trio_nova.secrets import (
     secrets_in_subprotocols,
     secrets_in_url,
 )
+from trio_nova.urls import Url, is_one_of
 
 __all__ = ["Supervisor"]
 
@@ -75,16 +77,15 @@ class Supervisor:
             ended = await self.dial_and_hold()
             while session.current is not None:  # another link has taken its place
                 ended = await self._wait_for_end()
-            answer: Action = None
+            answers: tuple[Action, ...] = ()
             # A login may be refused by the loss of its link.
             lost = ended.__cause__ if isinstance(ended, AuthFailed) else ended
             if isinstance(lost, LinkLost):
                 await self._let_leave()
-                answer = session.ask(session.handlers.connection.handle_disconnect, lost)
+                answers = session.ask(session.handlers.connection.handle_disconnect, lost)
             if session.is_closing:
                 break
-            if isinstance(answer, Reply | ReplyMany):
-                self._actions.perform(answer)
+            answer = self._perform_replies(answers)
             wish = session.take_goodbye()
             if session.state is not State.DISCONNECTED:
                 session.apply(SessionEvent.LOSE)
@@ -154,14 +155,17 @@ class Supervisor:
         self._phase = "connect"
         given = config.headers
         info = ConnectionInfo(
-            url=session.url,
+            url=self._address(),
             headers=given if isinstance(given, Mapping) else await ask_provider(given, "headers", "connect"),
             subprotocols=config.subprotocols,
             attempt=session.attempts.made,
             epoch=session.counts.links + 1,
+            position=session.position,
         )
         try:
             answer = session.handlers.connection.connection_info(info)
+            if inspect.isawaitable(answer):
+                answer = await answer
             if not isinstance(answer, ConnectionInfo):
                 raise ConfigError("connection_info", f"answered a {type(answer).__name__}, which is no ConnectionInfo")
         except Exception as exc:
@@ -169,6 +173,21 @@ class Supervisor:
             return info
         check_other_origin(info, answer, config)
         return answer
+
+    def _address(self) -> Url:
+        """Return what is to be dialled: where the service wants us, if its origin is vouched for."""
+        session = self._session
+        named = session.take_address()
+        if named is None:
+            return session.url
+        try:
+            url = Url.parse(named, "url")
+            if url.origin != session.url.origin and not is_one_of(url.origin, session.config.redirect_origins):
+                raise ConfigError("redirect_origins", f"the service names {url.origin}, which they do not vouch for")
+        except ConfigError as error:
+            session.note(error, "connect")
+            return session.url
+        return url
 
     def _dial(self, info: ConnectionInfo) -> Dial:
         config = self._session.config
@@ -277,9 +296,7 @@ class Supervisor:
         advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry, once_more=once_more)
         if isinstance(answer, Close) or (answer is None and isinstance(advice, Close)):
             return Close()  # the end, and no trouble
-        second = session.report(ended, _CONTEXTS.get(type(ended), "connect"))
-        if isinstance(second, Reply | ReplyMany):
-            self._actions.perform(second)
+        second = self._perform_replies(session.report(ended, _CONTEXTS.get(type(ended), "connect")))
         for action in (answer, second):
             match action:
                 case Retry() | Stop() | Close():
@@ -300,6 +317,11 @@ class Supervisor:
             session.handler_failed(exc)
             return advice
         return decision
+
+    def _perform_replies(self, actions: Sequence[Action]) -> Action:
+        """Let the replies that a hook answered wait for the next link; return what it says is to follow."""
+        self._actions.perform([action for action in actions if isinstance(action, Reply | ReplyMany)])
+        return next((action for action in actions if not isinstance(action, Reply | ReplyMany)), None)
 
     def _may_be_stale(self, ended: Exception) -> bool:
         """Return, once for each link, whether other credentials may please a server that wants some for the upgrade."""

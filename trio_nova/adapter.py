@@ -11,43 +11,36 @@
 
     async with open_connection(Custom()) as conn: ...
 
-A thin adapter overrides hooks; each takes the place of one hook of a strategy. A thick one brings
-strategies of its own, by `defaults`. What neither says stays as the library has it.
+An adapter overrides hooks; each takes the place of the hook of that name in a strategy. One that keeps what
+is true of one link makes a `Dialect` for each link. What it does not say stays as the library has it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 from urllib.parse import quote, urlencode
 
 import attrs
 
 from trio_nova.codecs import MixedCodec
 from trio_nova.config import Config, check_spelling, configure, default_config, target_url
+from trio_nova.core.sequence import Tracker
+from trio_nova.dialect import Dialect
 from trio_nova.errors import ConfigError
-from trio_nova.handlers import (
-    AuthHandler,
-    AuthOk,
-    AuthRefused,
-    ConnectionHandler,
-    ConnectionInfo,
-    ErrorHandler,
-    MessageHandler,
-    PingHeartbeat,
-    SubscriptionHandler,
-)
+from trio_nova.handlers import Channel, ConnectionInfo, ErrorHandler, Hole, MessageHandler, Page
 from trio_nova.handlers.auth import reveal
-from trio_nova.handlers.subscription import SubscriptionAnswer
-from trio_nova.messages import Action, Retry, Stop
+from trio_nova.messages import Answered, Retry, Stop
+from trio_nova.readings import Data
 from trio_nova.secrets import Secret, as_secret
 from trio_nova.urls import Url
 
 __all__ = [
     "HOOKS",
     "Adapter",
+    "Settled",
     "Target",
     "hook_faults",
     "hook_parameters",
@@ -68,10 +61,11 @@ def _hidden(value: str | Mapping[str, str | Secret[str]] | Secret[Any] | None) -
 
 
 @attrs.define(eq=False, kw_only=True, slots=False)
-class Adapter:
+class Adapter(Dialect):
     """One service. Subclass it; set fields by class attributes, or when you make an instance.
 
-    An instance serves any number of sessions, so it keeps nothing that belongs to one: that is for the
+    Its hooks are those of `Dialect`, and some of the session's. An instance serves any number of sessions, so it
+    keeps nothing that belongs to one: that is for the dialect that `open_link` makes for each link, or for the
     strategies, which `defaults` names and every session makes anew.
     """
 
@@ -130,50 +124,56 @@ class Adapter:
     def _overrides(self, hook: str) -> bool:
         return overrides_hook(type(self), hook)
 
-    # ----------------------------------------------------------------- hooks
+    def open_link(self, info: ConnectionInfo) -> Dialect:
+        """Return what speaks on a link that has come up: the adapter, or an object that keeps what is the link's.
 
-    def handle_platform_message(self, message: Any) -> Action:
+        The hooks of `Dialect` that the object has come before those of the adapter.
+        """
+        return self
+
+    # ----------------------------------------------------------------- traits: see `SubscriptionHandler`, `AuthHandler`
+
+    confirms: ClassVar[bool] = True
+    correlated: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False
+    unsubscribes_by_id: ClassVar[bool] = False
+    drops_unclaimed: ClassVar[bool] = False
+    max_batch: ClassVar[int] = 1
+    with_credentials_only: ClassVar[bool] = False
+
+    # ----------------------------------------------------------------- hooks of the session
+
+    def connection_info(self, info: ConnectionInfo) -> ConnectionInfo | Awaitable[ConnectionInfo]:
+        """Return what to dial; may be async. See `ConnectionHandler.connection_info`."""
+        return info
+
+    def handle_platform_message(self, message: Any) -> Answered:
         """Answer a message, as the codec decoded it. See `MessageHandler.handle_message`."""
         return None
 
-    def encode_auth_request(self, credentials: Any) -> Any:
-        """Return the message that authenticates. Asked on every link, where there are credentials.
+    def key(self, channel: str, params: Mapping[str, Any]) -> Hashable:
+        """Return what tells one subscription from others. See `SubscriptionHandler.key`."""
+        return channel
 
-        They come as they were given, unmasked: use them up here, and keep them nowhere.
-        """
-        return _AUTH.encode_auth_request(credentials)
+    async def prepare(self, channel: Channel) -> Channel:
+        """Return the channel as it is to be asked for on this link. See `SubscriptionHandler.prepare`."""
+        return channel
 
-    def handle_auth_response(self, message: Any) -> AuthOk | AuthRefused | None:
-        """Return what a message says to the authentication; None where it is no answer to it."""
-        return _AUTH.handle_auth_response(message)
-
-    def setup_requests(self, info: ConnectionInfo) -> Sequence[Any]:
-        """Return what to ask of the service on every new link. See `ConnectionHandler.setup_requests`."""
-        return ()
-
-    def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
-        """Return the message that asks for `channel`."""
-        return _SUBSCRIPTIONS.encode_subscription_request(channel, params)
-
-    def encode_unsubscription_request(self, channel: str) -> Any:
-        """Return the message that gives `channel` up; None where there is nothing to say."""
-        return _SUBSCRIPTIONS.encode_unsubscription_request(channel)
-
-    def handle_subscription_response(self, message: Any) -> Sequence[SubscriptionAnswer] | SubscriptionAnswer | None:
-        """Return what a message says of subscriptions (`Granted`, `Refused`); None where it says nothing of any."""
-        return _SUBSCRIPTIONS.handle_subscription_response(message)
-
-    def channel_of(self, message: Any) -> Hashable | None:
-        """Return the channel whose data `message` is; None where it is none."""
-        return _SUBSCRIPTIONS.channel_of(message)
-
-    def data_of(self, message: Any) -> Any:
-        """Return what the consumer of a feed gets of a message."""
-        return _SUBSCRIPTIONS.data_of(message)
-
-    def answer_heartbeat(self, message: Any) -> Any:
-        """Return what to send, ahead of any queue, in answer to the service's own probe; None where it is none."""
+    def tracker(self, channel: Channel) -> Tracker | None:
+        """Return what watches the steps of a channel's data for gaps. See `SubscriptionHandler.tracker`."""
         return None
+
+    async def snapshot(self, channel: Channel) -> Data:
+        """Return the state of a channel, asked for elsewhere. See `SubscriptionHandler.snapshot`."""
+        raise NotImplementedError
+
+    async def backfill(self, hole: Hole) -> Page:
+        """Return messages that were missed. See `SubscriptionHandler.backfill`."""
+        raise NotImplementedError
+
+    def resume(self, channel: Channel, last: Any) -> Mapping[str, Any]:
+        """Return the params with which to ask for `channel` again after `last`. See `SubscriptionHandler.resume`."""
+        return channel.params
 
     def should_reconnect(self, error: Exception, attempt: int, advice: Retry | Stop) -> Retry | Stop:
         """Return whether, and when, to dial again: only the adapter knows what close codes from 4000 on mean."""
@@ -181,9 +181,6 @@ class Adapter:
 
 
 _PATH = "/%:@!$&'()*+,;=~-._"
-_AUTH = AuthHandler()
-_SUBSCRIPTIONS = SubscriptionHandler()
-
 
 # --------------------------------------------------------------------------- the strategies that ask an adapter
 
@@ -192,54 +189,8 @@ _SUBSCRIPTIONS = SubscriptionHandler()
 class _Messages(MessageHandler):
     _adapter: Adapter
 
-    def handle_message(self, kind: str, message: Any) -> Action:
+    def handle_message(self, kind: str, message: Any) -> Answered:
         return self._adapter.handle_platform_message(message)
-
-
-@attrs.define(eq=False)
-class _Authentication(AuthHandler):
-    with_credentials_only = True
-
-    _adapter: Adapter = attrs.field(kw_only=True, alias="adapter")
-
-    def encode_auth_request(self, credentials: Any) -> Any:
-        given = reveal(credentials)
-        if given is None:
-            return None
-        if isinstance(given, Mapping):
-            given = {name: reveal(value) for name, value in given.items()}
-        return self._adapter.encode_auth_request(given)
-
-    def handle_auth_response(self, message: Any) -> AuthOk | AuthRefused | None:
-        return self._adapter.handle_auth_response(message)
-
-
-@attrs.define(eq=False)
-class _Setup(ConnectionHandler):
-    _adapter: Adapter
-
-    def setup_requests(self, info: ConnectionInfo) -> Sequence[Any]:
-        return self._adapter.setup_requests(info)
-
-
-@attrs.define(eq=False)
-class _Channels(SubscriptionHandler):
-    _adapter: Adapter = attrs.field(kw_only=True, alias="adapter")
-
-    def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
-        return self._adapter.encode_subscription_request(channel, params)
-
-    def encode_unsubscription_request(self, channel: str) -> Any:
-        return self._adapter.encode_unsubscription_request(channel)
-
-    def handle_subscription_response(self, message: Any) -> Sequence[SubscriptionAnswer] | SubscriptionAnswer | None:
-        return self._adapter.handle_subscription_response(message)
-
-    def channel_of(self, message: Any) -> Hashable | None:
-        return self._adapter.channel_of(message)
-
-    def data_of(self, message: Any) -> Any:
-        return self._adapter.data_of(message)
 
 
 @attrs.define(eq=False)
@@ -250,37 +201,20 @@ class _Errors(ErrorHandler):
         return self._adapter.should_reconnect(error, attempt, advice)
 
 
-@attrs.frozen
-class _Heartbeat(PingHeartbeat):
-    _adapter: Adapter
-
-    def answer(self, message: Any) -> Any:
-        return self._adapter.answer_heartbeat(message)
-
-
 _STRATEGIES: Mapping[str, tuple[Callable[[Adapter], Any], tuple[str, ...]]] = {
     "message_handler": (lambda adapter: partial(_Messages, adapter), ("handle_platform_message",)),
-    "auth_handler": (
-        lambda adapter: partial(_Authentication, adapter=adapter),
-        ("encode_auth_request", "handle_auth_response"),
-    ),
-    "connection_handler": (lambda adapter: partial(_Setup, adapter), ("setup_requests",)),
-    "subscription_handler": (
-        lambda adapter: partial(_Channels, adapter=adapter),
-        (
-            "encode_subscription_request",
-            "encode_unsubscription_request",
-            "handle_subscription_response",
-            "channel_of",
-            "data_of",
-        ),
-    ),
     "error_handler": (lambda adapter: partial(_Errors, adapter), ("should_reconnect",)),
-    "heartbeat": (_Heartbeat, ("answer_heartbeat",)),
 }
 """For each field of Config: what makes the strategy, and the hooks of which any, overridden, makes it needed."""
 
-HOOKS: tuple[str, ...] = tuple(hook for _, hooks in _STRATEGIES.values() for hook in hooks)
+_NO_HOOKS = frozenset({"url", "defaults", "options", "open_link"})
+
+
+def _hooks_of(kind: type) -> Iterator[str]:
+    return (name for name, each in vars(kind).items() if inspect.isfunction(each) and not name.startswith("_"))
+
+
+HOOKS: tuple[str, ...] = (*_hooks_of(Dialect), *(name for name in _hooks_of(Adapter) if name not in _NO_HOOKS))
 """The names of all hooks."""
 
 
@@ -297,8 +231,11 @@ def hook_faults(kind: type[Adapter]) -> dict[str, str]:
             continue
         if not callable(member):
             faults[hook] = f"{kind.__name__} must define it as a method, not as a {type(member).__name__}"
-        elif inspect.iscoroutinefunction(member) or inspect.isasyncgenfunction(member):
-            faults[hook] = "it decides and cannot wait: it must be a plain def, not async"
+        elif inspect.iscoroutinefunction(member) is not inspect.iscoroutinefunction(getattr(Adapter, hook)):
+            if inspect.iscoroutinefunction(getattr(Adapter, hook)):
+                faults[hook] = "it is awaited: it must be async def"
+            elif hook != "connection_info":
+                faults[hook] = "it decides and cannot wait: it must be a plain def, not async"
         elif not _can_be_called_like(getattr(Adapter, hook), member, kind, hook):
             faults[hook] = f"it must take {', '.join(hook_parameters(hook)) or 'nothing'}"
     return faults
@@ -343,7 +280,19 @@ Target: TypeAlias = str | Url | Adapter | type[Adapter]
 """What a connection can be opened to."""
 
 
-def settle(target: object, config: Config | None, overrides: Mapping[str, Any]) -> tuple[Url, Config]:
+@attrs.frozen(kw_only=True)
+class Settled:
+    """What a session is made of."""
+
+    url: Url
+    config: Config
+    adapter: Adapter | None = None
+    """None: the target is an address alone."""
+    given: frozenset[str] = frozenset()
+    """The options that were given at the call."""
+
+
+def settle(target: object, config: Config | None, overrides: Mapping[str, Any]) -> Settled:
     """Return where a target is, and the options in force for it.
 
     An override wins over the adapter's default, that over `config`, and that over the library's.
@@ -358,9 +307,10 @@ def settle(target: object, config: Config | None, overrides: Mapping[str, Any]) 
         except TypeError as exc:
             raise ConfigError("target", f"it needs arguments: write {name}(...)") from exc
     base = default_config() if config is None else config
-    if isinstance(target, Adapter):
-        for name, fault in hook_faults(type(target)).items():
-            raise ConfigError(name, fault)
-        check_spelling(type(target), Adapter)
-        return target.url(), configure(base, {**target.options(), **overrides})
-    return target_url(target), configure(base, overrides)
+    if not isinstance(target, Adapter):
+        return Settled(url=target_url(target), config=configure(base, overrides))
+    for name, fault in hook_faults(type(target)).items():
+        raise ConfigError(name, fault)
+    check_spelling(type(target), Adapter)
+    settled = configure(base, {**target.options(), **overrides})
+    return Settled(url=target.url(), config=settled, adapter=target, given=frozenset(overrides))

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
@@ -93,10 +93,16 @@ class Client:
             await client.connection.wait_closed()
 
     def subscribe(
-        self, channel: str, /, *, feed: FeedOptions | None = None, **params: Any
-    ) -> AbstractAsyncContextManager[Feed]:
-        """Hear a channel while in the block; see `Connection.subscribe`."""
-        return self.connection.subscribe(channel, feed=feed, **params)
+        self,
+        channel: str | Sequence[str],
+        /,
+        *,
+        params: Mapping[str, Any] | None = None,
+        feed: FeedOptions | None = None,
+        type: Any = None,
+    ) -> AbstractAsyncContextManager[Feed[Any]]:
+        """Hear a channel, or several, while in the block; see `Connection.subscribe`."""
+        return self.connection.subscribe(channel, params=params, feed=feed, type=type)
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close the session; see `Connection.aclose`."""

@@ -275,3 +275,16 @@ def _contents(part: Any) -> Iterable[Any]:
 
 def _slots_of(kind: type) -> list[str]:
     return [name for base in kind.__mro__ for name in getattr(base, "__slots__", ())]
+
+
+class LinkCodec(Protocol):
+    """The side of a codec that lives and dies with one link."""
+
+    def encode(self, message: Any) -> Sequence[str | bytes]: ...
+
+    def decode(self, payload: str | bytes) -> Sequence[Any]: ...
+
+
+def open_link_codec(codec: Any, max_message_size: int) -> LinkCodec | None:
+    open_link = getattr(codec, "open_link", None)
+    return None if open_link is None else open_link(max_message_size)

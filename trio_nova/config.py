@@ -61,7 +61,7 @@ from trio_nova.secrets import (
     is_secret_name,
     secret_parameter,
 )
-from trio_nova.urls import Url
+from trio_nova.urls import Url, is_one_of
 
 __all__ = [
     "RECONFIGURABLE",
@@ -170,9 +170,8 @@ def _strategy(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
         if isinstance(value, type) and not issubclass(value, role):
             _fail(attribute, f"{value.__name__} is not a subclass of {role.__name__}")
         for hook in hooks if value is not role else ():
-            if inspect.iscoroutinefunction(getattr(value, hook, None)) and not inspect.iscoroutinefunction(
-                getattr(role, hook)
-            ):
+            is_async = inspect.iscoroutinefunction(getattr(value, hook, None))
+            if is_async and not inspect.iscoroutinefunction(getattr(role, hook)) and hook != "connection_info":
                 _fail(attribute, f"{hook}() decides and cannot wait: it must be a plain def, not async")
 
     return validate
@@ -329,7 +328,7 @@ def check_other_origin(given: ConnectionInfo, wanted: ConnectionInfo, config: Co
             of the query or credentials would go along unchanged.
     """
     url = wanted.url
-    if url.origin == given.url.origin or url.origin in config.redirect_origins:
+    if url.origin == given.url.origin or is_one_of(url.origin, config.redirect_origins):
         return
     if wanted.headers and wanted.headers == given.headers:
         kept = "headers"
@@ -452,10 +451,15 @@ def _origins(value: Any) -> frozenset[str]:
     if isinstance(value, str):
         raise ConfigError("redirect_origins", f"must be a collection of origins: write [{value!r}]")
     try:
-        urls = [Url.parse(each, "redirect_origins") for each in value]
+        return frozenset(map(_origin, value))
     except TypeError:
         raise ConfigError("redirect_origins", "must be a collection of URLs") from None
-    return frozenset(url.origin for url in urls)
+
+
+def _origin(text: Any) -> str:
+    if isinstance(text, str) and "://*." in text:
+        return Url.parse(text.replace("://*.", "://any.", 1), "redirect_origins").origin.replace("://any.", "://*.", 1)
+    return Url.parse(text, "redirect_origins").origin
 
 
 def _heartbeat(value: Any) -> Any:
@@ -513,9 +517,9 @@ class Config:
     max_redirects: int = attrs.field(default=5, validator=_count(least=0))
     """Redirects that one attempt follows; 0: a redirect is a rejection. None is remembered for the next attempt."""
     redirect_origins: frozenset[str] = attrs.field(default=frozenset(), converter=_origins)
-    """Other origins ("wss://b.example") that a redirect may lead to, and all that is secret with it; else none is.
-
-    What `connection_info` leaves as it is goes along to these only, too.
+    """Other origins ("wss://b.example", "wss://*.example.com") that a redirect may lead to, and all that is secret
+    with it; else none is. What `connection_info` leaves as it is goes along to these only, and so does the session
+    where the service names another address.
     """
     auth_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
     """For the service's answer to an authentication, all its steps together."""
@@ -540,7 +544,7 @@ class Config:
     heartbeat: Heartbeat = attrs.field(
         factory=PingHeartbeat,
         converter=_heartbeat,
-        validator=[_has("probe", "is_answer", "is_beat", "answer"), _is_spelt_like(Heartbeat)],
+        validator=[_has("probe", "read"), _is_spelt_like(Heartbeat)],
     )
     """How to probe. "ping" and "off" are short for PingHeartbeat() and NoHeartbeat()."""
 
@@ -570,7 +574,7 @@ class Config:
     """Between messages and payloads."""
     correlation: Correlation = attrs.field(
         factory=Correlation,
-        validator=[_has("request_id", "tag", "reply_id", "failure"), _is_spelt_like(Correlation)],
+        validator=[_has("request_id", "tag", "read", "failure"), _is_spelt_like(Correlation)],
     )
     """How answers are matched to questions."""
     credentials: CredentialsSource = attrs.field(default=None, converter=_masked_credentials, repr=False)

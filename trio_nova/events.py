@@ -356,6 +356,30 @@ class SubscriptionRefused(ConnectionEvent):
     """The service's, or ours; escaped and cut."""
     restoring: bool = False
     """Whether it was confirmed before, on this link or an earlier one."""
+    retry_in: float | None = None
+    """Seconds after which it is asked for again; None: not until somebody wants it again."""
+
+
+@attrs.frozen(kw_only=True)
+class SubscriptionEnded(ConnectionEvent):
+    """The service has ended a subscription."""
+
+    id: int
+    """The number of the subscription in its session, from 1."""
+    channel: str
+    reason: str
+    """The service's, escaped and cut; "": it is complete."""
+
+
+@attrs.frozen(kw_only=True)
+class MoveAsked(ConnectionEvent):
+    """The service asks for another link in place of this one."""
+
+    within: float | None
+    """Seconds until it closes this one; None: it did not say."""
+    to: str
+    """The address that it names; "": none."""
+    reason: str
 
 
 @attrs.frozen(kw_only=True)
@@ -394,6 +418,14 @@ class Gap(ConnectionEvent):
     """"resumed": nothing is missing after all; "lost": something is; "unknown": the service gives no means to tell."""
     lost: int | None = None
     """How many messages are missing, where that is known."""
+    first: int | None = None
+    """The number of the first message that is missing, where that is known."""
+    last: int | None = None
+    """The number of the last one."""
+    wall_since: float
+    """Unix time, seconds: as `since`."""
+    wall_until: float
+    """Unix time, seconds: as `until`."""
 
 
 @attrs.frozen(kw_only=True)

@@ -149,7 +149,9 @@ class Retry:
 
 
 Action: TypeAlias = Reply | ReplyMany | Close | Stop | Reconnect | Retry | None
-"""What a hook may answer; None is: go on."""
+"""What is to be done; None is: go on."""
+Answered: TypeAlias = Action | Sequence[Action]
+"""What a hook may answer: one action, or several, which are done in their order."""
 
 ACTIONS = (Reply, ReplyMany, Close, Stop, Reconnect, Retry)
 

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from trio_nova.core.sequence import Step as Step
 from trio_nova.errors import RequestFailed
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Step",
     "Throttled",
     "Welcome",
+    "as_step",
 ]
 
 
@@ -80,21 +82,6 @@ class ByServerId(_Value, frozen=True):
     id: Hashable
 
 
-class Step(_Value, frozen=True):
-    """Where a message stands in the sequence of its channel."""
-
-    last: int | None
-    """Its number; of several changes in one, or of a snapshot, that of the last one that it contains."""
-    first: int | None = None
-    """The number of the first change that it contains; None: it contains one."""
-    previous: int | None = None
-    """The number of the message that it follows, where the service says so."""
-    snapshot: bool = False
-    """Whether it replaces all that came before it."""
-    checksum: int | None = None
-    """Of what was built from all messages up to this one, as the service computes it."""
-
-
 class Data(_Value, frozen=True):
     """A message of a channel, or of several."""
 
@@ -108,6 +95,11 @@ class Data(_Value, frozen=True):
     """What tells it from others, also where the service delivers it again."""
     ack: Any = None
     """The message that acknowledges it to the service."""
+
+
+def as_step(step: Step | int | None) -> Step | None:
+    """Return a step of which the number alone may be given."""
+    return step if step is None or isinstance(step, Step) else Step(step)
 
 
 class Granted(_Value, frozen=True):

@@ -36,7 +36,7 @@ class Registry:
         Raises:
             ConfigError: the id is in use.
         """
-        return self._keep(id, ConnectionBlock(*settle(target, config, overrides), id=id))
+        return self._keep(id, ConnectionBlock(settle(target, config, overrides), id=id))
 
     @asynccontextmanager
     async def _keep(self, id: str, block: ConnectionBlock) -> AsyncIterator[Connection]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -217,3 +218,14 @@ def _ascii_of(host: str) -> str:
     """
     labels = idna.uts46_remap(host, std3_rules=False, transitional=False).split(".")
     return ".".join(label if label.isascii() else idna.alabel(label).decode("ascii") for label in labels)
+
+
+def is_one_of(origin: str, origins: Collection[str]) -> bool:
+    """Return whether an origin is among `origins`, of which "wss://*.example.com" is every one below that domain."""
+    if origin in origins:
+        return True
+    for each in origins:
+        scheme, star, domain = each.partition("*")
+        if star and origin.startswith(scheme) and origin.endswith(domain):
+            return True
+    return False

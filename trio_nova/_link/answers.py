@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Protocol
 
 import attrs
 import outcome
 import trio
 
+from trio_nova._hooks import Handlers
 from trio_nova._link.life import LinkLife
 from trio_nova._outbound import Outbound
 from trio_nova._session import Session, able_to_leave
-from trio_nova.codecs import JsonCodec, MixedCodec, RawCodec
+from trio_nova.codecs import JsonCodec, MixedCodec
 from trio_nova.core.ledger import MAX_GIVEN_UP, Identity, Late, Ledger, Pending, Unmatched, identity
 from trio_nova.core.outbox import Lane, Outgoing, Purpose
 from trio_nova.errors import BadMessage, ConfigError, LinkLost, NovaError, OutcomeUnknown, RequestFailed
 from trio_nova.events import AnswerUnmatched, Event, RequestResolved, RequestSent, RequestUnresolved
-from trio_nova.handlers.correlation import ids_as_written, written_ids
+from trio_nova.messages import Frame
+from trio_nova.readings import Answer
 
-__all__ = ["Answers", "Ask"]
+__all__ = ["Answers", "Ask", "Asker", "Unjudged"]
+
+
+class Asker(Protocol):
+    """Waits for the answer to a question."""
+
+    on_answer: Callable[[Any], object] | None
+    """Shown an answer that says yes, before anything is taken in that came behind it."""
+
+    def tell(self, result: outcome.Outcome[Any]) -> None:
+        """Take note of what came of the question; told once."""
+        ...
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -33,7 +47,7 @@ class Ask:
     matches: Callable[[Any], bool] | None = None
     when_written: Callable[[], object] | None = None
     on_answer: Callable[[Any], object] | None = None
-    """Shown the answer before anything is taken in that came behind it."""
+    """Shown an answer that says yes, before anything is taken in that came behind it."""
     number: int = attrs.field(init=False)
     """Its id in events."""
     outgoing: Outgoing = attrs.field(init=False)
@@ -69,8 +83,8 @@ class Ask:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         outbound, session = self.outbound, self.session
-        if self.matches is None:
-            own_id(session, message)
+        if self.matches is None and session.hooks.identifies:
+            own_id(session.handlers, message)
         kind = outbound.kind_of(message)
         self.outgoing = outbound.unmade(message, self._make, kind, priority, lane=lane, purpose=purpose)
         self.outgoing.on_settled(self._settled)
@@ -81,26 +95,23 @@ class Ask:
             self._fail(error)
         try:
             reply = await self._wait()
-            if (reason := session.config.correlation.failure(reply)) is not None:
-                outbound.limiter.heed(reply)
-                if isinstance(reason, RequestFailed):
-                    raise reason
-                raise RequestFailed(f"the service refused the request: {session.redactor.show(reason)}", reply=reply)
         except Exception as error:
+            if isinstance(error, RequestFailed):
+                outbound.limiter.heed(error.reply)
             self._tell(RequestUnresolved(id=self.number, error=error))
             raise
         self._tell(RequestResolved(id=self.number, round_trip=trio.current_time() - self._asked_at))
         return reply
 
-    def _make(self, message: Any, answers: Answers) -> str | bytes:
+    def _make(self, message: Any, answers: Answers) -> Sequence[Frame]:
         """Write it down where its answer will come, and return what is written."""
-        pending, frame = answers.open(self, message)
+        pending, frames = answers.open(self, message, self.matches)
         self._answers = answers
         if self._is_told:  # a hook has cancelled whoever asks: as it is being written it leaves all the same
             answers.give_up(pending, sent=True)
         else:
             self._pending = pending
-        return frame
+        return frames
 
     def _settled(self, outgoing: Outgoing, error: NovaError | None) -> None:
         if error is not None:
@@ -115,6 +126,14 @@ class Ask:
         if not self._is_told:
             self._give_up(sent=self.is_written)
             self.tell(outcome.Error(error))
+
+    def settle(self, answers: Answers, result: Any) -> bool:
+        """Return `result` to whoever waits, in place of the answer; False where there is nobody, or it has not left."""
+        if self._is_told or self._answers is not answers:
+            return False
+        self._give_up(sent=self.is_written)
+        self.tell(outcome.Value(result))
+        return True
 
     def tell(self, result: outcome.Outcome[Any]) -> None:
         """Let whoever waits go on with `result`."""
@@ -152,16 +171,18 @@ class Ask:
         self.session.tell(event, None if self._answers is None else self._answers.epoch)
 
 
-def own_id(session: Session, message: Any) -> Hashable | None:
+class Unjudged(Answer, frozen=True):
+    """An answer of which `Correlation.failure` says whether the service says yes."""
+
+
+def own_id(handlers: Handlers, message: Any) -> Hashable | None:
     """Return the id that the caller gave a question; None where it has none, or answers come in order.
 
     Raises:
         BadMessage: it has something for an id that no answer could be matched by, or a hook fails at it.
     """
-    if isinstance(session.config.codec, RawCodec):
-        return None
     try:
-        own = session.config.correlation.request_id(message)
+        own = handlers.correlation.request_id(message)
     except NovaError:
         raise
     except Exception as exc:
@@ -178,15 +199,12 @@ class Answers:
     _life: LinkLife
     _outbound: Outbound
     _ledger: Ledger = attrs.field(init=False)
-    _by_id: bool = attrs.field(init=False)
     _told_unread: bool = attrs.field(default=False, init=False)
     _held_up: list[Pending] = attrs.field(factory=list, init=False)
     """Questions that were given up as reading stood still: only while it goes on can their answers be late."""
 
     def __attrs_post_init__(self) -> None:
         self._ledger = Ledger(self._outbound.ids)
-        # A raw codec returns text: no id can be read from it, so its answers come in order.
-        self._by_id = not isinstance(self._life.session.config.codec, RawCodec)
 
     @property
     def epoch(self) -> int:
@@ -195,7 +213,13 @@ class Answers:
 
     # ----------------------------------------------------------------- questions
 
-    def open(self, ask: Ask, message: Any) -> tuple[Pending, str | bytes]:
+    def encode(self, message: Any) -> Sequence[Frame]:
+        """Return the frames of a message that is about to leave, and asks nothing."""
+        return self._life.encode(message)
+
+    def open(
+        self, asker: Asker, message: Any, matches: Callable[[Any], bool] | None = None
+    ) -> tuple[Pending, Sequence[Frame]]:
         """Expect the answer to a question, and return what is awaited and what is to be written.
 
         Raises:
@@ -203,15 +227,15 @@ class Answers:
             NotSent: its id is taken.
         """
         try:
-            message, ids = (message, ()) if ask.matches is not None else self._identify(message)
-            frame = self._outbound.encode(message)
-            pending = Pending(ids=self._as_written(ids, frame), matches=ask.matches, asker=ask)
+            message, ids = (message, ()) if matches is not None else self._identify(message)
+            frames = self._life.encode(message)
+            pending = Pending(ids=self._as_written(ids, frames), matches=matches, asker=asker)
             self._ledger.open(pending, trio.current_time())
         except NovaError:
             raise
         except Exception as exc:  # of a hook: whoever asks is to be told, and not the writer
             raise BadMessage(f"the question could not be given an id: {exc}") from exc
-        return pending, frame
+        return pending, frames
 
     def give_up(self, pending: Pending, *, sent: bool) -> None:
         """Await an answer no longer; where the question was `sent` it may still come, and is then late."""
@@ -219,66 +243,81 @@ class Answers:
 
     def _identify(self, message: Any) -> tuple[Any, tuple[Hashable, ...]]:
         """Return the question as it is sent, and the forms in which its answer may bear its id; none: in order."""
-        session, correlation = self._life.session, self._life.session.config.correlation
-        if not self._by_id:
-            return message, ()
-        if (own := own_id(session, message)) is not None:
+        handlers = self._life.handlers
+        if not self._life.hooks.identifies:
+            return message, ()  # what comes back is text: no id can be read from it, so answers come in order
+        if (own := own_id(handlers, message)) is not None:
             return message, (own,)
-        id = self._ledger.allot()
+        correlation = handlers.correlation
+        id = self._ledger.allot(str if correlation.text else int)
         tagged = correlation.tag(message, id)
-        return (message, ()) if tagged is None else (tagged, written_ids(correlation, message, id, tagged))
+        if tagged is None:
+            return message, ()
+        return tagged, _written_ids(self._find_id, partial(correlation.tag, message), id, tagged)
 
-    def _as_written(self, ids: tuple[Hashable, ...], frame: str | bytes) -> tuple[Identity, ...]:
+    def _as_written(self, ids: tuple[Hashable, ...], frames: Sequence[Any]) -> tuple[Identity, ...]:
         """Return what an id is compared by: by what was written, where that may be something else."""
-        session = self._life.session
-        codec, correlation = session.config.codec, session.config.correlation
-        is_plain = not session.hooks.encodes and all(type(id) in (int, str) for id in ids)
-        if ids and not is_plain and isinstance(codec, JsonCodec | MixedCodec):
+        life = self._life
+        is_plain = not life.hooks.encodes and all(type(id) in (int, str) for id in ids)
+        if ids and not is_plain and isinstance(life.session.config.codec, JsonCodec | MixedCodec):
             with suppress(BadMessage):  # a codec may be unable to read what it writes
-                ids = ids_as_written(correlation, ids, codec.decode(frame))
+                ids = _ids_as_written(self._find_id, ids, life.session.config.codec.decode(frames[0]))
         return tuple(identity(id) for id in ids)
+
+    def _find_id(self, question: Any) -> Hashable | None:
+        """Return the id that stands in a question, where a hook that reads questions or answers finds one."""
+        correlation = self._life.handlers.correlation
+        for hook in (correlation.request_id, self._read_id):
+            with suppress(Exception):  # it reads answers, and this is none
+                found = hook(question)
+                hash(found)
+                if found is not None:
+                    return found
+        return None
+
+    def _read_id(self, message: Any) -> Hashable | None:
+        reading = self._life.handlers.correlation.read(message)
+        if reading is None and self._life.hooks.reads is not None:
+            found = self._life.hooks.reads(message)
+            reading = found if isinstance(found, Answer) else None
+        return None if reading is None else reading.id
 
     # ----------------------------------------------------------------- what is read
 
     @property
     def expecting(self) -> bool:
-        """Whether a message might be an answer, if only a late one; else `take` need not be asked."""
-        return self._by_id or bool(self._ledger.matchers or self._ledger.in_order)
+        """Whether a message might be an answer, if only a late one."""
+        return len(self._ledger) > 0
 
-    def take(self, message: Any, now: float, is_data: Callable[[Any], bool]) -> Literal["answer", "unmatched"] | None:
-        """Settle the question that `message` answers, and say that it is an answer: it goes no further.
+    @property
+    def in_order(self) -> bool:
+        """Whether the next answer without an id belongs to a question."""
+        return bool(self._ledger.in_order)
 
-        What `is_data` of a subscription answers nothing, whatever id it bears, unless it tells an outcome; without
-        an id not even then. "unmatched": it bears the id of no question, which any other message may; `unclaimed`
-        is to be told where it proves to be none of a subscription's either.
-        """
-        session, ledger = self._life.session, self._ledger
-        correlation = session.config.correlation
-        id = correlation.reply_id(message) if self._by_id else None
-        is_awaited = id is not None and ledger.awaits(id, now)
-        if not is_awaited and not ledger.matchers and not ledger.in_order:
-            return None if id is None else "unmatched"
-        is_told = is_awaited and (session.hooks.reads_answers or correlation.has_outcome(message))
-        is_of_channel = not is_told and is_data(message)
-        if is_of_channel and not correlation.has_outcome(message):
-            return None
-        if self._settle_with(message, id, now, in_order=id is None and not is_of_channel):
-            return "answer"
-        return None if id is None else "unmatched"
+    def awaits(self, id: Hashable) -> bool:
+        """Return whether an answer under this id is awaited, or may come late."""
+        return self._ledger.awaits(id, trio.current_time())
 
-    def take_batch(self, messages: Any, now: float) -> bool:
-        """Settle the question that one frame's messages answer all together, as only its `matches` can say."""
-        return bool(self._ledger.matchers) and self._settle_with(messages, None, now, in_order=False)
+    def settle(self, answer: Answer, now: float) -> bool:
+        """Settle the question that `answer` belongs to; False where there is none."""
+        return self._settle_with(answer, now, in_order=answer.id is None)
 
-    def _settle_with(self, message: Any, id: Hashable | None, now: float, *, in_order: bool) -> bool:
-        while isinstance(match := self._ledger.match(message, id, now, in_order=in_order), Unmatched):
+    def settle_by_content(self, message: Any, now: float) -> bool:
+        """Settle a question whose `matches` says that `message` answers it; False where there is none."""
+        return bool(self._ledger.matchers) and self._settle_with(Unjudged(message), now, in_order=False)
+
+    def settle_at_once(self, ask: Ask, result: Any) -> bool:
+        """Settle a question with `result`, whatever its id; False where it was settled before."""
+        return ask.settle(self, result)
+
+    def _settle_with(self, answer: Answer, now: float, *, in_order: bool) -> bool:
+        message, id, ledger = answer.payload, answer.id, self._ledger
+        while isinstance(match := ledger.match(message, id, now, in_order=in_order), Unmatched):
             # A matter between that function and whoever asks with it; the message may be for another.
             self._settle(match.pending, able_to_leave(match.error), sent=True)
         match match:
-            case Pending(asker=ask):
-                if ask.on_answer is not None:
-                    ask.on_answer(message)
-                ask.tell(outcome.Value(message))
+            case Pending(asker=asker):
+                asker.tell(self._judge(answer, asker))
                 return True
             case Late():
                 self._tell_unmatched(id, late=True)
@@ -286,19 +325,37 @@ class Answers:
             case None:
                 return False
 
-    def _settle(self, pending: Pending, error: Exception, *, sent: bool) -> None:
-        ask: Ask = pending.asker
-        self.give_up(pending, sent=sent)
-        ask.tell(outcome.Error(error))
+    def _judge(self, answer: Answer, asker: Asker) -> outcome.Outcome[Any]:
+        """Return what whoever asks is told: the payload, or why the service says no."""
+        life = self._life
+        try:
+            error = answer.error
+            if error is None and isinstance(answer, Unjudged):
+                error = life.handlers.correlation.failure(answer.payload)
+            if error is None:
+                if asker.on_answer is not None:
+                    asker.on_answer(answer.payload)
+                return outcome.Value(answer.payload)
+        except Exception as exc:
+            return outcome.Error(able_to_leave(exc))
+        if isinstance(error, RequestFailed):
+            return outcome.Error(error)
+        said = life.session.redactor.show(str(error))
+        return outcome.Error(RequestFailed(f"the service refused the request: {said}", reply=answer.payload))
 
-    def unclaimed(self, message: Any) -> None:
-        """Tell that an "unmatched" message was taken by nobody."""
-        self._tell_unmatched(self._life.session.config.correlation.reply_id(message), late=False)
+    def _settle(self, pending: Pending, error: Exception, *, sent: bool) -> None:
+        asker: Asker = pending.asker
+        self.give_up(pending, sent=sent)
+        asker.tell(outcome.Error(error))
+
+    def unclaimed(self, id: Hashable) -> None:
+        """Tell that nobody took a message that bears this id."""
+        self._tell_unmatched(id, late=False)
         if not self._told_unread and any(len(pending.ids) > 1 for pending in self._ledger.awaited):
             self._told_unread = True
             why = (
-                "an answer bears an id that nobody awaits, while questions wait whose id reply_id and request_id did "
-                "not find where tag had put it: let request_id read it as reply_id reads it in an answer"
+                "an answer bears an id that nobody awaits, while questions wait whose id request_id did not find "
+                "where tag had put it: let request_id read it as read finds it in an answer"
             )
             self._life.session.note(ConfigError("correlation", why), "request")
 
@@ -332,8 +389,8 @@ class Answers:
         look_again = now + patience
         why = f"reading stands still: {waiting} messages wait in {where!r}, and nobody takes them"
         for pending in self._ledger.awaited:
-            ask: Ask = pending.asker
-            if ask.outgoing.purpose != "query" or not ask.is_written:
+            ask: Asker = pending.asker
+            if not isinstance(ask, Ask) or ask.outgoing.purpose != "query" or not ask.is_written:
                 continue
             due = max(taken_at, ask.since) + patience
             if due > now:
@@ -353,3 +410,31 @@ class Answers:
             error = OutcomeUnknown("the link was lost before the answer")
             error.__cause__ = lost
             pending.asker.tell(outcome.Error(error))
+
+
+def _written_ids(
+    find: Callable[[Any], Hashable | None], tag: Callable[[Any], Any], id: Any, tagged: Any
+) -> tuple[Hashable, ...]:
+    """Return the forms in which an answer may bear `id`, which `tag` has put into a question.
+
+    That is how `find` finds it in the question. It may find something there that is not the id; but what is the id, or
+    its text, or changes with it, is. Where it finds none, as hooks may read answers alone: the id, and its text.
+    """
+    found = find(tagged)
+    other = str(int(id) + 1) if isinstance(id, str) else id + 1
+    if found is not None and (str(found) == str(id) or find(tag(other)) != found):
+        return (found,)
+    return (id,) if isinstance(id, str) else (id, str(id))
+
+
+def _ids_as_written(
+    find: Callable[[Any], Hashable | None], ids: tuple[Hashable, ...], written: Any
+) -> tuple[Hashable, ...]:
+    """Return the forms of an id as they stand in `written`, which the codec read in what was sent.
+
+    JSON has no form of its own for a UUID, say, and `encode_message` may have changed an id.
+    """
+    found = find(written)
+    if found is not None and (type(ids[0]) not in (int, str) or str(ids[0]) in str(found)):
+        return (found,)
+    return ids

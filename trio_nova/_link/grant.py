@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from decimal import Decimal
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import attrs
 import trio
 
-from trio_nova._link.answers import Ask
+from trio_nova._link.answers import Answers, Ask
 from trio_nova._link.life import LinkLife
 from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
@@ -22,7 +23,7 @@ from trio_nova.core.outbox import Lane, Purpose
 from trio_nova.core.verdict import refuses_login
 from trio_nova.errors import AuthFailed, ConnectFailed, LinkLost, NotSent, NovaError, RequestFailed, RetryAdvice
 from trio_nova.events import Authenticated, AuthStarted, AuthUnsuccessful
-from trio_nova.handlers import AuthOk, AuthRefused
+from trio_nova.readings import AuthOk, AuthRefused
 from trio_nova.secrets import CredentialsSource, secrets_in
 
 __all__ = ["Grant"]
@@ -35,38 +36,56 @@ _FIRST = -1
 """The priority of authentication: ahead of subscriptions, which would be of no use without."""
 
 
+MAX_EARLY = 1024
+"""Messages that may come before the login reads them; the oldest is then received as an ordinary one."""
+
+
 @attrs.define(eq=False)
 class _Exchange:
-    """What an AuthHandler talks through, see `AuthExchange`."""
+    """The two sides of an `authenticate`, see `AuthExchange`."""
 
     _grant: Grant
     refresh: bool
 
-    async def ask(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None]) -> AuthOk:
+    async def receive(self) -> Any:
+        return await self._grant.receive()
+
+    async def ask(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None] | None = None) -> AuthOk:
         try:
-            reply = await self._grant.ask_unknown(message, lambda reply: judge(reply) is not None)
+            reply = await self._grant.ask_login(message, judge)
         except RequestFailed as error:
-            match judge(error.reply):
-                case AuthRefused(reason):
-                    raise AuthFailed(self._words(reason), retry=error.retry) from error
-                case _:
-                    raise
-        match judge(reply):
+            verdict = error.reply if judge is None else judge(error.reply)
+            if isinstance(verdict, AuthRefused):
+                raise self._refused(verdict, error.retry) from error
+            raise
+        match reply if isinstance(reply, AuthOk | AuthRefused) or judge is None else judge(reply):
             case AuthOk() as ok:
                 return ok
-            case AuthRefused(reason):
-                raise AuthFailed(self._words(reason))
+            case AuthRefused() as refused:
+                raise self._refused(refused)
             case _:
                 raise AuthFailed("the service's answer was not understood")
 
-    def _words(self, reason: str) -> str:
-        return f"the service refuses the credentials: {self._grant.life.session.redactor.show(reason)}"
+    def _refused(self, refused: AuthRefused, retry: RetryAdvice = RetryAdvice.NEVER) -> AuthFailed:
+        said = self._grant.life.session.redactor.show(refused.reason)
+        words = f"the service refuses the credentials: {said}"
+        return AuthFailed(words, retry=RetryAdvice.BACKOFF if refused.retry else retry)
 
     async def request(self, message: Any) -> Any:
         return await self._grant.ask_unknown(message)
 
     async def send(self, message: Any) -> None:
         await self._grant.send_unknown(message)
+
+    def set_heartbeat(
+        self,
+        *,
+        ping_interval: float | None = None,
+        pong_timeout: float | None = None,
+        idle_timeout: float | None = None,
+    ) -> None:
+        named = {"ping_interval": ping_interval, "pong_timeout": pong_timeout, "idle_timeout": idle_timeout}
+        self._grant.set_heartbeat({name: value for name, value in named.items() if value is not None})
 
 
 @attrs.define(eq=False)
@@ -76,6 +95,9 @@ class Grant:
     life: LinkLife
     _outbound: Outbound
     _writer: Writer
+    _answers: Answers
+    _set_durations: Callable[[Mapping[str, float]], None]
+    """Sets durations of the link's heartbeat."""
     is_given: bool = attrs.field(default=False, init=False)
     """Whether the service has accepted us on this link."""
     logins: int = attrs.field(default=0, init=False)
@@ -83,27 +105,91 @@ class Grant:
     _expires_at: float = attrs.field(default=math.inf, init=False)
     _granted_at: float = attrs.field(default=0.0, init=False)
     _renewed: Signal = attrs.field(factory=Signal, init=False)
+    _early: deque[tuple[Any, Callable[[], object]]] = attrs.field(factory=deque, init=False)
+    """Messages that the login may read, each with what receives it as an ordinary one."""
+    _came: Signal = attrs.field(factory=Signal, init=False)
+    """Wakes the login that waits for a message."""
+    _asking: Ask | None = attrs.field(default=None, init=False)
+    """The login's own question, whose answer may be read as AuthOk or AuthRefused."""
     _turn: trio.Lock | None = attrs.field(default=None, init=False)
     """One authentication at a time: two at once could end with the older credentials. None: nobody has asked."""
 
     @property
     def is_needed(self) -> bool:
         """Whether a link must be authenticated before it is ready."""
-        session = self.life.session
-        with_credentials_only = session.handlers.auth.with_credentials_only
-        return session.config.credentials is not None or (session.hooks.logs_in and not with_credentials_only)
+        return self.life.session.config.credentials is not None or self.life.hooks.logs_in
+
+    # ----------------------------------------------------------------- what is read
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether a message may be an answer to the login, or be what the login depends on."""
+        return self._asking is not None or self._listens
+
+    @property
+    def _listens(self) -> bool:
+        """Whether the login may yet want to read what the service says by itself."""
+        return not self.is_given and self.life.hooks.listens_first and self.is_needed and self.life.is_up
+
+    def take(self, verdict: AuthOk | AuthRefused) -> bool:
+        """Take in the answer to the login; False where nobody waits for it."""
+        ask, self._asking = self._asking, None
+        return ask is not None and self._answers.settle_at_once(ask, verdict)
+
+    def take_early(self, payload: Any, receive: Callable[[], object]) -> bool:
+        """Keep a message that the login may want to read; False where it will not.
+
+        `receive` receives it as an ordinary one, where the login has left it.
+        """
+        if not self._listens:
+            return False
+        self._early.append((payload, receive))
+        if len(self._early) > MAX_EARLY:
+            self._early.popleft()[1]()
+        self._came.set()
+        return True
+
+    async def receive(self) -> Any:
+        """Return the next of the messages that were kept for the login, waiting for it if need be."""
+        await trio.lowlevel.checkpoint()
+        while not self._early:
+            if self.is_given:
+                raise AuthFailed("a living link is authenticated: the service says nothing first")
+            await self._came.wait()
+        return self._early.popleft()[0]
+
+    def let_go_of_early(self) -> None:
+        """Receive as ordinary messages what the login has left."""
+        while self._early:
+            self._early.popleft()[1]()
+
+    def set_heartbeat(self, durations: Mapping[str, float]) -> None:
+        """Set durations of this link's heartbeat; ConfigError where they are out of bounds."""
+        configure(self.life.session.config, durations)
+        self._set_durations(durations)
 
     # ----------------------------------------------------------------- asking
 
-    async def ask_unknown(self, message: Any, matches: Callable[[Any], bool] | None = None) -> Any:
-        """Ask as somebody whom the service does not know yet, ahead of all else; return the answer."""
+    async def ask_login(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None] | None) -> Any:
+        """Ask as `ask_unknown` does, and return the answer, or what a message is read as: AuthOk, or AuthRefused."""
+        # Where nobody judges, the answer is read as what it is, and so the question bears no id of ours.
+        matches: Callable[[Any], bool] = _never if judge is None else lambda reply: judge(reply) is not None
         ask = Ask(session=self.life.session, outbound=self._outbound, matches=matches)
+        self._asking = ask
+        try:
+            return await ask.ask(message, self._writer.put, priority=_FIRST, lane=Lane.SETUP, purpose="auth")
+        finally:
+            if self._asking is ask:
+                self._asking = None
+
+    async def ask_unknown(self, message: Any) -> Any:
+        """Ask as somebody whom the service does not know yet, ahead of all else; return the answer."""
+        ask = Ask(session=self.life.session, outbound=self._outbound)
         return await ask.ask(message, self._writer.put, priority=_FIRST, lane=Lane.SETUP, purpose="auth")
 
     async def send_unknown(self, message: Any) -> None:
         """Send as somebody whom the service does not know yet, ahead of all else."""
-        frame, kind = self._outbound.encode(message), self._outbound.kind_of(message)
-        await self._writer.send(frame, kind, _FIRST, "auth")
+        await self._writer.send(message, _FIRST, "auth")
 
     async def ask(
         self,
@@ -152,7 +238,7 @@ class Grant:
         """Return whether an answer that says no calls for another login."""
         session = self.life.session
         try:
-            return self.is_needed and session.handlers.auth.handle_refusal(reply)
+            return self.is_needed and self.life.handlers.auth.handle_refusal(reply)
         except Exception as exc:
             session.handler_failed(exc)
             return False
@@ -224,6 +310,7 @@ class Grant:
             session.login_accepted()
             self.is_given = True
             self.logins += 1
+            self.let_go_of_early()
             if credentials is not None:
                 session.reconfigure(configure(session.config, {"credentials": credentials}), ("credentials",))
             self._granted_at = trio.current_time()
@@ -244,7 +331,7 @@ class Grant:
         session = self.life.session
         credentials = await session.ask_credentials(session.config.credentials if on_trial is None else on_trial)
         try:
-            ok = await session.handlers.auth.authenticate(_Exchange(self, refresh), credentials)
+            ok = await self.life.handlers.auth.authenticate(_Exchange(self, refresh), credentials)
             if not isinstance(ok, AuthOk):
                 raise TypeError(f"authenticate() returned {type(ok).__name__}, not AuthOk")
         except (AuthFailed, RequestFailed) as error:
@@ -310,14 +397,18 @@ class Grant:
         if self._expires_at == math.inf:
             return math.inf
         half = self._granted_at + (self._expires_at - self._granted_at) / 2
-        return max(half, self._expires_at - self.life.session.handlers.auth.refresh_before)
+        return max(half, self._expires_at - self.life.handlers.auth.refresh_before)
 
     def _wants_refresh(self, remaining: float) -> bool:
         try:
-            return self.life.session.handlers.auth.needs_reauthentication(remaining)
+            return self.life.handlers.auth.needs_reauthentication(remaining)
         except Exception as exc:
             self.life.session.handler_failed(exc)
             return True
+
+
+def _never(message: Any) -> bool:
+    return False
 
 
 def _lifetime(seconds: float) -> float:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import attrs
+import outcome
 import trio
 
 from trio_nova._actions import Actions
+from trio_nova._link.answers import Answers
 from trio_nova._link.life import LinkLife
 from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
 from trio_nova._signal import Signal
-from trio_nova.core.outbox import Outgoing
+from trio_nova.core.outbox import Lane, Outgoing
 from trio_nova.core.pulse import Dead, Probe, Pulse, Wait
-from trio_nova.errors import LinkLost, NovaError
+from trio_nova.errors import LinkLost, NovaError, RequestFailed
 from trio_nova.events import ClockJumped, PeerSilent, PingSent, PongReceived
 from trio_nova.links import Link, Transit
 from trio_nova.messages import Frame, Ping
@@ -44,6 +47,19 @@ class _AwaitedPong:
 
 
 @attrs.define(eq=False)
+class _ProbeAsker:
+    """Waits for the answer to a probe that is a request: whatever it says, the service lives."""
+
+    _heartbeat: Heartbeat
+    on_answer: Callable[[Any], object] | None = None
+
+    def tell(self, result: outcome.Outcome[Any]) -> None:
+        error = result.error if isinstance(result, outcome.Error) else None
+        if error is None or isinstance(error, RequestFailed):
+            self._heartbeat.probe_answered()
+
+
+@attrs.define(eq=False)
 class Heartbeat:
     """Watches over the peer of one link."""
 
@@ -57,6 +73,8 @@ class Heartbeat:
     """Wakes the task."""
     _pongs: dict[bytes, _AwaitedPong] = attrs.field(factory=dict, init=False)
     _probe_sent_at: float = attrs.field(default=math.inf, init=False)
+    _durations: dict[str, float] = attrs.field(factory=dict, init=False)
+    """Durations that the service wants on this link."""
     _transit: Transit | None = attrs.field(default=None, init=False)
     """The bytes under way when the last probe was written, or as last looked at since; None: nobody can tell."""
 
@@ -64,15 +82,16 @@ class Heartbeat:
         config = self._life.session.config
         self._pulse = Pulse(trio.current_time(), config.ping_interval, config.pong_timeout, config.idle_timeout)
 
+    def set_durations(self, durations: Mapping[str, float]) -> None:
+        """Use these durations on this link, by the names of their options, and not those of the session."""
+        self._durations |= durations
+        self.reconfigure()
+
     def reconfigure(self) -> None:
         """Take over changed durations."""
         config = self._life.session.config
-        self._pulse.reconfigure(
-            trio.current_time(),
-            ping_interval=config.ping_interval,
-            pong_timeout=config.pong_timeout,
-            idle_timeout=config.idle_timeout,
-        )
+        ours = {name: getattr(config, name) for name in ("ping_interval", "pong_timeout", "idle_timeout")}
+        self._pulse.reconfigure(trio.current_time(), **{**ours, **self._durations})
         self._pulse_changed.set()
 
     # ----------------------------------------------------------------- what the reader tells
@@ -171,25 +190,31 @@ class Heartbeat:
         session = self._life.session
         now = trio.current_time()
         self._pulse.probe_queued(now)
-        action = session.ask(session.handlers.connection.ping) if session.hooks.pings else None
-        if action is not None:
-            self._actions.perform(action, self._life, setup=self._writer)
+        actions = session.ask(session.handlers.connection.ping) if session.hooks.pings else ()
+        if actions:
+            self._actions.perform(actions, self._life, setup=self._writer)
             self._pulse.probe_written(now, is_beat=True)
             return
-        payload = self._ping_payload()
+        payload, heartbeat = self._ping_payload(), self._life.handlers.heartbeat
         try:
-            message = session.config.heartbeat.probe(payload)
-            frame = message if message is None or isinstance(message, Ping) else self._outbound.encode(message)
+            message = heartbeat.probe(payload)
+            if message is None:
+                self._pulse.probe_skipped()
+                return
+            if heartbeat.asks and not isinstance(message, Ping):
+                outgoing = self._outbound.unmade(message, self._ask, "", 0, lane=Lane.CONTROL, purpose="control")
+            else:
+                outgoing = self._outbound.outgoing_message(message, lane=Lane.CONTROL, purpose="control")
+            self._await_pong(payload, _AwaitedPong(now))
+            self._writer.control_outgoing(outgoing, self._probe_written)
         except Exception as exc:
             self._pulse.probe_skipped()
             session.handler_failed(exc)
-            return
-        if frame is None:
-            self._pulse.probe_skipped()
-        else:
-            self._await_pong(payload, _AwaitedPong(now))
-            kind = "" if isinstance(message, Ping) else self._outbound.kind_of(message)
-            self._writer.control(frame, kind, self._probe_written)
+
+    def _ask(self, message: Any, answers: Answers) -> Sequence[Frame]:
+        """Write a probe down where its answer will come."""
+        _, frames = answers.open(_ProbeAsker(self), message)
+        return frames
 
     def _probe_written(self, outgoing: Outgoing, error: NovaError | None) -> None:
         if error is not None:
@@ -198,7 +223,7 @@ class Heartbeat:
         session = self._life.session
         self._probe_sent_at = trio.current_time()
         self._transit = self._stream.transit
-        is_beat, answered = not isinstance(outgoing.frame, Ping), session.config.heartbeat.answered
+        is_beat, answered = not isinstance(outgoing.frame, Ping), self._life.handlers.heartbeat.answered
         self._pulse.probe_written(self._probe_sent_at, is_beat=is_beat, answered=answered)
         session.counts.pings_sent += is_beat  # a ping is counted where it is written
         self._pong_due(outgoing.frame)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import attrs
 import trio
 
+from trio_nova._hooks import Handlers, Hooks
+from trio_nova._outbound import check_payload, encode_with
 from trio_nova._session import Session
+from trio_nova.codecs import LinkCodec, open_link_codec
 from trio_nova.core.link import LinkEvent, LinkState, state_after
-from trio_nova.errors import LinkLost, NotSent, NovaError, SessionOver
+from trio_nova.errors import BadMessage, LinkLost, NotSent, NovaError, SessionOver
 from trio_nova.events import Event
+from trio_nova.messages import Frame
 
 __all__ = ["LinkLife"]
 
@@ -24,6 +29,12 @@ class LinkLife:
     """The number of the link, from 1."""
     _nursery: trio.Nursery
     """The nursery of its tasks."""
+    handlers: Handlers
+    """The strategies, as the dialect of the link speaks for them."""
+    hooks: Hooks
+    """The hooks of these that are there to be called."""
+    coder: LinkCodec | None = attrs.field(init=False)
+    """The link's own side of the codec; None: it keeps nothing that is a link's."""
     state: LinkState = attrs.field(default=LinkState.UPGRADED, init=False)
     reached_by: LinkEvent | None = attrs.field(default=None, init=False)
     """The event that brought it into that state; None: it has just begun."""
@@ -33,6 +44,24 @@ class LinkLife:
     """The reason that it could not be set up, or not be kept authenticated."""
     ending: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when its tasks are to end."""
+
+    def __attrs_post_init__(self) -> None:
+        config = self.session.config
+        self.coder = open_link_codec(config.codec, config.max_message_size)
+
+    def encode(self, message: Any) -> Sequence[Frame]:
+        """Return the frames of a message that is about to leave; BadMessage where there are none.
+
+        They must leave in the order of these calls.
+        """
+        if self.hooks.encodes:
+            message = encode_with(self.handlers.message.encode_message, message)
+        if self.coder is None:
+            return (check_payload(encode_with(self.session.config.codec.encode, message)),)
+        frames = [check_payload(frame) for frame in encode_with(self.coder.encode, message)]
+        if not frames:
+            raise BadMessage("the codec made no frame of the message")
+        return frames
 
     @property
     def is_up(self) -> bool:

@@ -7,12 +7,15 @@ import trio
 
 from trio_nova._actions import Actions
 from trio_nova._feeds import Subscription
+from trio_nova._hooks import Handlers, Hooks
 from trio_nova._inbound import Inbound
 from trio_nova._link.answers import Answers
+from trio_nova._link.fills import Fills
 from trio_nova._link.grant import Grant
 from trio_nova._link.heartbeat import Heartbeat
 from trio_nova._link.life import LinkLife
 from trio_nova._link.reader import Intake, Reader
+from trio_nova._link.readings import Readings
 from trio_nova._link.standing import Standing
 from trio_nova._link.subscriber import Subscriber
 from trio_nova._link.writer import Writer
@@ -20,7 +23,8 @@ from trio_nova._outbound import Outbound
 from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
 from trio_nova.core.link import LinkEvent
-from trio_nova.errors import AuthFailed, ConnectFailed, LinkLost, NovaError, RequestFailed
+from trio_nova.dialect import Dialect
+from trio_nova.errors import AuthFailed, ConfigError, ConnectFailed, LinkLost, NovaError, RequestFailed
 from trio_nova.handlers import ConnectionInfo
 from trio_nova.links import Link
 
@@ -50,15 +54,44 @@ class LiveLink:
     """There from when there is something to ask for."""
 
     def __attrs_post_init__(self) -> None:
-        stream, outbound = self.stream, self._outbound
-        life = self.life = LinkLife(self._session, self._info.epoch, self._nursery)
+        session, stream, outbound = self._session, self.stream, self._outbound
+        handlers, hooks = self._speak()
+        life = self.life = LinkLife(session, self._info.epoch, self._nursery, handlers, hooks)
         self.answers = Answers(life, outbound)
         self.writer = Writer(life, stream, outbound, self.answers)
-        self.grant = Grant(life, outbound, self.writer)
         self.heartbeat = Heartbeat(life, stream, outbound, self.writer, self._actions)
-        self.standing = Standing(life, self._subscriptions)
-        intake = Intake(life, self._inbound, outbound, self.writer, self.answers, self.standing, self.heartbeat)
+        self.grant = Grant(life, outbound, self.writer, self.answers, self.heartbeat.set_durations)
+        self.standing = Standing(life, self._subscriptions, self.writer, Fills(life, self.writer))
+        readings = Readings(life, self.answers, self.standing, self.grant)
+        intake = Intake(
+            life,
+            readings,
+            self._inbound,
+            outbound,
+            self.writer,
+            self.answers,
+            self.standing,
+            self.grant,
+            self.heartbeat,
+        )
         self._reader = Reader(life, stream, intake, self._inbound, outbound, self.answers, self.heartbeat)
+
+    def _speak(self) -> tuple[Handlers, Hooks]:
+        """Return the strategies as the dialect of this link speaks for them; else the adapter does."""
+        session, adapter = self._session, self._session.target.adapter
+        if adapter is None:
+            return session.handlers, session.hooks
+        try:
+            dialect = adapter.open_link(self._info)
+            if not isinstance(dialect, Dialect):
+                raise ConfigError("open_link", f"answered a {type(dialect).__name__}, which is no Dialect")
+        except Exception as exc:
+            session.handler_failed(exc)
+            dialect = adapter
+        if dialect is adapter:
+            return session.handlers, session.hooks
+        handlers = session.handlers.speak((dialect, adapter))
+        return handlers, Hooks.of(handlers, session.config)
 
     async def serve(self) -> None:
         """Serve the link until it is lost, or a goodbye is wanted and has been said."""
@@ -85,6 +118,7 @@ class LiveLink:
         self.heartbeat.end()
         self.writer.end(lost)
         self.answers.end(lost)
+        self.grant.let_go_of_early()
         self.standing.end(lost)
         self._outbound.link_lost(lost)
         self._session.settled.ring()
@@ -127,11 +161,11 @@ class LiveLink:
     def _begin(self) -> bool:
         """Greet the service; return whether there is more to do before the link is ready."""
         session = self._session
-        action = session.ask(session.handlers.connection.handle_connect, self._info)
-        self._actions.perform(action, self.life, setup=self.writer)
+        actions = session.ask(session.handlers.connection.handle_connect, self._info)
+        self._actions.perform(actions, self.life, setup=self.writer)
         if session.goodbye is not None:
             return False
-        if self.grant.is_needed or self._subscriptions.by_key or session.hooks.asks_setup:
+        if self.grant.is_needed or self._subscriptions.by_key or self.life.hooks.asks_setup:
             return True
         self._open()
         self.life.move(LinkEvent.COMPLETE)
@@ -139,7 +173,7 @@ class LiveLink:
 
     async def _set_up(self) -> None:
         """Do what must be done before the application's messages flow, in order; a step that fails ends the link."""
-        life, session = self.life, self._session
+        life = self.life
         if life.ending.is_set():
             return
         try:
@@ -149,9 +183,9 @@ class LiveLink:
                 if life.ending.is_set():
                     return  # the answer came while goodbye was being said
                 life.start_soon(self._keep_fresh, verb="auth")
-            if session.hooks.asks_setup or self._subscriptions.by_key:
+            if life.hooks.asks_setup or self._subscriptions.by_key:
                 life.move(LinkEvent.RESTORE)
-            if session.hooks.asks_setup:
+            if life.hooks.asks_setup:
                 await self._ask_setup()
                 if life.ending.is_set():
                     return
@@ -174,7 +208,7 @@ class LiveLink:
         """
         session = self._session
         try:
-            messages = tuple(session.handlers.connection.setup_requests(self._info))
+            messages = tuple(self.life.handlers.connection.setup_requests(self._info))
         except Exception as exc:
             session.handler_failed(exc)
             return
@@ -193,7 +227,7 @@ class LiveLink:
     def _open(self) -> None:
         """Let the service be asked for subscriptions."""
         self.standing.open()
-        if self._subscriptions.by_key or self._session.handlers.subscription.drops_unclaimed:
+        if self._subscriptions.by_key or self.life.handlers.subscription.drops_unclaimed:
             self._subscribe(restores=bool(self._subscriptions.by_key))
 
     def _subscribe(self, *, restores: bool = False) -> None:
@@ -236,5 +270,23 @@ class LiveLink:
         self.standing.close()
 
     async def _say_goodbye(self, code: int, reason: str) -> None:
+        with trio.move_on_after(self._session.config.close_timeout) as scope:
+            await self._say_farewell()
+        if scope.cancelled_caught:
+            self._session.note(NovaError("the farewell was not sent: the peer takes nothing"), "reply")
         await self.stream.aclose(code, reason)
         self.life.lose(LinkLost(code, reason, self.life.epoch, remote=False))
+
+    async def _say_farewell(self) -> None:
+        """Say the last word of the dialect, behind all that has been written."""
+        hook, life = self.life.hooks.farewell, self.life
+        if hook is None:
+            return
+        try:
+            message = hook()
+            if message is not None:
+                await self.stream.send_all(life.encode(message))
+        except LinkLost:
+            return  # which the reader tells
+        except Exception as exc:
+            self._session.handler_failed(exc)

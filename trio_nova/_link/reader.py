@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from functools import partial
+from typing import Any, TypeAlias
 
 import attrs
 import trio
 
 from trio_nova._inbound import Inbound
 from trio_nova._link.answers import Answers
+from trio_nova._link.grant import Grant
 from trio_nova._link.heartbeat import Heartbeat
 from trio_nova._link.life import LinkLife
+from trio_nova._link.readings import Readings
 from trio_nova._link.standing import Standing
 from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
 from trio_nova.codecs import batch_decoder
 from trio_nova.core.bounded import OVERHEAD
 from trio_nova.errors import BadMessage, LinkLost
-from trio_nova.events import ConsumerCaughtUp, ConsumerLagged, MessageEvent
+from trio_nova.events import ConsumerCaughtUp, ConsumerLagged, MessageEvent, MoveAsked
 from trio_nova.links import Link
-from trio_nova.messages import Frame, Ping, Pong, frame_kind
+from trio_nova.messages import Frame, Ping, Pong, Reconnect, frame_kind
+from trio_nova.readings import (
+    Answer,
+    AuthOk,
+    AuthRefused,
+    Beat,
+    Call,
+    Data,
+    Done,
+    Ended,
+    GoAway,
+    Granted,
+    HeartbeatAsked,
+    Item,
+    Many,
+    Other,
+    Position,
+    Reading,
+    Refused,
+    Throttled,
+    Welcome,
+)
 
 __all__ = ["Intake", "Reader"]
 
@@ -28,24 +52,42 @@ PATIENCE = 20.0
 """Seconds for which an answer is awaited that cannot be read, while nothing is taken; or `pong_timeout`, if less."""
 
 
+Rest: TypeAlias = list[tuple[Any, str | bytes | int]]
+"""Messages for the inbox, each with what came, or with what it is charged."""
+
+
+@attrs.define
+class _Arrived:
+    """A message that has arrived, and its share of what its frame takes."""
+
+    frame: str | bytes
+    message: Any
+    charge: int | None = None
+    """Bytes that it is charged where it waits; None: as what came as the whole frame is."""
+    is_shown: bool = False
+    """Whether hooks have been shown the frame."""
+
+
 @attrs.define(eq=False)
 class Intake:
     """Decodes what was read, and gives each message to whom it belongs: who asked, the feeds, or the inbox."""
 
     _life: LinkLife
+    _readings: Readings
     _inbound: Inbound
     _outbound: Outbound
     _writer: Writer
     _answers: Answers
     _standing: Standing
+    _grant: Grant
     _heartbeat: Heartbeat
     _decode_all: Callable[[Sequence[Any]], Sequence[Any]] | None = attrs.field(init=False)
     """Decodes a whole batch of payloads, where no hook wants to see them one by one."""
 
     def __attrs_post_init__(self) -> None:
-        hooks = self._life.session.hooks
-        looks = hooks.dispatches or hooks.validates or hooks.reads_heartbeats or hooks.splits
-        self._decode_all = None if looks else batch_decoder(self._life.session.config.codec)
+        life = self._life
+        looks = life.hooks.dispatches or life.hooks.validates or life.coder is not None
+        self._decode_all = None if looks else batch_decoder(life.session.config.codec)
 
     def take_in(self, frames: Sequence[Frame]) -> None:
         """Take in what a link returned, all of it: where the inbox is `clogged` then, read no more."""
@@ -60,13 +102,22 @@ class Intake:
             self._take_in_each(frames)
             return
         inbound.count(len(frames), size)
-        if self._answers.expecting or self._standing.active:
-            now, owner = trio.current_time(), self._owner
-            rest = [each for each in zip(messages, frames, strict=True) if owner(*each, now) is None]  # type: ignore[arg-type]
-            if not rest:
-                return
-            messages, frames = zip(*rest, strict=True)
-        inbound.take(messages, frames)  # type: ignore[arg-type]
+        if not self._readings.matter:
+            inbound.take(messages, frames, self._life.epoch)  # type: ignore[arg-type]
+            return
+        now, read, take = trio.current_time(), self._readings.read, self._standing.take
+        watches = self._standing.link_tracker is not None
+        rest: Rest = []
+        for message, frame in zip(messages, frames, strict=True):
+            if watches:
+                self._standing.watch(message)
+            reading = read(message)
+            # What is most frequent first.
+            if type(reading) is Data and take(reading, frame, None, now):  # type: ignore[arg-type]
+                continue
+            self._hand_on(reading, _Arrived(frame, message), now, rest)  # type: ignore[arg-type]
+        if rest:
+            self._take(rest)
 
     def _decode_together(self, frames: Sequence[Any]) -> Sequence[Any] | None:
         """Decode the messages of a batch; None where they must be looked at one by one."""
@@ -78,9 +129,7 @@ class Intake:
             return None  # one by one it will show which, and why
 
     def _take_in_each(self, frames: Sequence[Frame]) -> None:
-        taken: list[Any] = []
-        sizes: list[int] = []
-        now, tells = trio.current_time(), self._life.session.hub.hears(MessageEvent)
+        now = trio.current_time()
         size = messages = pings = pings_size = 0
         for frame in frames:
             if isinstance(frame, Ping | Pong):
@@ -91,60 +140,52 @@ class Intake:
                     pings_size += len(frame.payload)
                 self._inbound.stage(frame, None, self._life, len(frame.payload) + OVERHEAD)
                 continue
-            messages += 1
             size += len(frame)
-            self._take_in_one(frame, now, taken, sizes, tells=tells)
+            messages += self._take_in_one(frame, now)
         if pings:
             self._outbound.limiter.count_pongs(pings, pings_size)
-        if messages:
+        if size or messages:
             self._inbound.count(messages, size)
-        if taken:
-            self._inbound.keep(taken, sizes)
 
-    def _take_in_one(self, frame: str | bytes, now: float, taken: list[Any], sizes: list[int], *, tells: bool) -> None:
-        """Take in what came in one frame; what is for the inbox, and waits for no hook, is added to `taken`.
-
-        `tells` says whether each message is told as an event.
-        """
-        session = self._life.session
+    def _take_in_one(self, frame: str | bytes, now: float) -> int:
+        """Take in what came in one frame; return the number of messages that it has brought."""
         try:
-            message = session.config.codec.decode(frame)
-            if session.hooks.validates:
-                message = self._validate(message)
-        except _HookFailed:
-            return
+            messages = self._decode(frame)
         except Exception as exc:
             self._refuse(exc)
-            return
-        parts = self._parts(message, now) if session.hooks.splits else None
-        length, charge = len(frame), None
-        if parts:
-            length = -(-length // len(parts))  # each has its share of what the frame takes
-            charge = session.room.weigh(frame, message) // len(parts) + OVERHEAD
-        shown = False
-        for part in (message,) if parts is None else parts:
-            if session.hooks.reads_heartbeats and self._is_heartbeat(part):
-                self._standing.watch(part)
-                continue
-            if tells:
-                self._tell_received(frame, part, length)
-            owner = self._owner(part, frame, now, charge)
-            if owner == "answer":
-                continue
-            if session.hooks.dispatches:
-                size = session.room.charge(frame, part) if charge is None else charge
-                self._inbound.stage(frame, part, self._life, size, is_data=owner == "data", is_rest=shown)
-                shown = True
-            elif owner is None:
-                taken.append(part)
-                sizes.append(self._inbound.inbox.room.charge(frame, part) if charge is None else charge)
+            return 1
+        rest: Rest = []
+        arrived = _Arrived(frame, None)
+        room = self._life.session.room
+        for message in messages:
+            arrived.message = message
+            if len(messages) > 1:
+                arrived.charge = room.weigh(frame, message) // len(messages) + OVERHEAD
+            self._take_in_message(arrived, len(frame) // len(messages), now, rest)
+        if rest:
+            self._take(rest)
+        return len(messages)
 
-    def _refuse(self, exc: Exception) -> None:
-        error = exc
-        if not isinstance(exc, BadMessage):
-            error = BadMessage(f"the message could not be read: {type(exc).__name__}")
-            error.__cause__ = exc
-        self._inbound.refuse(error, self._life)
+    def _decode(self, frame: str | bytes) -> Sequence[Any]:
+        coder = self._life.coder
+        return (self._life.session.config.codec.decode(frame),) if coder is None else coder.decode(frame)
+
+    def _take_in_message(self, arrived: _Arrived, size: int, now: float, rest: Rest) -> None:
+        life = self._life
+        if life.hooks.validates:
+            try:
+                arrived.message = self._validate(arrived.message)
+            except _HookFailed:
+                return
+            except BadMessage as exc:
+                self._refuse(exc)
+                return
+        if self._standing.link_tracker is not None:
+            self._standing.watch(arrived.message)
+        reading = self._readings.read(arrived.message) if self._readings.matter else Other(arrived.message)
+        if life.session.hub.hears(MessageEvent) and not isinstance(reading, Beat | HeartbeatAsked):
+            self._tell_received(arrived, size)
+        self._hand_on(reading, arrived, now, rest)
 
     def _validate(self, message: Any) -> Any:
         session = self._life.session
@@ -156,64 +197,122 @@ class Intake:
             session.handler_failed(exc)
             raise _HookFailed from None
 
-    def _tell_received(self, frame: str | bytes, message: Any, size: int) -> None:
-        session = self._life.session
-        kind, message_type = frame_kind(frame), session.type_of(message)
+    def _refuse(self, exc: Exception) -> None:
+        error = exc
+        if not isinstance(exc, BadMessage):
+            error = BadMessage(f"the message could not be read: {type(exc).__name__}")
+            error.__cause__ = exc
+        self._inbound.refuse(error, self._life)
+
+    def _tell_received(self, arrived: _Arrived, size: int) -> None:
+        message = arrived.message
+        kind, message_type = frame_kind(arrived.frame), self._life.session.type_of(message)
         self._life.tell(
             MessageEvent(direction="received", kind=kind, message_type=message_type, size=size, message=message)
         )
 
-    def _parts(self, message: Any, now: float) -> Sequence[Any] | None:
-        """Return the messages that came in one frame, unless all together are an answer; None for a single message."""
-        session = self._life.session
-        try:
-            parts = session.config.correlation.parts(message)
-            if parts is not None and self._answers.take_batch(message, now):
-                for part in parts:
-                    self._standing.watch(part)
-                return ()
-        except Exception as exc:
-            session.handler_failed(exc)
-            return None
-        return parts
+    # ----------------------------------------------------------------- where a message belongs
 
-    def _owner(
-        self, message: Any, frame: str | bytes, now: float, charge: int | None = None
-    ) -> Literal["answer", "data"] | None:
-        """Give a message to whoever asked for it or to the feeds; return which it was, None for an ordinary one.
-
-        `charge` is what it is charged where it waits; None: as what came in `frame` is.
-        """
-        answers, standing = self._answers, self._standing
-        if standing.link_tracker is not None:
-            standing.watch(message)
+    def _hand_on(self, reading: Reading, arrived: _Arrived, now: float, rest: Rest) -> None:
+        """Give a message to whom it belongs; what is for the inbox, and waits for no hook, is added to `rest`."""
         try:
-            found = answers.take(message, now, standing.is_data) if answers.expecting else None
-            if found == "answer":
-                return "answer"
-            owner = standing.take(message, now, frame, charge) if standing.active else None
-            if owner is None and found == "unmatched":
-                answers.unclaimed(message)
-            return owner
+            if self._is_taken(reading, arrived, now, rest):
+                return
         except Exception as exc:  # of a hook or a matcher: the reader must not die of it
             self._life.session.handler_failed(exc)
-        return None
+        self._receive(reading.payload if isinstance(reading, Other | Welcome) else arrived.message, arrived, rest)
 
-    def _is_heartbeat(self, message: Any) -> bool:
-        session = self._life.session
-        heartbeat = session.config.heartbeat
-        try:
-            if heartbeat.is_answer(message):
-                self._heartbeat.probe_answered()
-                return True
-            answer = heartbeat.answer(message)
-            if answer is None:
-                return heartbeat.is_beat(message)
-            self._writer.control(self._outbound.encode(answer), self._outbound.kind_of(answer))
-        except Exception as exc:
-            session.handler_failed(exc)
-            return False
+    def _is_taken(self, reading: Reading, arrived: _Arrived, now: float, rest: Rest) -> bool:
+        """Give a message to whom it belongs; False where it is an ordinary one."""
+        match reading:
+            case Data():
+                if self._standing.take(reading, arrived.frame, arrived.charge, now):
+                    self._show(reading.payload if arrived.is_shown else arrived.message, arrived, is_data=True)
+                    return True
+                return self._answers.settle_by_content(arrived.message, now)
+            case Answer(id=id):
+                if self._answers.settle(reading, now):
+                    return True
+                if id is not None:
+                    self._answers.unclaimed(id)
+                return False
+            case Granted() | Refused():
+                if not self._standing.knows(reading) and self._answers.settle_by_content(arrived.message, now):
+                    return True
+                self._standing.apply(reading)
+            case Ended(channel, reason):
+                self._standing.ended(channel, reason)
+            case HeartbeatAsked(reply):
+                if reply is not None:
+                    self._writer.control(reply)
+            case Beat(answers):
+                if answers:
+                    self._heartbeat.probe_answered()
+            case Many(readings):
+                self._hand_on_many(readings, arrived, now, rest)
+            case Item(id) | Done(id):
+                self._answers.unclaimed(id)
+                return False
+            case AuthOk() | AuthRefused():
+                return self._grant.take(reading)
+            case Welcome(payload) | Other(payload):
+                return self._answers.settle_by_content(payload, now) or self._grant.take_early(
+                    payload, partial(self._receive_late, payload, arrived)
+                )
+            case Call():
+                self._receive(reading, arrived, rest)
+            case Position(token):
+                self._life.session.keep_position(token)
+            case GoAway():
+                self._move(reading)
+            case Throttled(retry_after):
+                self._outbound.limiter.slow_down(retry_after)
+            case _:
+                raise TypeError(f"read answered a {type(reading).__name__}, which is no reading")
         return True
+
+    def _hand_on_many(self, readings: Sequence[Reading], arrived: _Arrived, now: float, rest: Rest) -> None:
+        """Hand on the readings of one message, each with its share."""
+        if not readings:
+            return
+        room = self._life.session.room
+        whole = room.weigh(arrived.frame, arrived.message) + OVERHEAD if arrived.charge is None else arrived.charge
+        charge = whole // len(readings) + OVERHEAD
+        for number, reading in enumerate(readings):
+            part = getattr(reading, "payload", arrived.message)
+            self._hand_on(reading, _Arrived(arrived.frame, part, charge, number > 0), now, rest)
+
+    def _move(self, asked: GoAway) -> None:
+        """Take another link, as the service wants."""
+        life, session = self._life, self._life.session
+        life.tell(MoveAsked(within=asked.within, to=session.redactor.show(asked.url or ""), reason=asked.reason))
+        if asked.url is not None:
+            session.move_to(asked.url)
+        session.go_elsewhere(Reconnect(), life.epoch)
+
+    def _receive(self, message: Any, arrived: _Arrived, rest: Rest) -> None:
+        """Let an ordinary message be received, by way of the hooks that want to see it."""
+        if self._life.hooks.dispatches:
+            self._show(message, arrived, is_data=False)
+        else:
+            rest.append((message, arrived.frame if arrived.charge is None else arrived.charge))
+
+    def _take(self, rest: Rest) -> None:
+        messages, came_as = zip(*rest, strict=True)
+        self._inbound.take(messages, came_as, self._life.epoch)
+
+    def _receive_late(self, message: Any, arrived: _Arrived) -> None:
+        rest: Rest = []
+        self._receive(message, arrived, rest)
+        if rest:
+            self._take(rest)
+
+    def _show(self, message: Any, arrived: _Arrived, *, is_data: bool) -> None:
+        if not self._life.hooks.dispatches:
+            return
+        size = self._life.session.room.charge(arrived.frame, message) if arrived.charge is None else arrived.charge
+        self._inbound.stage(arrived.frame, message, self._life, size, is_data=is_data, is_rest=arrived.is_shown)
+        arrived.is_shown = True
 
 
 class _HookFailed(Exception):

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Any
 
 import attrs
+import msgspec
 import trio
 
 from trio_nova._feeds import Feed, Subscription
+from trio_nova._link.fills import Fills
 from trio_nova._link.life import LinkLife
+from trio_nova._link.writer import Writer
 from trio_nova._signal import Signal
 from trio_nova._subscriptions import Subscriptions
 from trio_nova.core.partings import Partings
 from trio_nova.core.sequence import GapFound, Tracker
 from trio_nova.core.subscriptions import Book, Entry, SubscriptionState
+from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import LinkLost, RequestFailed, RetryAdvice
-from trio_nova.events import DataUnclaimed, SubscriptionConfirmed, SubscriptionRefused
-from trio_nova.handlers import Channel, Granted, Refused
+from trio_nova.events import DataUnclaimed, SubscriptionConfirmed, SubscriptionEnded, SubscriptionRefused
+from trio_nova.handlers import Channel
+from trio_nova.handlers.subscription import SubscriptionAnswer
+from trio_nova.readings import ByServerId, Data, Granted, Many, Reading, Refused, as_step
 
 __all__ = ["Standing"]
 
 MAX_EARLY = 64
 """Data that may wait for the answer which tells whose they are."""
+MAX_MATCHED = 65_536
+"""Channels of which is remembered whose filters match them; the oldest is forgotten for a new one."""
 ASK_AGAIN_AFTER = 1.0
 """Seconds after a refusal that says to try again, as a rate limit's does."""
 
@@ -35,6 +44,8 @@ class Standing:
 
     _life: LinkLife
     _subscriptions: Subscriptions
+    _writer: Writer
+    fills: Fills
     book: Book = attrs.field(init=False)
     changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the subscriber."""
@@ -44,28 +55,27 @@ class Standing:
     """The tracker that is shown every message of this link; see `watch`."""
     partings: Partings = attrs.field(factory=Partings, init=False)
     """The subscriptions that were given up on this link."""
-    resyncs: list[Subscription] = attrs.field(factory=list, init=False)
+    resyncs: dict[Subscription, None] = attrs.field(factory=dict, init=False)
     """Subscriptions that are to be asked for anew, to get a snapshot."""
     _late: set[Subscription] = attrs.field(factory=set, init=False)
     """Subscriptions of which a snapshot is wanted that may have come before the answer which is awaited."""
-    _direct: dict[Hashable, Feed] = attrs.field(factory=dict, init=False)
+    _direct: dict[Hashable, Feed[Any]] = attrs.field(factory=dict, init=False)
     """Of messages of these names, the feeds that get them, where nothing else is to be done."""
-    _early: list[tuple[Hashable, Any]] = attrs.field(factory=list, init=False)
+    _matched: dict[Hashable, Sequence[Subscription]] = attrs.field(factory=dict, init=False)
+    """The subscriptions whose filters match a channel, for the channels of which data came last."""
+    _early: list[Data] = attrs.field(factory=list, init=False)
     """Data under names of the service's own that it has not told yet: an answer that is awaited may."""
     _told_unclaimed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.book = Book(unsubscribes_by_id=self._life.session.handlers.subscription.unsubscribes_by_id)
+        self.book = Book(unsubscribes_by_id=self._life.handlers.subscription.unsubscribes_by_id)
 
     # ----------------------------------------------------------------- what is wanted
 
     def open(self) -> None:
         """Ask for all that is wanted, from now on."""
-        session = self._life.session
-        try:
-            self.link_tracker = session.handlers.subscription.link_tracker()
-        except Exception as exc:
-            session.handler_failed(exc)
+        if self._life.hooks.steps_links:
+            self.link_tracker = Tracker()
         self.is_open = True
         for subscription in list(self._subscriptions.by_key.values()):
             self.want(subscription)
@@ -88,20 +98,31 @@ class Standing:
 
     def look_at(self, subscription: Subscription) -> None:
         """Let its next message look at its readers again, as these are about to change."""
+        if self._life.hooks.filters:
+            self._direct.clear()
+            self._matched.clear()
+            return
         self._direct.pop(subscription.key, None)
         if (entry := self.book.find(subscription.key)) is not None:
-            self._direct.pop(entry.server_id, None)
+            self._direct.pop(ByServerId(entry.server_id), None)
 
     def resync(self, subscription: Subscription) -> None:
         """See to it that a snapshot comes: what is to be asked for anyway brings one."""
         entry = self.book.find(subscription.key)
         if entry is None:
             return
-        if entry.state is _S.CONFIRMED and subscription not in self.resyncs:
-            self.resyncs.append(subscription)
+        if self._life.hooks.fetches_snapshots:
+            if entry.state is _S.CONFIRMED:
+                self._fetch(subscription)
+        elif entry.state is _S.CONFIRMED:
+            self.resyncs[subscription] = None
             self.changed.set()
         elif entry.state is _S.REQUESTED:
             self._late.add(subscription)
+
+    def _fetch(self, subscription: Subscription) -> None:
+        tracker = subscription.tracker
+        self.fills.fetch(subscription, lambda: tracker is None or not tracker.awaits_snapshot)
 
     def gave_up(self, entry: Entry) -> None:
         """Take note that the service is told that nobody wants it any more."""
@@ -111,67 +132,103 @@ class Standing:
 
     @property
     def active(self) -> bool:
-        """Whether `take` must be asked about what arrives."""
+        """Whether messages may be of a subscription, or about one."""
         return (
             bool(self._subscriptions.by_key)
-            or self._life.session.handlers.subscription.drops_unclaimed
+            or self._life.handlers.subscription.drops_unclaimed
             or self.link_tracker is not None
         )
 
-    def is_data(self, message: Any) -> bool:
-        """Whether `message` is of a channel of ours, or one given up a moment ago: data, or a grant that is awaited."""
-        handler, book = self._life.session.handlers.subscription, self.book
-        if (key := handler.channel_of(message)) is not None:
-            return (
-                handler.drops_unclaimed
-                or (book.by_server_id(key) or book.find(key)) is not None
-                or self.partings.may_be_under_way(key, trio.current_time())
-            )
-        if not book.requested or handler.correlated:
+    @property
+    def awaits_answers(self) -> bool:
+        """Whether the service is still to say what it grants, in messages of their own."""
+        return bool(self.book.requested) and not self._life.handlers.subscription.correlated
+
+    def knows(self, reading: Reading) -> bool:
+        """Whether a reading is of a channel of ours, or one given up a moment ago, or grants what is asked for."""
+        match reading:
+            case Data(channel):
+                return self._knows_channel(channel)
+            case Granted(channel) | Refused(channel):
+                entry = self.book.find(channel)
+                return entry is not None and entry.state is _S.REQUESTED
+            case Many(readings):
+                return any(map(self.knows, readings))
+            case _:
+                return True
+
+    def _knows_channel(self, channel: Any) -> bool:
+        if isinstance(channel, list):
+            return any(map(self._knows_channel, channel))
+        if not isinstance(channel, Hashable):
             return False
-        answers = handler.handle_subscription_response(message) or ()
-        named = [answers] if isinstance(answers, Granted | Refused) else answers
-        entries = [book.find(answer.key) for answer in named]
-        return any(entry is not None and entry.state is _S.REQUESTED for entry in entries)
+        return (
+            self._life.handlers.subscription.drops_unclaimed
+            or bool(self._find(channel))
+            or self.book.find(channel) is not None
+            or self.partings.may_be_under_way(channel, trio.current_time())
+        )
 
-    def take(
-        self, message: Any, now: float, payload: str | bytes, charge: int | None = None
-    ) -> Literal["answer", "data"] | None:
-        """Take in what belongs to a subscription, and return what it is; None where it goes further.
+    def take(self, data: Data, frame: str | bytes | None, charge: int | None, now: float) -> bool:
+        """Take in data of a subscription; False where there is none whose they are.
 
-        `charge` is what it is charged where it waits; None: as what came as `payload` is.
+        `charge` is what they are charged where they wait; None: as what came as `frame` is.
         """
-        session, handler = self._life.session, self._life.session.handlers.subscription
-        if self.book.requested and self._take_answer(message):
-            return "answer"
-        key = handler.channel_of(message)
-        if key is None:
-            return "answer" if self._take_answer(message) else None
-        if (feed := self._direct.get(key)) is not None:
-            data_of = session.hooks.data_of
-            feed._give(message if data_of is None else data_of(message), payload, charge)
-            return "data"
-        subscription = self._find(key)
-        if subscription is None:
-            return self._take_unclaimed(key, message)
-        if not subscription.feeds:
-            return None
-        if self._life.is_superseded and subscription.tracker is None:
-            return "data"  # nobody can tell whether the other link brought it, too: that one is heard
-        self._deliver(subscription, message, payload, charge, now)
-        if subscription.is_plain:
-            self._direct[key] = subscription.feeds[0]
-        return "data"
+        channel: Any = data.channel
+        if type(channel) is list:
+            taken = [self.take(msgspec.structs.replace(data, channel=each), frame, charge, now) for each in channel]
+            return any(taken)
+        try:
+            feed = self._direct.get(channel)
+        except TypeError:  # a name that a service made up: nothing of ours could be called so
+            return False
+        if feed is not None:
+            feed._give(data, frame, charge, now, self._writer)
+            return True
+        found = self._find(channel)
+        if not found:
+            return self._take_unclaimed(data)
+        is_taken = False
+        for subscription in found:
+            if not subscription.feeds:
+                continue
+            is_taken = True
+            if self._life.is_superseded and subscription.tracker is None:
+                continue  # nobody can tell whether the other link brought it, too: that one is heard
+            self._deliver(subscription, data, frame, charge, now)
+        if len(found) == 1 and found[0].is_plain and is_taken and not self._life.is_superseded:
+            self._direct[channel] = found[0].feeds[0]
+        return is_taken
 
-    def _find(self, name: Hashable) -> Subscription | None:
-        entry = self.book.by_server_id(name)
-        return self._subscriptions.by_key.get(name if entry is None else entry.key)
+    def _find(self, channel: Any) -> Sequence[Subscription]:
+        """Return the subscriptions that data of a channel belong to: one, or those whose filters match it."""
+        by_key = self._subscriptions.by_key
+        if isinstance(channel, ByServerId):
+            entry = self.book.by_server_id(channel.id)
+            found = None if entry is None else by_key.get(entry.key)
+        else:
+            found = by_key.get(channel)
+        if found is not None and not self._life.hooks.filters:
+            return (found,)
+        return () if isinstance(channel, ByServerId) or not self._life.hooks.filters else self._match(channel)
+
+    def _match(self, channel: Hashable) -> Sequence[Subscription]:
+        matched = self._matched.get(channel)
+        if matched is None:
+            matches = self._life.handlers.subscription.matches
+            matched = tuple(each for each in self._subscriptions.by_key.values() if matches(each.channel, channel))
+            if len(self._matched) >= MAX_MATCHED:
+                del self._matched[next(iter(self._matched))]
+            self._matched[channel] = matched
+        return matched
 
     def _deliver(
-        self, subscription: Subscription, message: Any, payload: str | bytes | None, charge: int | None, now: float
+        self, subscription: Subscription, data: Data, frame: str | bytes | None, charge: int | None, now: float
     ) -> None:
         was_stale = subscription.is_stale
-        wants_snapshot = subscription.deliver(message, payload, charge, now)
+        if self.fills.hold(subscription, data, frame, charge):
+            return
+        wants_snapshot = subscription.deliver(data, frame, charge, now, self._writer)
         if was_stale and not subscription.is_stale:
             self.changed.set()
         if wants_snapshot:
@@ -185,7 +242,7 @@ class Standing:
         if self.link_tracker is None:
             return
         try:
-            verdict = self.link_tracker.see(message)
+            verdict = self.link_tracker.see(as_step(self._life.handlers.subscription.link_step(message)), message)
         except Exception as exc:
             self._life.session.note(exc, "message")
             return
@@ -200,32 +257,39 @@ class Standing:
 
     # ----------------------------------------------------------------- what nobody claims
 
-    def _take_unclaimed(self, key: Hashable, message: Any) -> Literal["data"] | None:
-        handler = self._life.session.handlers.subscription
-        if handler.drops_unclaimed and handler.correlated and self.book.requested:
-            self._early.append((key, message))
+    def _take_unclaimed(self, data: Data) -> bool:
+        handler = self._life.handlers.subscription
+        if not handler.drops_unclaimed:
+            self._unclaimed(data.channel)
+            return False
+        if handler.correlated and self.book.requested and isinstance(data.channel, ByServerId):
+            self._early.append(data)
             if len(self._early) > MAX_EARLY:
-                self._unclaimed(self._early.pop(0)[0])
-            return "data"
-        self._unclaimed(key)
-        return "data" if handler.drops_unclaimed else None
+                self._unclaimed(self._early.pop(0).channel)
+        else:
+            self._unclaimed(data.channel)
+        return True
 
-    def _unclaimed(self, key: Hashable) -> None:
-        session = self._life.session
+    def _unclaimed(self, channel: Any) -> None:
+        name = channel.id if isinstance(channel, ByServerId) else channel
         if not self._told_unclaimed:
             self._told_unclaimed = True
-            self._life.tell(DataUnclaimed(channel=session.redactor.show(str(key))))
-        if session.handlers.subscription.drops_unclaimed and not self.book.requested:
-            self._give_back(key)
+            self._life.tell(DataUnclaimed(channel=self._life.session.redactor.show(str(name))))
+        if (
+            isinstance(channel, ByServerId)
+            and self._life.handlers.subscription.drops_unclaimed
+            and not self.book.requested
+        ):
+            self._give_back(name)
 
     def _claim_early(self, server_id: Hashable, subscription: Subscription) -> None:
         """Deliver what came under a name before the answer that tells it."""
         waiting, self._early = self._early, []
-        for key, message in waiting:
-            if key == server_id:
-                self._deliver(subscription, message, None, None, trio.current_time())
+        for data in waiting:
+            if data.channel == ByServerId(server_id):
+                self._deliver(subscription, data, None, None, trio.current_time())
             else:
-                self._early.append((key, message))
+                self._early.append(data)
 
     def _give_back(self, server_id: Hashable) -> None:
         """Tell the service that nobody wants what it calls so: the answer that named it was lost, or came too late."""
@@ -236,49 +300,41 @@ class Standing:
 
     # ----------------------------------------------------------------- what the service answers
 
-    def _take_answer(self, message: Any) -> bool:
-        handler = self._life.session.handlers.subscription
-        answers = None if handler.correlated else handler.handle_subscription_response(message)
-        if answers is None:
-            return False
-        for answer in [answers] if isinstance(answers, Granted | Refused) else answers:
-            self.apply(answer)
-        return True
-
     def read_grants(self, reply: Any, channels: Sequence[Channel], asks: Mapping[Hashable, int]) -> None:
         """Write down what an answer grants: at once, since data may follow under names that only it tells."""
-        session = self._life.session
-        answers: dict[Hashable, Granted | Refused] = {}
+        life, grants = self._life, dict[Hashable, SubscriptionAnswer]()
         otherwise = "the service did not grant it"
         try:
-            if session.config.correlation.failure(reply) is not None:
-                return
-            answers = {answer.key: answer for answer in session.handlers.subscription.read_grants(reply, channels)}
+            answers = (
+                life.handlers.subscription.handle_subscription_response(reply) if life.hooks.reads_grants else None
+            )
+            if answers is None:
+                grants = {channel.key: Granted(channel.key) for channel in channels}
+            else:
+                grants = _by_key([answers] if isinstance(answers, Granted | Refused) else answers, channels)
         except Exception as exc:
-            session.handler_failed(exc)
+            life.session.handler_failed(exc)
             otherwise = f"its answer could not be read: {type(exc).__name__}"
         for channel in channels:
-            self.apply(answers.get(channel.key) or Refused(channel.key, otherwise), asks[channel.key])
+            self.apply(grants.get(channel.key) or Refused(channel.key, otherwise), asks[channel.key])
 
     def refuse(self, channel: Channel, error: RequestFailed, ask: int) -> None:
         """Write down that the service refuses; where it may think better of it, ask again later."""
-        if error.retry is RetryAdvice.NEVER:
-            self.apply(Refused(channel.key, str(error)), ask)
-        else:
-            self.book.reject(channel.key, trio.current_time(), str(error), ASK_AGAIN_AFTER, ask=ask)
-            self.changed.set()
+        retry_after = None if error.retry is RetryAdvice.NEVER else ASK_AGAIN_AFTER
+        self.apply(Refused(channel.key, str(error), retry_after), ask)
 
     def apply(self, answer: Granted | Refused, ask: int | None = None) -> None:
         """Write an answer into the book, and tell those whom it concerns."""
         now, session = trio.current_time(), self._life.session
-        subscription = self._subscriptions.by_key.get(answer.key)
+        subscription = self._subscriptions.by_key.get(answer.channel)
         if isinstance(answer, Refused):
             if subscription is not None:
                 self.look_at(subscription)
-            self.book.reject(answer.key, now, session.redactor.show(answer.reason), ask=ask)
+            retry_in = None if answer.retry_after is None else self._again_after(answer.channel, answer.retry_after)
+            self.book.reject(answer.channel, now, session.redactor.show(answer.reason), retry_in, ask=ask)
         elif self.partings.was_surplus(answer.server_id):
-            self.book.reject(answer.key, now, "given back before it was named", retry_in=0.0, ask=ask)
-        elif self.book.confirm(answer.key, answer.server_id, ask=ask):
+            self.book.reject(answer.channel, now, "given back before it was named", retry_in=0.0, ask=ask)
+        elif self.book.confirm(answer.channel, answer.server_id, ask=ask):
             if subscription is not None:
                 self._confirmed(subscription, answer.server_id, now)
         elif answer.server_id is not None:
@@ -290,18 +346,40 @@ class Standing:
         else:
             self.changed.set()  # given up meanwhile: now that the service has told its name for it, so can we
         while self._early and not self.book.requested:
-            self._unclaimed(self._early.pop(0)[0])
+            self._unclaimed(self._early.pop(0).channel)
+
+    def _again_after(self, key: Hashable, retry_after: float) -> float:
+        """Return after how many seconds to ask again for what is refused for now: no sooner than the service says."""
+        entry, config = self.book.find(key), self._life.session.config
+        delay = config.backoff.delay(1 if entry is None else entry.failures + 1, config.spread())
+        return max(_seconds(retry_after), delay or 0.0)
+
+    def ended(self, channel: Hashable, reason: str) -> None:
+        """Take note that the service has ended a subscription."""
+        if isinstance(channel, ByServerId):
+            entry = self.book.by_server_id(channel.id)
+            channel = None if entry is None else entry.key
+        subscription = self._subscriptions.by_key.get(channel)
+        shown = self._life.session.redactor.show(reason)
+        if not self.book.reject(channel, trio.current_time(), shown or "it is complete") or subscription is None:
+            return
+        self.look_at(subscription)
+        subscription.complete(shown)
+        self._life.tell(SubscriptionEnded(id=subscription.id, channel=subscription.label, reason=shown))
+        subscription.changed.ring()
+        self.changed.set()
 
     def _confirmed(self, subscription: Subscription, server_id: Hashable | None, now: float) -> None:
-        self._direct.pop(server_id, None)
+        self._direct.pop(ByServerId(server_id), None)
         self._tell_restart(subscription, now)
         restored = subscription.was_confirmed
-        subscription.confirmed(now)
-        self._life.tell(SubscriptionConfirmed(id=subscription.id, channel=subscription.channel, restored=restored))
+        subscription.confirmed(now, fills=self.fills.begin(subscription))
+        self._life.tell(SubscriptionConfirmed(id=subscription.id, channel=subscription.label, restored=restored))
         if server_id is not None:
             self._claim_early(server_id, subscription)
-        session = self._life.session
-        replays = session.handlers.subscription.resumes and not session.hooks.resumes_after
+        if self._life.hooks.fetches_snapshots and subscription.tracker is not None and subscription.tracker.resync:
+            self._fetch(subscription)
+        replays = self._life.handlers.subscription.resumes and not self._life.hooks.resumes_after
         is_late = subscription in self._late or (replays and bool(subscription.newcomers))
         self._late.discard(subscription)
         if is_late and subscription.tracker is not None and subscription.tracker.awaits_snapshot:
@@ -309,17 +387,20 @@ class Standing:
 
     def answered(self, subscription: Subscription) -> None:
         """Tell whoever waits for a subscription what became of it."""
-        entry = self.book.find(subscription.key)
-        if entry is not None and entry.state is _S.REJECTED:
+        entry, now = self.book.find(subscription.key), trio.current_time()
+        is_final = entry is not None and entry.state is _S.REJECTED
+        if entry is not None and (is_final or (entry.state is _S.WANTED and entry.retry_at > now)):
             self._life.tell(
                 SubscriptionRefused(
                     id=subscription.id,
-                    channel=subscription.channel,
+                    channel=subscription.label,
                     reason=entry.reason,
                     restoring=subscription.was_confirmed,
+                    retry_in=None if is_final else entry.retry_at - now,
                 )
             )
-            subscription.refuse(entry.reason)
+            if is_final:
+                subscription.refuse(entry.reason)
         subscription.changed.ring()
         self.changed.set()
 
@@ -358,3 +439,21 @@ class Standing:
                 subscription.link_lost(lost, was_confirmed=self._has(subscription))
         self._direct.clear()
         self._early.clear()
+
+
+def _by_key(answers: Sequence[SubscriptionAnswer], channels: Sequence[Channel]) -> dict[Hashable, SubscriptionAnswer]:
+    """Return the answers by key: one that names no channel is about the next of those that were asked for."""
+    places = iter(channels)
+    found: dict[Hashable, SubscriptionAnswer] = {}
+    for answer in answers:
+        if answer.channel is not None:
+            found[answer.channel] = answer
+        elif (channel := next(places, None)) is not None:
+            found[channel.key] = msgspec.structs.replace(answer, channel=channel.key)
+    return found
+
+
+def _seconds(value: Any) -> float:
+    """Return the seconds that a service names, of which it may say nonsense; 0 where it does."""
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    return min(max(float(value), 0.0), MAX_RETRY_AFTER) if is_number and value == value else 0.0

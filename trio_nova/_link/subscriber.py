@@ -20,6 +20,7 @@ from trio_nova._subscriptions import Subscriptions
 from trio_nova.core.subscriptions import Entry, SubscriptionState
 from trio_nova.errors import (
     BadMessage,
+    ConfigError,
     LinkLost,
     NotSent,
     NovaError,
@@ -29,10 +30,15 @@ from trio_nova.errors import (
     SessionOver,
 )
 from trio_nova.events import SubscriptionsRestored
-from trio_nova.handlers import Channel, Refused
+from trio_nova.handlers import Channel
+from trio_nova.readings import Granted, Refused
 
 __all__ = ["Subscriber"]
 
+MAX_PREPARED = 16
+"""Channels that a hook prepares at once."""
+RETRY_AFTER = 1.0
+"""Seconds, at least, after which a channel is asked for again that could not be prepared."""
 MAX_FAILURES = 2
 """How often a subscription may go unanswered before it counts as refused."""
 
@@ -61,7 +67,7 @@ class Subscriber:
         standing = self._standing
         if not standing.is_open:
             return False
-        is_asked = standing.resyncs or standing.partings.surplus or self._places.under_way
+        is_asked = standing.resyncs or standing.partings.surplus or self._places.under_way or standing.fills.under_way
         return bool(is_asked) or not standing.book.is_at_rest(trio.current_time())
 
     async def wait_restored(self) -> None:
@@ -87,15 +93,17 @@ class Subscriber:
 
     async def _ask_for_something(self, now: float) -> bool:
         """Ask for the next thing that is to be asked for, or give it up; False where there is none."""
-        standing = self._standing
-        if retired := standing.book.next_retirement(1):
-            await self._give_up(retired[0])
+        standing, handler, hooks = self._standing, self._life.handlers.subscription, self._life.hooks
+        if retired := standing.book.next_retirement(1 if handler.unsubscribes_by_id else handler.max_batch):
+            await self._give_up(retired)
         elif standing.partings.surplus:
             server_id = standing.partings.surplus.pop(0)
             await self._part(Channel(server_id, ""), server_id)
         elif standing.resyncs:
-            await self._ask_anew(standing.resyncs.pop(0))
-        elif batch := standing.book.next_request(self._life.session.handlers.subscription.max_batch, now):
+            subscription = next(iter(standing.resyncs))
+            del standing.resyncs[subscription]
+            await self._ask_anew(subscription)
+        elif batch := standing.book.next_request(max(handler.max_batch, MAX_PREPARED * hooks.prepares), now):
             await self._ask(batch)
         else:
             return False
@@ -121,16 +129,43 @@ class Subscriber:
     # ----------------------------------------------------------------- asking
 
     async def _ask(self, batch: Sequence[Entry]) -> None:
-        handler = self._life.session.handlers.subscription
+        handler, life = self._life.handlers.subscription, self._life
         entries = {entry.key: entry for entry in batch}
         channels = [self._channel(entry) for entry in batch]
+        if life.hooks.prepares:
+            channels = await self._prepare(channels, entries)
         try:
-            groups = [channels] if handler.max_batch == 1 else list(handler.split_batch(channels))
+            groups = (
+                [[channel] for channel in channels] if handler.max_batch == 1 else list(handler.split_batch(channels))
+            )
         except Exception as exc:
-            self._life.session.handler_failed(exc)
+            life.session.handler_failed(exc)
             groups = [channels]
         for group in groups:
-            await self._ask_together([entries[channel.key] for channel in group], group)
+            if group:
+                await self._ask_together([entries[channel.key] for channel in group], group)
+
+    async def _prepare(self, channels: Sequence[Channel], entries: Mapping[Hashable, Entry]) -> list[Channel]:
+        """Return the channels as the hook has them asked for; those that it fails at are refused for now."""
+        prepared: dict[Hashable, Channel] = {}
+
+        async def prepare(channel: Channel) -> None:
+            try:
+                with trio.fail_after(self._life.session.config.subscription_timeout):
+                    found = await self._life.handlers.subscription.prepare(channel)
+                if not isinstance(found, Channel):
+                    raise ConfigError("prepare", f"answered a {type(found).__name__}, which is no Channel")
+            except Exception as exc:
+                self._life.session.note(exc, "subscription")
+                refused = Refused(channel.key, f"it could not be prepared: {type(exc).__name__}", RETRY_AFTER)
+                self._standing.apply(refused, entries[channel.key].ask)
+            else:
+                prepared[channel.key] = attrs.evolve(found, key=channel.key)
+
+        async with trio.open_nursery() as nursery:
+            for channel in channels:
+                nursery.start_soon(prepare, channel)
+        return [prepared[channel.key] for channel in channels if channel.key in prepared]
 
     def _channel(self, entry: Entry) -> Channel:
         subscription = self._subscriptions.by_key.get(entry.key)
@@ -138,13 +173,12 @@ class Subscriber:
 
     async def _ask_together(self, batch: Sequence[Entry], channels: Sequence[Channel]) -> None:
         """Ask for these with one message."""
-        handler = self._life.session.handlers.subscription
+        handler = self._life.handlers.subscription
         try:
             if handler.max_batch == 1:
                 message = handler.encode_subscription_request(channels[0].name, channels[0].params)
             else:
                 message = handler.encode_subscription_batch(channels)
-            frame, kind = (b"", "") if handler.correlated else self._encoded(message)
         except Exception as exc:
             self._could_not_ask(exc, channels)
             return
@@ -153,16 +187,19 @@ class Subscriber:
             await self._places.ask(partial(self._ask_and_read, channels, message, asks))
         else:
             try:
-                await self._writer.send(frame, kind, 0, "subscription")
+                await self._writer.send(message, 0, "subscription")
+            except BadMessage as error:
+                self._could_not_ask(error, channels)
+                return
             except NotSent as error:
                 if isinstance(error.__cause__, LinkLost):
                     raise
                 for channel in channels:
                     self._standing.apply(Refused(channel.key, str(error)))
         self._standing.book.written(batch, trio.current_time())
-
-    def _encoded(self, message: Any) -> tuple[str | bytes, str]:
-        return self._outbound.encode(message), self._outbound.kind_of(message)
+        if not handler.confirms:
+            for channel in channels:
+                self._standing.apply(Granted(channel.key))
 
     async def _ask_and_read(
         self,
@@ -197,7 +234,7 @@ class Subscriber:
     async def _ask_alone(self, channel: Channel, ask: int) -> None:
         standing = self._standing
         try:
-            message = self._life.session.handlers.subscription.encode_subscription_batch([channel])
+            message = self._life.handlers.subscription.encode_subscription_batch([channel])
         except Exception as exc:
             self._could_not_ask(exc, [channel])
             return
@@ -241,35 +278,48 @@ class Subscriber:
         if tracker is None or not tracker.awaits_snapshot or not subscription.is_wanted:
             return
         if entry is not None and entry.state is SubscriptionState.CONFIRMED:
-            await self._give_up(entry)
+            await self._give_up([entry])
             tracker.renew()  # one may have come meanwhile
             standing.book.reject(subscription.key, trio.current_time(), "a snapshot is wanted", retry_in=0.0)
 
     # ----------------------------------------------------------------- giving up
 
-    async def _give_up(self, entry: Entry) -> None:
-        self._standing.gave_up(entry)
-        await self._part(Channel(entry.key, entry.channel, entry.params), entry.server_id)
+    async def _give_up(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._standing.gave_up(entry)
+        channels = [Channel(entry.key, entry.channel, entry.params) for entry in entries]
+        if len(entries) > 1:
+            try:
+                message = self._life.handlers.subscription.encode_unsubscription_batch(channels)
+            except Exception as exc:
+                self._life.session.handler_failed(exc)
+                return
+            if message is not NotImplemented:
+                await self._say(message)
+                return
+        for channel, entry in zip(channels, entries, strict=True):
+            await self._part(channel, entry.server_id)
 
     async def _part(self, channel: Channel, server_id: Hashable | None) -> None:
         """Send what gives a subscription up."""
-        session, handler = self._life.session, self._life.session.handlers.subscription
         try:
-            message = handler.encode_unsubscription(channel, server_id)
+            message = self._life.handlers.subscription.encode_unsubscription(channel, server_id)
         except Exception as exc:
-            session.handler_failed(exc)
+            self._life.session.handler_failed(exc)
             return
+        await self._say(message)
+
+    async def _say(self, message: Any) -> None:
+        """Send a message whose answer changes nothing; None is none."""
         if message is None:
             return
-        if handler.correlated:
+        if self._life.handlers.subscription.correlated:
             await self._places.ask_quietly(partial(self._request_quietly, message))
             return
         try:
-            frame, kind = self._encoded(message)
+            await self._writer.send(message, 0, "subscription")
         except BadMessage as error:
-            session.note(error, "subscription")
-            return
-        await self._writer.send(frame, kind, 0, "subscription")
+            self._life.session.note(error, "subscription")
 
     async def _request_quietly(self, message: Any, when_left: Callable[[], None]) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import attrs
 import trio
 
@@ -24,7 +26,7 @@ class Writer:
     _stream: Link
     _outbound: Outbound
     _answers: object
-    """What questions are written down in when they leave."""
+    """What encodes messages when they leave, and writes questions down."""
     outbox: Outbox = attrs.field(init=False)
     _changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the task."""
@@ -38,21 +40,31 @@ class Writer:
         # A limit may have ceased since it held back what still waits.
         return self._changed.is_awaited and not self._outbound.backlog.length and not self._outbound.limiter.engaged
 
+    @property
+    def epoch(self) -> int:
+        """The number of the link."""
+        return self._life.epoch
+
+    def acknowledge(self, message: Any) -> None:
+        """Send what acknowledges a message of the link; raises as `put`."""
+        self.put(self._outbound.outgoing_message(message, lane=Lane.SETUP, purpose="message"))
+
     def wake(self) -> None:
         """Let the task look at what there is to write."""
         self._changed.set()
 
     # ----------------------------------------------------------------- in
 
-    async def send(self, frame: Frame, kind: str, priority: int, purpose: Purpose) -> None:
-        """Write a frame before the link is ready, and wait until the operating system has it.
+    async def send(self, message: Any, priority: int, purpose: Purpose) -> None:
+        """Write a message before the link is ready, and wait until the operating system has it.
 
         Cancelling withdraws it, unless it is being written.
 
         Raises:
+            BadMessage: it cannot be encoded.
             NotSent, OutcomeUnknown: as their names say.
         """
-        outgoing = self._outbound.outgoing(frame, kind, priority, lane=Lane.SETUP, purpose=purpose)
+        outgoing = self._outbound.outgoing_message(message, priority, lane=Lane.SETUP, purpose=purpose)
         await wait_settled(outgoing, self.put, self._life.session.settled)
 
     def put(self, outgoing: Outgoing) -> None:
@@ -70,9 +82,14 @@ class Writer:
         self.outbox.put(outgoing)
         self.wake()
 
-    def control(self, frame: Frame, kind: str = "", when_settled: WhenSettled | None = None) -> None:
-        """Send ahead of any queue: heartbeats and what answers them."""
-        outgoing = self._outbound.outgoing(frame, kind, lane=Lane.CONTROL, purpose="control")
+    def control(self, message: Any, when_settled: WhenSettled | None = None) -> None:
+        """Send ahead of any queue: heartbeats and what answers them. Raises BadMessage where it cannot be encoded."""
+        self.control_outgoing(
+            self._outbound.outgoing_message(message, lane=Lane.CONTROL, purpose="control"), when_settled
+        )
+
+    def control_outgoing(self, outgoing: Outgoing, when_settled: WhenSettled | None = None) -> None:
+        """Send what is ready to leave ahead of any queue."""
         outgoing.on_settled(when_settled)
         if not self.is_free or not self.write_now(outgoing):
             self.outbox.put(outgoing)
@@ -86,6 +103,9 @@ class Writer:
         """
         is_bound = outgoing.make is not None
         outgoing.prepare(self._answers)
+        if outgoing.rest:
+            self.go_on(outgoing)
+            return True
         match self._stream.send_nowait(outgoing.frame):
             case "whole":
                 self._outbound.count_written((outgoing,))
@@ -141,7 +161,7 @@ class Writer:
                     outgoing.settle(error)
         for outgoing in failed:
             batch.remove(outgoing)
-        return [outgoing.frame for outgoing in batch]
+        return [frame for outgoing in batch for frame in (outgoing.frame, *outgoing.rest)]
 
     def end(self, lost: LinkLost) -> None:
         """Settle what was to leave on the link."""

@@ -23,7 +23,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
 from functools import partial
@@ -32,38 +32,21 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import attrs
 
 from trio_nova._feeds import Feed, FeedOptions
-from trio_nova.adapter import Adapter
-from trio_nova.adapters.jsonrpc import JsonRpcClient, JsonRpcCorrelation, make_request, read_error
+from trio_nova.adapters.jsonrpc import JsonRpc, JsonRpcClient, make_request, read_error
 from trio_nova.codecs import JsonCodec
 from trio_nova.core import check_number
 from trio_nova.core.limits import TokenBucket
-from trio_nova.core.sequence import ChangeChain, Tracker
+from trio_nova.core.sequence import Step, Tracker
 from trio_nova.errors import AuthFailed, BadMessage, ConfigError, RequestFailed, RetryAdvice
-from trio_nova.handlers import (
-    AuthExchange,
-    AuthHandler,
-    AuthOk,
-    Channel,
-    ConnectionHandler,
-    ConnectionInfo,
-    Granted,
-    PingHeartbeat,
-    RateLimitHandler,
-    SubscriptionHandler,
-)
+from trio_nova.handlers import AuthExchange, AuthHandler, Channel, ConnectionInfo, RateLimitHandler
 from trio_nova.handlers.auth import reveal
-from trio_nova.handlers.subscription import SubscriptionAnswer
+from trio_nova.readings import AuthOk, Beat, Data, Granted, HeartbeatAsked, Other, Reading
 from trio_nova.secrets import Secret, as_secret
 
-__all__ = [
-    "Deribit",
-    "DeribitAuth",
-    "DeribitClient",
-    "DeribitHeartbeat",
-    "DeribitSetup",
-    "DeribitSubscriptions",
-    "sign",
-]
+__all__ = ["Deribit", "DeribitAuth", "DeribitClient", "sign"]
+
+TEST = "heartbeat-"
+"""Our answers to a test_request have ids that begin so."""
 
 MAX_CHANNELS = 500
 """That one `public/subscribe` may name."""
@@ -199,141 +182,8 @@ class DeribitAuth(AuthHandler):
         return AuthOk(float(min(seconds, LONGEST_GRANT)), tokens)
 
 
-@attrs.define(eq=False)
-class DeribitSetup(ConnectionHandler):
-    """Asks for heartbeats, and for orders to be cancelled when the link is lost."""
-
-    heartbeat_interval: float | None
-    """See `Deribit`."""
-    cancel_on_disconnect: CancelScope | None
-    """See `Deribit`."""
-
-    def setup_requests(self, info: ConnectionInfo) -> Sequence[Any]:
-        requests: list[Any] = []
-        if self.heartbeat_interval is not None:
-            requests.append(make_request("public/set_heartbeat", {"interval": self.heartbeat_interval}))
-        if self.cancel_on_disconnect is not None:
-            scope = {"scope": self.cancel_on_disconnect}
-            requests.append(make_request("private/enable_cancel_on_disconnect", scope))
-        return requests
-
-
-@attrs.frozen
-class DeribitHeartbeat(PingHeartbeat):
-    """Answers the service's `test_request`, which closes the link otherwise; our own probe is a ping.
-
-    `public/set_heartbeat` asks for both kinds of message; `public/test` is the answer that is wanted.
-    """
-
-    _numbers: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False, repr=False)
-
-    def answer(self, message: Any) -> Any:
-        match message:
-            case {"method": "heartbeat", "params": {"type": "test_request"}}:
-                return {**make_request("public/test", {}), "id": f"{_TEST}{next(self._numbers)}"}
-            case _:
-                return None
-
-    def is_beat(self, message: Any) -> bool:
-        match message:
-            case {"method": method}:
-                return bool(method == "heartbeat")
-            case {"id": str(id)}:
-                return id.startswith(_TEST)
-            case _:
-                return False
-
-
-_TEST = "heartbeat-"
-"""What the ids of our answers to a test_request begin with: what comes back under them is of no interest."""
-
-
-@attrs.define(eq=False)
-class DeribitSubscriptions(SubscriptionHandler):
-    """Channels in large batches, public before private; order books are kept in step by their change ids.
-
-    The result of `public/subscribe` and `private/subscribe` lists what is granted; what it leaves out is not.
-    """
-
-    correlated: ClassVar[bool] = True
-    drops_unclaimed: ClassVar[bool] = True
-
-    max_batch: int = sys.maxsize
-    """All at once: `split_batch` makes the messages."""
-
-    def key(self, channel: str, params: Mapping[str, Any]) -> Hashable:
-        if params:
-            raise ConfigError("params", f"a channel of Deribit takes none; its name says all: {channel!r}")
-        return _text("channel", channel)
-
-    def split_batch(self, channels: Sequence[Channel]) -> Iterator[Sequence[Channel]]:
-        for private in (False, True):
-            group = [channel for channel in channels if _is_private(channel.name) is private]
-            for start in range(0, len(group), MAX_CHANNELS):
-                yield group[start : start + MAX_CHANNELS]
-
-    def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
-        return _about_channels("subscribe", [channel.name for channel in channels])
-
-    def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
-        return _about_channels("subscribe", [channel])
-
-    def encode_unsubscription_request(self, channel: str) -> Any:
-        return _about_channels("unsubscribe", [channel])
-
-    def read_grants(self, reply: Any, asked: Sequence[Channel]) -> Iterable[SubscriptionAnswer]:
-        match reply:
-            case {"result": list(names)}:
-                granted = {name for name in names if isinstance(name, str)}
-                return [Granted(channel.key) for channel in asked if channel.name in granted]
-            case _:
-                return []
-
-    def channel_of(self, message: Any) -> Hashable | None:
-        match message:
-            case {"method": "subscription", "params": {"channel": str(channel)}}:
-                return channel
-            case _:
-                return None
-
-    def data_of(self, message: Any) -> Any:
-        return message["params"].get("data")
-
-    def tracker(self, channel: Channel) -> Tracker | None:
-        if not channel.name.startswith("book."):
-            return None
-        chain = ChangeChain(
-            read_id=lambda message: _data(message).get("change_id"),
-            read_previous=lambda message: _data(message).get("prev_change_id"),
-            is_snapshot=lambda message: _is_whole_book(_data(message)),
-        )
-        return Tracker(chain, resync=True)
-
-
-def _is_private(channel: str) -> bool:
-    return channel.startswith("user.")
-
-
-def _about_channels(verb: str, names: Sequence[str]) -> dict[str, Any]:
-    side = "private" if any(map(_is_private, names)) else "public"
-    return make_request(f"{side}/{verb}", {"channels": list(names)})
-
-
-def _is_whole_book(data: Mapping[str, Any]) -> bool:
-    """Whether a message replaces the book: a snapshot, or one of a grouped book, which has neither type nor past."""
-    return data.get("type") == "snapshot" or ("change_id" in data and not {"type", "prev_change_id"} & data.keys())
-
-
-def _data(message: Any) -> Mapping[str, Any]:
-    data = message["params"].get("data")
-    return data if isinstance(data, Mapping) else {}
-
-
-# --------------------------------------------------------------------------- the adapter
-
-
 @attrs.define(eq=False, kw_only=True, slots=False)
-class Deribit(Adapter):
+class Deribit(JsonRpc):
     """Deribit: `Deribit()` is the real one, `Deribit(testnet=True)` the one without money.
 
     `credentials` is a mapping with `client_id` and `client_secret`; without any, there are the public channels
@@ -341,7 +191,11 @@ class Deribit(Adapter):
     oldest are dropped.
     """
 
+    unsubscribes_by_id = False
+    max_batch = sys.maxsize
+
     testnet: bool = False
+    overloaded: frozenset[int] = BUSY
     host: str = attrs.field(
         default=attrs.Factory(lambda self: f"{'test' if self.testnet else 'www'}.deribit.com", takes_self=True)
     )
@@ -373,14 +227,94 @@ class Deribit(Adapter):
     def defaults(self) -> Mapping[str, Any]:
         return {
             "codec": JsonCodec(),
-            "correlation": JsonRpcCorrelation(overloaded=BUSY),
             "overflow": "drop_oldest",
-            "heartbeat": DeribitHeartbeat(),
-            "connection_handler": partial(DeribitSetup, self.heartbeat_interval, self.cancel_on_disconnect),
             "auth_handler": partial(DeribitAuth, grant=self.grant, scope=self.scope),
-            "subscription_handler": DeribitSubscriptions,
             "rate_limit_handler": _limiter,
         }
+
+    # ----------------------------------------------------------------- a new link
+
+    def setup_requests(self, info: ConnectionInfo) -> Sequence[Any]:
+        """Ask for heartbeats, and for orders to be cancelled when the link is lost."""
+        requests: list[Any] = []
+        if self.heartbeat_interval is not None:
+            requests.append(make_request("public/set_heartbeat", {"interval": self.heartbeat_interval}))
+        if self.cancel_on_disconnect is not None:
+            scope = {"scope": self.cancel_on_disconnect}
+            requests.append(make_request("private/enable_cancel_on_disconnect", scope))
+        return requests
+
+    def read_notification(self, message: Mapping[str, Any]) -> Reading | None:
+        """Return data; or a heartbeat of the service's, of which it closes the link if one kind is not answered.
+
+        `public/set_heartbeat` asks for both kinds; `public/test` is the answer that is wanted.
+        """
+        match message:
+            case {"method": "subscription", "params": {"channel": str(channel)} as params}:
+                data = params.get("data")
+                return Data(channel, data, _step(data) if channel.startswith("book.") else None)
+            case {"method": "heartbeat", "params": {"type": "test_request"}}:
+                return HeartbeatAsked({**make_request("public/test", {}), "id": f"{TEST}{next(_tests)}"})
+            case {"method": "heartbeat"}:
+                return Beat()
+            case _:
+                return Other(message)
+
+    def read(self, message: Any) -> Reading | None:
+        match message:
+            case {"id": str(id)} if id.startswith(TEST):
+                return Beat()  # what comes back for our answer to a test_request is of no interest
+            case _:
+                return super().read(message)
+
+    # ----------------------------------------------------------------- channels
+
+    def key(self, channel: str, params: Mapping[str, Any]) -> Hashable:
+        if params:
+            raise ConfigError("params", f"a channel of Deribit takes none; its name says all: {channel!r}")
+        return _text("channel", channel)
+
+    def split_batch(self, channels: Sequence[Channel]) -> Iterator[Sequence[Channel]]:
+        """Group channels into large batches, public before private ones."""
+        for private in (False, True):
+            group = [channel for channel in channels if _is_private(channel.name) is private]
+            for start in range(0, len(group), MAX_CHANNELS):
+                yield group[start : start + MAX_CHANNELS]
+
+    def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
+        return _about_channels("subscribe", [channel.name for channel in channels])
+
+    def encode_unsubscription(self, channel: Channel, server_id: Hashable | None) -> Any:
+        return _about_channels("unsubscribe", [channel.name])
+
+    def handle_subscription_response(self, message: Any) -> Sequence[Granted]:
+        """Return what `public/subscribe` or `private/subscribe` lists in its result; the rest is not granted."""
+        names = message.get("result")
+        return [Granted(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+    def tracker(self, channel: Channel) -> Tracker | None:
+        """Keep order books in step, by their change ids."""
+        return Tracker(resync=True) if channel.name.startswith("book.") else None
+
+
+_tests = itertools.count(1)
+
+
+def _is_private(channel: str) -> bool:
+    return channel.startswith("user.")
+
+
+def _about_channels(verb: str, names: Sequence[str]) -> dict[str, Any]:
+    side = "private" if any(map(_is_private, names)) else "public"
+    return make_request(f"{side}/{verb}", {"channels": list(names)})
+
+
+def _step(data: Any) -> Step | None:
+    """Return where a change of a book stands; a grouped book, which has neither type nor past, is whole each time."""
+    if not isinstance(data, Mapping) or "change_id" not in data:
+        return None
+    is_whole = data.get("type") == "snapshot" or not {"type", "prev_change_id"} & data.keys()
+    return Step(data["change_id"], previous=None if is_whole else data.get("prev_change_id"), snapshot=is_whole)
 
 
 def _limiter() -> RateLimitHandler:
@@ -445,13 +379,13 @@ class DeribitClient(JsonRpcClient):
 
     def subscribe_to_ticker(
         self, instrument: str, interval: Interval = "100ms", *, feed: FeedOptions | None = None
-    ) -> AbstractAsyncContextManager[Feed]:
+    ) -> AbstractAsyncContextManager[Feed[Any]]:
         """Hear the ticker while in the block."""
         return self.subscribe(f"ticker.{_instrument(instrument)}.{_interval(interval)}", feed=feed)
 
     def subscribe_to_trades(
         self, instrument: str, interval: Interval = "100ms", *, feed: FeedOptions | None = None
-    ) -> AbstractAsyncContextManager[Feed]:
+    ) -> AbstractAsyncContextManager[Feed[Any]]:
         """Hear the trades, in lists, while in the block: of an instrument, or of "{kind}.{currency}"."""
         return self.subscribe(f"trades.{_instruments(instrument)}.{_interval(interval)}", feed=feed)
 
@@ -463,7 +397,7 @@ class DeribitClient(JsonRpcClient):
         group: str | None = None,
         depth: Literal[1, 10, 20] | None = None,
         feed: FeedOptions | None = None,
-    ) -> AbstractAsyncContextManager[Feed]:
+    ) -> AbstractAsyncContextManager[Feed[Any]]:
         """Hear the order book while in the block: a snapshot first, then changes that follow it without a gap.
 
         Where a change is missing, the book is asked for anew, and the next message is a snapshot again. With
@@ -486,13 +420,13 @@ class DeribitClient(JsonRpcClient):
 
     def subscribe_to_orders(
         self, instrument: str = "any.any", interval: Interval = "raw", *, feed: FeedOptions | None = None
-    ) -> AbstractAsyncContextManager[Feed]:
+    ) -> AbstractAsyncContextManager[Feed[Any]]:
         """Hear of changes to one's orders while in the block: of an instrument, or of "{kind}.{currency}"."""
         return self.subscribe(f"user.orders.{_instruments(instrument)}.{_interval(interval)}", feed=feed)
 
     def subscribe_to_own_trades(
         self, instrument: str = "any.any", interval: Interval = "raw", *, feed: FeedOptions | None = None
-    ) -> AbstractAsyncContextManager[Feed]:
+    ) -> AbstractAsyncContextManager[Feed[Any]]:
         """Hear of one's trades while in the block: of an instrument, or of "{kind}.{currency}"."""
         return self.subscribe(f"user.trades.{_instruments(instrument)}.{_interval(interval)}", feed=feed)
 

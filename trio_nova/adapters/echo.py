@@ -5,24 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
+
 from trio_nova.adapter import Adapter
 from trio_nova.client import Client
 from trio_nova.codecs import RawCodec
-from trio_nova.handlers import InOrder
+from trio_nova.handlers import AuthExchange, InOrder
+from trio_nova.readings import AuthOk
 
 __all__ = ["Echo", "EchoClient"]
 
 
+@attrs.define(eq=False, kw_only=True, slots=False)
 class Echo(Adapter):
     """A server that answers every message with the same; `Echo(url="ws://127.0.0.1:8000/")` is one of your own.
 
     Text stays `str` and binary stays `bytes`; the first answer belongs to the first question.
     """
 
-    host = "echo.websocket.org"
+    host: str = "echo.websocket.org"
+    greets: bool = attrs.field(default=attrs.Factory(lambda self: self._address is None, takes_self=True))
+    """Whether the server says something first, as the public one does: that is no answer, and is waited for."""
 
     def defaults(self) -> Mapping[str, Any]:
         return {"codec": RawCodec(), "correlation": InOrder()}
+
+    async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+        if self.greets:
+            await exchange.receive()
+        return AuthOk()
 
 
 class EchoClient(Client):
@@ -33,7 +44,7 @@ class EchoClient(Client):
     async def send_message(self, text: str) -> str:
         """Send a text and return it once it has come back; errors are those of `Connection.request`.
 
-        What else the service says, a greeting for one, is received as an ordinary message.
+        What else the service says is received as an ordinary message.
         """
         reply: str = await self.connection.request(text, matches=lambda message: bool(message == text))
         return reply

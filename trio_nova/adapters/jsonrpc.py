@@ -13,7 +13,7 @@ Section numbers are those of https://www.jsonrpc.org/specification.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeAlias
 
 import attrs
@@ -23,18 +23,10 @@ from trio_nova.adapter import Adapter
 from trio_nova.client import Client
 from trio_nova.codecs import JsonCodec
 from trio_nova.errors import BadMessage, ConfigError, RequestFailed, RetryAdvice, printable
-from trio_nova.handlers import Channel, Correlation, Granted, SubscriptionHandler
-from trio_nova.handlers.subscription import SubscriptionAnswer
+from trio_nova.handlers import Channel
+from trio_nova.readings import Answer, ByServerId, Data, Granted, Many, Other, Reading
 
-__all__ = [
-    "IdSubscriptions",
-    "JsonRpc",
-    "JsonRpcClient",
-    "JsonRpcCorrelation",
-    "JsonRpcError",
-    "make_request",
-    "read_error",
-]
+__all__ = ["JsonRpc", "JsonRpcClient", "JsonRpcError", "make_request", "read_error"]
 
 PARSE_ERROR, INVALID_REQUEST = -32700, -32600
 
@@ -117,60 +109,73 @@ def read_error(reply: Any) -> JsonRpcError | None:
     )
 
 
-@attrs.frozen
-class JsonRpcCorrelation(Correlation):
-    """Answers by `id`; what has a `method` is never one, and what has no id of its own answers nobody.
+_ENCODER = msgspec.json.Encoder(order="deterministic", decimal_format="number")
+BATCH = "batch-"
+"""What the ids of the calls in a batch begin with."""
 
-    1, "1" and 1.0 are three ids. An error whose id is null (section 5: the service could not read the
-    question's) is received as an ordinary message: nobody can tell whose it is. Whether an answer says
-    `"jsonrpc": "2.0"` is not looked at, since many services leave it out.
+
+@attrs.define(eq=False, kw_only=True, slots=False)
+class JsonRpc(Adapter):
+    """Any service that speaks JSON-RPC 2.0: `JsonRpc(url="wss://node.example/")`.
+
+    An error whose id is null (section 5: the service could not read the question's) is received as an ordinary
+    message: nobody can tell whose it is. While nobody receives such messages, the oldest are dropped.
+
+    Subscriptions are as Ethereum's nodes have them: `subscribe("logs", params={"address": ...})` calls `eth_subscribe`
+    with `["logs", {"address": ...}]`, and the service names each by an id, a new one on every link.
     """
 
+    correlated = True
+    unsubscribes_by_id = True
+    drops_unclaimed = True
+
+    namespace: str = "eth"
+    """What its methods for subscriptions begin with: `eth_subscribe`, `eth_subscription`."""
     overloaded: frozenset[int] = frozenset()
     """Codes that say "too many requests": to ask again later can help."""
 
+    def defaults(self) -> Mapping[str, Any]:
+        return {"codec": JsonCodec(), "overflow": "drop_oldest"}
+
+    # ----------------------------------------------------------------- requests
+
     def request_id(self, message: Any) -> Hashable | None:
+        if isinstance(message, list):
+            return None
         if not isinstance(message, Mapping) or not isinstance(message.get("method"), str):
             raise BadMessage("a JSON-RPC request is an object with a method; for several at once there is batch()")
         id = message.get("id")
-        if id is not None and (isinstance(id, bool) or not isinstance(id, int | str)):
+        if id is not None and not _is_id(id):
             raise BadMessage("the id of a request must be a whole number or a text (section 4)")
         return id
 
-    def tag(self, message: Any, id: int) -> Any:
+    def tag(self, message: Any, id: Any) -> Any:
         return {"jsonrpc": "2.0", **message, "id": id}
 
-    def failure(self, reply: Any) -> RequestFailed | None:
-        if isinstance(reply, list):
-            return None  # of a batch: each of its answers speaks for itself
-        error = read_error(reply)
-        if error is not None and error.code in self.overloaded:
-            error.retry = RetryAdvice.BACKOFF
-        return error
+    def encode_auth_request(self, credentials: Any) -> Any:
+        """Refuse: override this, with `handle_auth_response`, for a service that has a method to authenticate by.
 
-    def parts(self, message: Any) -> Sequence[Any] | None:
-        return message if isinstance(message, list) else None
+        Raises:
+            ConfigError: always; they would otherwise be sent in words that JSON-RPC does not have.
+        """
+        raise ConfigError("credentials", "JSON-RPC has no words for them: send a header, or override the auth hooks")
 
+    def read(self, message: Any) -> Reading | None:
+        """Read a message, or each of an array of them; what has a `method` is no answer, and 1 and "1" are two ids."""
+        match message:
+            case {"method": str()}:
+                return self.read_notification(message)
+            case {"id": int() | str() as id} if _is_id(id):
+                error = read_error(message)
+                if error is not None and error.code in self.overloaded:
+                    error.retry = RetryAdvice.BACKOFF
+                return Answer(message, id, error)
+            case list():
+                return _read_array(message, self.read)
+            case _:
+                return Other(message)
 
-_ENCODER = msgspec.json.Encoder(order="deterministic", decimal_format="number")
-
-
-@attrs.define(eq=False)
-class IdSubscriptions(SubscriptionHandler):
-    """Subscriptions as Ethereum's nodes have them: the service names each by an id, a new one on every link.
-
-    `subscribe("logs", address=...)` calls `eth_subscribe` with `["logs", {"address": ...}]`. The feed is the
-    same across links; what comes under an id of an earlier link, or of nobody, is dropped.
-    """
-
-    correlated: ClassVar[bool] = True
-    unsubscribes_by_id: ClassVar[bool] = True
-    drops_unclaimed: ClassVar[bool] = True
-
-    subscribe_method: str = "eth_subscribe"
-    unsubscribe_method: str = "eth_unsubscribe"
-    notification: str = "eth_subscription"
-    """The method of the messages that bring data, with params `{"subscription": id, "result": data}`."""
+    # ----------------------------------------------------------------- subscriptions
 
     def key(self, channel: str, params: Mapping[str, Any]) -> Hashable:
         """Return what tells one subscription from others: the channel, and the params in whatever order they came.
@@ -186,69 +191,43 @@ class IdSubscriptions(SubscriptionHandler):
             raise ConfigError("params", f"those of {channel!r} cannot be sent as JSON: {exc}") from exc
 
     def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
-        return make_request(self.subscribe_method, [channel, dict(params)] if params else [channel])
+        return make_request(f"{self.namespace}_subscribe", [channel, dict(params)] if params else [channel])
 
     def encode_unsubscription(self, channel: Channel, server_id: Hashable | None) -> Any:
-        match server_id:
-            case (_, id):
-                return make_request(self.unsubscribe_method, [id])
-            case _:
-                return None
+        return None if server_id is None else make_request(f"{self.namespace}_unsubscribe", [server_id])
 
-    def read_grants(self, reply: Any, asked: Sequence[Channel]) -> Iterable[SubscriptionAnswer]:
-        id = _name(reply.get("result"))
-        return [] if id is None else [Granted(channel.key, id) for channel in asked]
+    def handle_subscription_response(self, message: Any) -> Sequence[Granted]:
+        id = message.get("result")
+        return [Granted(None, id)] if _is_id(id) else []
 
-    def channel_of(self, message: Any) -> Hashable | None:
+    def read_notification(self, message: Mapping[str, Any]) -> Reading | None:
+        """Return what a message with a `method` is: data of a subscription, or an ordinary one."""
         match message:
-            case {"method": self.notification, "params": {"subscription": id}}:
-                return _name(id) or _NOBODY
+            case {"method": method, "params": {"subscription": id} as params} if (
+                method == f"{self.namespace}_subscription"
+            ):
+                return Data(ByServerId(id if _is_id(id) else None), params.get("result"))
             case _:
-                return None
-
-    def data_of(self, message: Any) -> Any:
-        return message["params"].get("result")
+                return Other(message)
 
 
-_NOBODY = ("nobody",)
-"""Whose data a notification is that names no subscription: not an ordinary message either."""
+def _is_id(id: Any) -> bool:
+    return isinstance(id, int | str) and not isinstance(id, bool)
 
 
-def _name(id: Any) -> tuple[str, int | str] | None:
-    """Return what a subscription is known by; 1 and "1" are two names, and nothing else is one."""
-    return (type(id).__name__, id) if isinstance(id, int | str) and not isinstance(id, bool) else None
+def _read_array(messages: list[Any], read: Callable[[Any], Reading | None]) -> Many:
+    """Read an array: the answer to a batch of ours, all of it together, and what else is in it (section 6)."""
+    batch = [message for message in messages if _is_of_batch(message)]
+    others = [message for message in messages if not _is_of_batch(message)]
+    return Many([*([Other(batch)] if batch else []), *(read(each) or Other(each) for each in others)])
 
 
-@attrs.define(eq=False, kw_only=True, slots=False)
-class JsonRpc(Adapter):
-    """Any service that speaks JSON-RPC 2.0: `JsonRpc(url="wss://node.example/")`.
-
-    Messages that belong to no request and no feed can be received as ever; while nobody does, the oldest
-    are dropped.
-    """
-
-    namespace: str = "eth"
-    """What its methods for subscriptions begin with: `eth_subscribe`, `eth_subscription`."""
-
-    def encode_auth_request(self, credentials: Any) -> Any:
-        """Refuse: override this, with `handle_auth_response`, for a service that has a method to authenticate by.
-
-        Raises:
-            ConfigError: always; they would otherwise be sent in words that JSON-RPC does not have.
-        """
-        raise ConfigError("credentials", "JSON-RPC has no words for them: send a header, or override the auth hooks")
-
-    def defaults(self) -> Mapping[str, Any]:
-        return {
-            "codec": JsonCodec(),
-            "correlation": JsonRpcCorrelation(),
-            "overflow": "drop_oldest",
-            "subscription_handler": lambda: IdSubscriptions(
-                subscribe_method=f"{self.namespace}_subscribe",
-                unsubscribe_method=f"{self.namespace}_unsubscribe",
-                notification=f"{self.namespace}_subscription",
-            ),
-        }
+def _is_of_batch(message: Any) -> bool:
+    match message:
+        case {"id": str(id)} if "method" not in message:
+            return id.startswith(BATCH)
+        case _:
+            return False
 
 
 class JsonRpcClient(Client):
@@ -284,7 +263,7 @@ class JsonRpcClient(Client):
         """
         serial = next(self._serials)
         messages = {
-            f"batch-{serial}-{number}": make_request(method, params) for number, (method, params) in enumerate(calls)
+            f"{BATCH}{serial}-{number}": make_request(method, params) for number, (method, params) in enumerate(calls)
         }
         if not messages:
             return []  # an empty array is no batch

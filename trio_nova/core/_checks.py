@@ -55,6 +55,13 @@ def check_count(instance: object, attribute: attrs.Attribute[int], value: object
     check_number(attribute.name, value, at_least=1)
 
 
+def check_whole(instance: object, attribute: attrs.Attribute[int], value: object) -> None:
+    """Validate an attrs field that holds a whole number from 0."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(attribute.name, f"must be a whole number, not {type(value).__name__}")
+    check_number(attribute.name, value)
+
+
 def check_bool(instance: object, attribute: attrs.Attribute[bool], value: object) -> None:
     """Validate an attrs field that holds True or False."""
     if not isinstance(value, bool):

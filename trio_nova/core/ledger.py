@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import attrs
@@ -98,9 +98,16 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._by_id) + len(self.matchers) + len(self.in_order)
 
-    def allot(self) -> int:
-        """Return an id that was not used yet."""
-        return next(id for id in self._ids if identity(id) not in self._by_id)
+    def allot(self, form: Callable[[int], Hashable] = int) -> Any:
+        """Return an id under which no answer is awaited, nor may come late, in the form that the service has it in.
+
+        Raises:
+            NotSent: there is none.
+        """
+        for id in islice(self._ids, len(self._by_id) + 1):
+            if identity(form(id)) not in self._by_id:
+                return form(id)
+        raise NotSent(f"all ids that the service takes are in use, by {len(self._by_id)} requests")
 
     def awaits(self, id: Hashable, now: float) -> bool:
         """Return whether an answer under this id is awaited, or may come late."""

@@ -11,7 +11,7 @@ import enum
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
 from typing import Any, Literal, TypeAlias
 
@@ -94,8 +94,10 @@ class Outgoing:
     """Whether it was accepted to wait for a link: then it may also wait for the rate limiter, however many do."""
     message: Any = attrs.field(default=None, repr=False)
     """What the frame is made of."""
-    make: Callable[[Any, Any], Frame] | None = attrs.field(default=None, repr=False)
-    """Makes the frame, of the message and for the link that is about to write it; None: it is made."""
+    make: Callable[[Any, Any], Sequence[Frame]] | None = attrs.field(default=None, repr=False)
+    """Makes the frames, of the message and for the link that is about to write it; None: they are made."""
+    rest: Sequence[Frame] = attrs.field(default=(), init=False, repr=False)
+    """The frames that follow the first, where one is not enough for the message."""
     when_settled: Callable[[Outgoing, NovaError | None], None] | None = attrs.field(default=None, repr=False)
     """Told once what became of it: None for written, else why it was not, or is not known to be."""
     status: Status = attrs.field(default=Status.QUEUED, init=False)
@@ -132,10 +134,10 @@ class Outgoing:
         self.status = Status.WRITING
 
     def prepare(self, link: Any) -> None:
-        """Make the frame that leaves on `link`; raises NovaError where there is none."""
+        """Make the frames that leave on `link`; raises NovaError where there are none."""
         if self.make is not None:
-            self.frame = self.make(self.message, link)
-            self.size, self.make, self.message = frame_size(self.frame), None, None
+            self.frame, *self.rest = self.make(self.message, link)
+            self.size, self.make, self.message = sum(map(frame_size, (self.frame, *self.rest))), None, None
 
     def withdraw(self) -> bool:
         """Take it back, and tell nobody of it any more; False where it is too late: it is being written, or settled."""

@@ -35,6 +35,8 @@ class SubscriptionState(enum.StrEnum):
     CONFIRMED = "confirmed"
     REJECTED = "rejected"
     """Refused, or never answered; not asked for again unless somebody wants it again."""
+    ENDED = "ended"
+    """Of a subscription, not of an entry: the service says that there is no more to come."""
     RETIRED = "retired"
     """Nobody wants it any more; where the server must be told, that is still to be done."""
 

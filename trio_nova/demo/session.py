@@ -6,6 +6,7 @@ import itertools
 import random
 import signal
 from collections import deque
+from typing import Any
 
 import attrs
 import trio
@@ -13,16 +14,18 @@ import trio
 from trio_nova import (
     Channel,
     Connection,
+    Data,
     ExponentialBackoff,
     FeedOptions,
     JsonCodec,
     Listener,
     NovaError,
     RateLimitHandler,
+    Reading,
     RollingWindow,
     Secret,
-    SequenceNumber,
     State,
+    Step,
     SubscriptionHandler,
     SubscriptionRejected,
     open_connection,
@@ -61,11 +64,15 @@ RATE_FRAMES = 11
 class Numbered(SubscriptionHandler):
     """Watches the numbers of all channels; of the book's, that they continue a snapshot."""
 
+    def read(self, message: Any) -> Reading | None:
+        match message:
+            case {"channel": str(channel), "seq": int(seq)}:
+                return Data(channel, message, Step(seq, snapshot=message.get("snapshot") is True))
+            case _:
+                return None
+
     def tracker(self, channel: Channel) -> Tracker:
-        numbers = SequenceNumber(
-            lambda message: message["seq"], is_snapshot=lambda message: message.get("snapshot") is True
-        )
-        return Tracker(numbers, resync=channel.name == BOOK)
+        return Tracker(resync=channel.name == BOOK)
 
 
 @attrs.frozen(kw_only=True)

@@ -7,8 +7,6 @@ None: go on. Handlers own their state; one instance may serve several sessions w
 from trio_nova.handlers._overrides import overrides as overrides
 from trio_nova.handlers.auth import AuthExchange as AuthExchange
 from trio_nova.handlers.auth import AuthHandler as AuthHandler
-from trio_nova.handlers.auth import AuthOk as AuthOk
-from trio_nova.handlers.auth import AuthRefused as AuthRefused
 from trio_nova.handlers.connection import ConnectionHandler as ConnectionHandler
 from trio_nova.handlers.connection import ConnectionInfo as ConnectionInfo
 from trio_nova.handlers.correlation import Correlation as Correlation
@@ -27,6 +25,6 @@ from trio_nova.handlers.rate_limit import RATE_COSTS as RATE_COSTS
 from trio_nova.handlers.rate_limit import RateLimitHandler as RateLimitHandler
 from trio_nova.handlers.rate_limit import RateRequest as RateRequest
 from trio_nova.handlers.subscription import Channel as Channel
-from trio_nova.handlers.subscription import Granted as Granted
-from trio_nova.handlers.subscription import Refused as Refused
+from trio_nova.handlers.subscription import Hole as Hole
+from trio_nova.handlers.subscription import Page as Page
 from trio_nova.handlers.subscription import SubscriptionHandler as SubscriptionHandler

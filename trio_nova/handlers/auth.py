@@ -6,51 +6,41 @@ import hashlib
 import hmac
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import attrs
 
 from trio_nova.core import number
 from trio_nova.errors import ConfigError
+from trio_nova.readings import AuthOk, AuthRefused
 
 __all__ = ["AuthExchange", "AuthHandler", "AuthOk", "AuthRefused"]
 
 
-@attrs.frozen
-class AuthOk:
-    """The service accepts us."""
-
-    expires_in: float | None = None
-    """Seconds for which it does; None: as long as the link lasts."""
-    tokens: Sequence[str] = attrs.field(default=(), repr=False)
-    """What it gave us that nobody may see: all that is in force now, also if it was given before.
-
-    They are taken out of all that the session says; those that are not named any more only for a while, and where
-    none are named, those of the grant before stay.
-    """
-
-
-@attrs.frozen
-class AuthRefused:
-    """The service refuses us."""
-
-    reason: str = ""
-
-
 class AuthExchange(Protocol):
-    """What an `authenticate` of several steps talks through. Everything goes ahead of the application's messages."""
+    """The two sides of an `authenticate` of several steps. Everything goes ahead of the application's messages.
+
+    All of it is cancelled with the link, and after `Config.auth_timeout`.
+    """
 
     @property
     def refresh(self) -> bool:
         """Whether a living link is authenticated again."""
         ...
 
-    async def ask(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None]) -> AuthOk:
-        """Send a question and return how `judge` reads its answer.
+    async def receive(self) -> Any:
+        """Return what the service says first: the payload of the next `Welcome`, or of the next ordinary message.
 
-        The answer is the one with the question's id, where the service has ids; a notification never
-        counts. Elsewhere it is the first message of which `judge` makes something.
+        What came before this was called, since the link came up, is returned in its order.
+        """
+        ...
+
+    async def ask(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None] | None = None) -> AuthOk:
+        """Send a question and return how the service takes it: as `AuthOk` is read, or `judge` reads it.
+
+        With a `judge` the answer is the first message of which it makes something, and a notification never
+        counts; without one it is the first that is read as AuthOk or AuthRefused.
 
         Raises:
             AuthFailed: the answer is AuthRefused, or says no.
@@ -63,6 +53,20 @@ class AuthExchange(Protocol):
 
     async def send(self, message: Any) -> None:
         """Send a message to which no answer belongs."""
+        ...
+
+    def set_heartbeat(
+        self,
+        *,
+        ping_interval: float | None = None,
+        pong_timeout: float | None = None,
+        idle_timeout: float | None = None,
+    ) -> None:
+        """Set durations of this link's heartbeat, as the service wants them: see the options of these names. Seconds.
+
+        Raises:
+            ConfigError: one of them is out of the bounds of its option.
+        """
         ...
 
 
@@ -158,3 +162,9 @@ class AuthHandler:
 def reveal(value: Any) -> Any:
     """Return the value of a secret, or the value itself."""
     return value.reveal() if hasattr(value, "reveal") else value
+
+
+def reveal_all(credentials: Any) -> Any:
+    """Return credentials as they were given: the value of a secret, and of each secret in a mapping."""
+    given = reveal(credentials)
+    return {name: reveal(value) for name, value in given.items()} if isinstance(given, Mapping) else given

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 import attrs
 
 from trio_nova.errors import ConfigError, LinkLost
-from trio_nova.messages import Action
+from trio_nova.messages import Answered
 from trio_nova.secrets import HeaderMap, Secret, hide_tokens
 from trio_nova.urls import Url
 
@@ -48,14 +48,19 @@ class ConnectionInfo:
     subprotocol: str | Secret[str] | None = None
     """The one that the server chose, as it was offered."""
     response_headers: tuple[tuple[str, str], ...] = attrs.field(default=(), repr=False)
+    position: Any = attrs.field(default=None, repr=False)
+    """The token of the last `Position` that the service gave: what resumes its session; None: it gave none."""
 
 
 @attrs.define(eq=False)
 class ConnectionHandler:
     """The default: go on."""
 
-    def connection_info(self, info: ConnectionInfo) -> ConnectionInfo:
+    def connection_info(self, info: ConnectionInfo) -> ConnectionInfo | Awaitable[ConnectionInfo]:
         """Return what to dial; asked before every attempt. `attrs.evolve` changes url, headers and subprotocols.
+
+        May be `async def`, as an address may have to be asked for elsewhere: for at most `Config.connect_timeout`,
+        which is for the whole attempt.
 
         Headers, login, secrets of the query and `Config.credentials` are meant for the origin of `info.url`. To
         dial another one, put others in their place, or vouch for it with `Config.redirect_origins`; what would go
@@ -63,7 +68,7 @@ class ConnectionHandler:
         """
         return info
 
-    def handle_connect(self, info: ConnectionInfo) -> Action:
+    def handle_connect(self, info: ConnectionInfo) -> Answered:
         """Answer a link that has come up. A reply goes out before anything of the application's."""
         return None
 
@@ -75,22 +80,22 @@ class ConnectionHandler:
         """
         return ()
 
-    def handle_disconnect(self, lost: LinkLost) -> Action:
+    def handle_disconnect(self, lost: LinkLost) -> Answered:
         """Answer the end of a link. A reply waits for the next one; other actions decide what follows.
 
         Where the link was closed on our side what follows is decided already: then only a reply counts.
         """
         return None
 
-    def handle_frame(self, kind: str, data: str | bytes) -> Action:
+    def handle_frame(self, kind: str, data: str | bytes) -> Answered:
         """Answer any frame: kind is "text", "binary", "ping" or "pong"; data is its payload, whole and undecoded."""
         return None
 
-    def handle_timeout(self, clock: str) -> Action:
+    def handle_timeout(self, clock: str) -> Answered:
         """Answer a peer that fell silent, before its link is aborted; `clock` is "pong", "write" or "idle"."""
         return None
 
-    def ping(self) -> Action:
+    def ping(self) -> Answered:
         """Answer a probe that is due. None sends the heartbeat's own; an action is performed in its place."""
         return None
 

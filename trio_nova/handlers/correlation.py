@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import attrs
 
-from trio_nova.errors import RequestFailed
+from trio_nova.core import check_bool, check_whole
+from trio_nova.errors import ConfigError, RequestFailed
+from trio_nova.readings import Answer
 
-__all__ = ["Correlation", "InOrder", "ids_as_written", "written_ids"]
+__all__ = ["Correlation", "InOrder"]
 
 
 def _as_tuple(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class Correlation:
     """The default: mappings are matched by the value of a field, "id"; everything else in order.
 
@@ -27,85 +29,60 @@ class Correlation:
     field: str = "id"
     outcomes: tuple[str, ...] = attrs.field(default=("result", "error", "success", "status"), converter=_as_tuple)
     """The fields that only an answer has: whether a question went well, or what came of it."""
+    first: int = attrs.field(default=1, validator=check_whole, kw_only=True)
+    """The smallest id that the session allots."""
+    last: int = attrs.field(default=2**53 - 1, validator=check_whole, kw_only=True)
+    """The largest one, after which they begin again; by default the largest that JSON keeps (RFC 7493 section 2.2)."""
+    text: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
+    """Whether the ids that the session allots are texts."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.last <= self.first:
+            raise ConfigError("last", f"must be above first, which is {self.first}")
 
     def request_id(self, message: Any) -> Hashable | None:
         """Return the id that the caller gave a question; None where it has none."""
         return message.get(self.field) if isinstance(message, Mapping) else None
 
-    def tag(self, message: Any, id: int) -> Any:
+    def tag(self, message: Any, id: Any) -> Any:
         """Return the question with an id of the session's; None where its kind has no place for one."""
         return {**message, self.field: id} if isinstance(message, Mapping) else None
 
-    def reply_id(self, message: Any) -> Hashable | None:
-        """Return the id of the question that `message` answers; None where it is no answer, or has no id."""
+    def read(self, message: Any) -> Answer | None:
+        """Return `message` as an answer, with the id of its question; None where it is none, or has no id.
+
+        Where this is overridden, and the id is awaited, it is the last word: else a message that names a channel, and
+        has no outcome, is data, whatever id it bears.
+        """
         if not isinstance(message, (dict, Mapping)) or "method" in message:
             return None
         id = message.get(self.field)
-        return id if isinstance(id, Hashable) else None
+        return Answer(message, id) if id is not None and isinstance(id, Hashable) else None
 
     def has_outcome(self, message: Any) -> bool:
-        """Return whether a message that names a channel, and may bear the id of a question, is an answer all the same.
-
-        Not asked where `reply_id` is overridden and returns an id that is awaited: then that is the last word.
-        """
+        """Return whether a message that names a channel, and bears the id of a question, is an answer all the same."""
         return isinstance(message, (dict, Mapping)) and not message.keys().isdisjoint(self.outcomes)
 
     def failure(self, reply: Any) -> str | RequestFailed | None:
-        """Return why an answer says no, or the very error that the caller shall get; None where it says yes."""
+        """Return why an answer says no, or the very error that the caller shall get; None where it says yes.
+
+        Asked about the answers in which `read` names no error.
+        """
         if isinstance(reply, Mapping) and reply.get("error") is not None:
             error = reply["error"]
             return str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
         return None
 
-    def parts(self, message: Any) -> Sequence[Any] | None:
-        """Return the messages that one frame brought together, in their order; None where it is one message."""
-        return None
 
-
-@attrs.frozen
+@attrs.define(unsafe_hash=True)
 class InOrder(Correlation):
     """For services whose answers carry no id: the first answer belongs to the first question."""
 
     def request_id(self, message: Any) -> None:
         return None
 
-    def tag(self, message: Any, id: int) -> None:
+    def tag(self, message: Any, id: Any) -> None:
         return None
 
-    def reply_id(self, message: Any) -> None:
+    def read(self, message: Any) -> None:
         return None
-
-
-def written_ids(correlation: Correlation, question: Any, id: int, tagged: Any) -> tuple[Hashable, ...]:
-    """Return the forms in which an answer may bear `id`, which `tag` has put into a question.
-
-    That is how it can be read in the question. A hook may read there something that is not the id, but what is
-    the id, or its text, or changes with it, is. Where none finds it, as a hook that reads answers alone: the id,
-    and its text.
-    """
-    for hook in (correlation.reply_id, correlation.request_id):
-        found = _read(hook, tagged)
-        if found is not None and (str(found) == str(id) or _read(hook, correlation.tag(question, id + 1)) != found):
-            return (found,)
-    return (id, str(id))
-
-
-def ids_as_written(correlation: Correlation, ids: tuple[Hashable, ...], written: Any) -> tuple[Hashable, ...]:
-    """Return the forms of an id as they stand in `written`, which the codec read in what was sent.
-
-    JSON has no form of its own for a UUID, say, and `encode_message` may have changed an id.
-    """
-    for hook in (correlation.request_id, correlation.reply_id):
-        found = _read(hook, written)
-        if found is not None and (type(ids[0]) not in (int, str) or str(ids[0]) in str(found)):
-            return (found,)
-    return ids
-
-
-def _read(hook: Callable[[Any], Hashable | None], question: Any) -> Hashable | None:
-    try:
-        found = hook(question)
-        hash(found)
-    except Exception:  # it reads answers, and this is none
-        return None
-    return found

@@ -10,7 +10,7 @@ from trio_nova.core import number
 from trio_nova.core.verdict import categorize
 from trio_nova.errors import printable
 from trio_nova.events import Category
-from trio_nova.messages import Action, Retry, Stop
+from trio_nova.messages import Answered, Retry, Stop
 from trio_nova.secrets import redacted
 
 __all__ = ["AlwaysReconnect", "ErrorHandler", "FailFast", "LogAndContinue"]
@@ -22,7 +22,7 @@ _logger = logging.getLogger("trio_nova.errors")
 class ErrorHandler:
     """The default: what the tables of `trio_nova.core.verdict` and the back-off advise."""
 
-    def handle_error(self, error: Exception, context: str) -> Action:
+    def handle_error(self, error: Exception, context: str) -> Answered:
         """Answer an error. `context` is "connect", "link", "message" or "reply"."""
         return None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from trio_nova.messages import Action
+from trio_nova.messages import Answered
 
 __all__ = ["MessageHandler"]
 
@@ -20,7 +20,7 @@ class MessageHandler:
     the newest and forgets the oldest, since the handler has seen them.
     """
 
-    def handle_message(self, kind: str, message: Any) -> Action:
+    def handle_message(self, kind: str, message: Any) -> Answered:
         """Answer a message; `kind` is "text" or "binary", `message` is what the codec made of it."""
         return None
 

@@ -15,7 +15,7 @@ from trio_nova.core.limits import Limit, Limits, as_limits
 from trio_nova.core.outbox import Purpose
 from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import ConfigError, HandshakeRejected
-from trio_nova.messages import Action, Allow, Decision, Queue, Reject
+from trio_nova.messages import Allow, Answered, Decision, Queue, Reject
 
 __all__ = ["RATE_COSTS", "RateLimitHandler", "RateRequest"]
 
@@ -182,7 +182,7 @@ class RateLimitHandler:
             case _:
                 return None
 
-    def handle_tick(self) -> Action:
+    def handle_tick(self) -> Answered:
         """Answer the passing of `tick_interval` on a link that is up."""
         return None
 

@@ -1,4 +1,4 @@
-"""How a service is told what we want to hear, what it answers, and which message belongs to what."""
+"""How a service is told what we want to hear, and what it answers."""
 
 from __future__ import annotations
 
@@ -9,29 +9,12 @@ import attrs
 
 from trio_nova.core import check_count
 from trio_nova.core.sequence import Tracker
+from trio_nova.readings import Data, Granted, Reading, Refused, Step
 
-__all__ = ["Channel", "Granted", "Refused", "SubscriptionAnswer", "SubscriptionHandler"]
+__all__ = ["Channel", "Hole", "Page", "SubscriptionAnswer", "SubscriptionHandler"]
 
-
-_ANSWERS = ("subscribed", "unsubscribed", "subscription", "error")
-
-
-@attrs.frozen
-class Granted:
-    """The service has confirmed a subscription."""
-
-    key: Hashable
-    server_id: Hashable | None = None
-    """The name that its messages bear on this link, where that is not the key."""
-
-
-@attrs.frozen
-class Refused:
-    """The service has refused a subscription."""
-
-    key: Hashable
-    reason: str = ""
-
+ANSWERS = frozenset({"subscribed", "unsubscribed", "subscription", "error"})
+"""Types of messages that are answers, and no data, though they name a channel."""
 
 SubscriptionAnswer: TypeAlias = Granted | Refused
 
@@ -45,6 +28,33 @@ class Channel:
     params: Mapping[str, Any] = attrs.field(factory=dict)
 
 
+@attrs.frozen(kw_only=True)
+class Hole:
+    """A stretch of a channel's messages that no link has brought."""
+
+    channel: Channel
+    after: int | None
+    """The number of the last message before it; None: the messages bear none."""
+    before: int | None = None
+    """The number of the first message behind it; None: none has come yet."""
+    since: float
+    """Unix time, seconds: when the last link was lost."""
+    until: float
+    """Unix time, seconds: when the channel was confirmed again."""
+    start: Any = None
+    """What `Page.more` of the page before was; None for the first page."""
+
+
+@attrs.frozen
+class Page:
+    """A part of what fills a hole."""
+
+    readings: Sequence[Data] = ()
+    """In their order."""
+    more: Any = None
+    """What tells the next page, as `Hole.start`; None: this was the last one."""
+
+
 @attrs.define(eq=False)
 class SubscriptionHandler:
     """The default: a message for each channel, answered by a message that names it.
@@ -55,8 +65,10 @@ class SubscriptionHandler:
     messages with a `channel` that are none of these.
     """
 
+    confirms: ClassVar[bool] = True
+    """Whether the service says that it has a subscription; else it is taken to have it once that is asked for."""
     correlated: ClassVar[bool] = False
-    """Whether the service answers a subscription as it answers a request, so that `read_grants` reads it."""
+    """Whether the service answers a subscription as it answers a request: see `handle_subscription_response`."""
     resumes: ClassVar[bool] = False
     """Whether the service replays, on a new link, what was missed: then repetitions are expected, and dropped."""
     unsubscribes_by_id: ClassVar[bool] = False
@@ -68,22 +80,33 @@ class SubscriptionHandler:
     drops_unclaimed: ClassVar[bool] = False
     """Whether data of no subscription of ours go nowhere, rather than to whoever receives ordinary messages."""
     max_batch: int = attrs.field(default=1, validator=check_count)
-    """How many channels one message may ask for."""
+    """How many channels one message may ask for, or give up."""
+
+    # ----------------------------------------------------------------- what is asked for
 
     def key(self, channel: str, params: Mapping[str, Any]) -> Hashable:
-        """Return what tells this subscription from others: two of the same key are one on the wire.
+        """Return what tells one subscription from others, and what its data name.
 
-        It is also what `channel_of` returns of its messages, unless the service names them by an id of its own.
+        Raises:
+            ConfigError: there is no such channel, or it does not take such params.
         """
         return channel
 
-    def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
-        """Return the message that asks for `channel`."""
-        return {"type": "subscribe", "channel": channel, "params": dict(params)}
+    async def prepare(self, channel: Channel) -> Channel:
+        """Return the channel as it is to be asked for on this link: with a token from elsewhere, say.
+
+        Asked for each channel on each link, several at once, for at most `Config.subscription_timeout`; cancelled with
+        the link. What it raises refuses the subscription for now.
+        """
+        return channel
 
     def split_batch(self, channels: Sequence[Channel]) -> Iterable[Sequence[Channel]]:
         """Return `channels`, which are up to `max_batch`, in the groups and the order in which to ask for them."""
         return [channels]
+
+    def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
+        """Return the message that asks for `channel`; only called where `max_batch` is 1."""
+        return {"type": "subscribe", "channel": channel, "params": dict(params)}
 
     def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
         """Return the message that asks for several channels at once; only called where `max_batch` is more than 1."""
@@ -100,12 +123,26 @@ class SubscriptionHandler:
         """
         return self.encode_unsubscription_request(channel.name)
 
-    def read_grants(self, reply: Any, asked: Sequence[Channel]) -> Iterable[SubscriptionAnswer]:
-        """Return what the answer to a request says of each channel `asked` for; what it leaves out is refused."""
-        return [Granted(channel.key) for channel in asked]
+    def encode_unsubscription_batch(self, channels: Sequence[Channel]) -> Any:
+        """Return the message that gives several channels up; NotImplemented: each is given up by one of its own.
+
+        Only called where `max_batch` is more than 1, and `unsubscribes_by_id` is off.
+        """
+        return NotImplemented
+
+    def resume(self, channel: Channel, last: Any) -> Mapping[str, Any]:
+        """Return the params with which to ask for `channel` again after `last`; as they are where it cannot resume."""
+        return channel.params
+
+    # ----------------------------------------------------------------- what the service says
 
     def handle_subscription_response(self, message: Any) -> Sequence[SubscriptionAnswer] | SubscriptionAnswer | None:
-        """Return what `message` says of subscriptions, maybe nothing new; None where it is about none."""
+        """Return what `message` says of subscriptions, maybe nothing new; None where it is about none.
+
+        On a service that answers them as requests (`correlated`) it is asked about these answers only, and may leave
+        the channels out (None): then each thing that it says is of the next of the channels that were asked for, in
+        their order. What an answer leaves out is refused; None grants them all.
+        """
         if not isinstance(message, Mapping):
             return None
         key = _hashable(message.get("channel", message.get("id", message.get("subscription_id"))))
@@ -123,32 +160,52 @@ class SubscriptionHandler:
             case _:
                 return None
 
-    def channel_of(self, message: Any) -> Hashable | None:
-        """Return the key, or the server's id, of the subscription whose data `message` is; None where it is none."""
-        if not isinstance(message, (dict, Mapping)) or message.get("type") in _ANSWERS:
-            return None
-        return _hashable(message.get("channel"))
+    def read(self, message: Any) -> Reading | None:
+        """Return what `message` is, where it is of a channel or about one; None: as the other hooks have it.
 
-    def data_of(self, message: Any) -> Any:
-        """Return what the feed's consumer gets of a message."""
-        return message
-
-    def tracker(self, channel: Channel) -> Tracker | None:
-        """Return what watches the sequence of a channel's messages for gaps; None where they bear no sequence."""
-        return None
-
-    def link_tracker(self) -> Tracker | None:
-        """Return what watches one sequence that runs through all messages of a link; None where there is none.
-
-        Asked for each link, and shown every message of it, of whatever kind. Nobody knows whose messages a gap in it
-        has swallowed: it is told to the readers of every channel but those whose own tracker counts their messages,
-        and books are asked for anew.
+        Data are then the mappings with a `channel`, and what `handle_subscription_response` makes nothing of.
         """
         return None
 
-    def resume(self, channel: Channel, last: Any) -> Mapping[str, Any]:
-        """Return the params with which to ask for `channel` again after `last`; as they are where it cannot resume."""
-        return channel.params
+    def matches(self, filter: str, channel: Hashable) -> bool:
+        """Return whether the data of `channel` belong to the subscription of `filter`, where wildcards are.
+
+        Where this is overridden it is asked once for each pair, as long as neither is forgotten.
+        """
+        return filter == channel
+
+    # ----------------------------------------------------------------- sequences
+
+    def tracker(self, channel: Channel) -> Tracker | None:
+        """Return what watches the steps of a channel's data for gaps; None where they bear none."""
+        return None
+
+    def link_step(self, message: Any) -> Step | int | None:
+        """Return where a message stands in one sequence that runs through all messages of a link; None: outside it.
+
+        Where this is overridden it is asked about every message. Nobody knows whose messages a gap has swallowed: it
+        is told to the readers of every channel but those whose own tracker counts their messages, and books are asked
+        for anew.
+        """
+        return None
+
+    async def snapshot(self, channel: Channel) -> Data:
+        """Return the state of a channel, asked for elsewhere, to which its changes are joined.
+
+        Where this is overridden it is asked when a channel whose tracker is `resync` needs a snapshot, in place of
+        asking for the channel anew. Cancelled with the link, and after `Config.subscription_timeout`; asked again, with
+        back-off, where it fails, or its step is too old for the changes that are held back.
+        """
+        raise NotImplementedError
+
+    async def backfill(self, hole: Hole) -> Page:
+        """Return messages that were missed, the oldest first, page by page.
+
+        Where this is overridden it is asked when a channel is confirmed again, before what comes then is delivered,
+        which is held back meanwhile. Cancelled with the link, and after `Config.subscription_timeout` in all: then the
+        gap is told as lost, and what is held back is delivered.
+        """
+        raise NotImplementedError
 
 
 def _hashable(name: Any) -> Hashable | None:

@@ -10,7 +10,7 @@ from trio_nova.errors import ConfigError, HandshakeRejected, RedirectRefused
 from trio_nova.links._cookies import with_cookies
 from trio_nova.links._seam import Dial
 from trio_nova.secrets import learn_here
-from trio_nova.urls import Url
+from trio_nova.urls import Url, is_one_of
 
 __all__ = ["redirected"]
 
@@ -41,7 +41,7 @@ def redirected(dial: Dial, rejection: HandshakeRejected, hops: int) -> Dial:
     if hops >= dial.max_redirects:
         raise RedirectRefused(rejection, f"{hops} redirects have been followed already")
     target = _target(dial.url, location, rejection)
-    if target.origin != dial.url.origin and target.origin not in dial.redirect_origins:
+    if target.origin != dial.url.origin and not is_one_of(target.origin, dial.redirect_origins):
         raise RedirectRefused(rejection, f"{target.origin} is another origin, and not one of redirect_origins")
     set_here = [value for name, value in rejection.headers if name == "set-cookie"]
     cookies = with_cookies(dial.cookies, dial.url, set_here, dial.wall_clock())

@@ -17,21 +17,20 @@ from trio_nova.config import Config, configure, made
 from trio_nova.errors import BadMessage
 from trio_nova.handlers import (
     AuthHandler,
-    AuthOk,
     Channel,
     ConnectionHandler,
     Correlation,
     ErrorHandler,
-    Granted,
     Heartbeat,
     MessageHandler,
     RateLimitHandler,
-    Refused,
     SubscriptionHandler,
 )
-from trio_nova.handlers.correlation import ids_as_written, written_ids
+
+ids_as_written = written_ids = None
 from trio_nova.messages import Ping, Pong
 from trio_nova.observe import LoggingHandler, MetricsCollector
+from trio_nova.readings import AuthOk, Granted, Refused
 from trio_nova.testing._peer import Peer
 from trio_nova.testing._words import HOSTILE_PAYLOADS, messages_of, words_of
 

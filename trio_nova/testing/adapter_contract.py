@@ -49,8 +49,9 @@ from trio_nova.errors import (
     SubscriptionRejected,
     printable,
 )
-from trio_nova.handlers import AuthHandler, AuthOk, AuthRefused, ConnectionInfo, Granted, Refused, SubscriptionHandler
+from trio_nova.handlers import AuthHandler, ConnectionInfo, SubscriptionHandler
 from trio_nova.messages import ACTIONS, Ping, Pong, Reply, ReplyMany, Retry, Stop
+from trio_nova.readings import AuthOk, AuthRefused, Granted, Refused
 from trio_nova.secrets import LOOKED_AT, Redactor, is_secret_name, secrets_in
 from trio_nova.testing._server import ScriptedServer
 from trio_nova.testing._stand_in import ROLES, StandIn, Strategies, shape

@@ -13,23 +13,21 @@ from trio_nova.adapter import Target
 from trio_nova.adapters.deribit import Deribit, DeribitAuth
 from trio_nova.adapters.jsonrpc import JsonRpc, make_request
 from trio_nova.codecs import JsonCodec
-from trio_nova.core.sequence import SequenceNumber, Tracker
+from trio_nova.core.sequence import Tracker
 from trio_nova.errors import AuthFailed
 from trio_nova.handlers import (
     AuthExchange,
     AuthHandler,
-    AuthOk,
-    AuthRefused,
     Channel,
     ConnectionHandler,
     ConnectionInfo,
-    Granted,
     MessageHandler,
     MessageHeartbeat,
     SubscriptionHandler,
 )
 from trio_nova.handlers.auth import reveal
 from trio_nova.handlers.subscription import SubscriptionAnswer
+from trio_nova.readings import AuthOk, AuthRefused, Data, Granted, Reading
 from trio_nova.testing.sim._scenario import BACKUP, CANARY, Scenario, ServerKind
 
 __all__ = ["DIALECTS", "DeribitDialect", "Dialect", "JsonDialect"]
@@ -94,8 +92,15 @@ class Dialect(abc.ABC):
 class _Numbered(SubscriptionHandler):
     """Watches `seq`."""
 
+    def read(self, message: Any) -> Reading | None:
+        match message:
+            case {"channel": str(channel), "seq": int(seq)}:
+                return Data(channel, message, seq)
+            case _:
+                return None
+
     def tracker(self, channel: Channel) -> Tracker | None:
-        return Tracker(SequenceNumber(lambda message: message["seq"], window=math.inf))
+        return Tracker(window=math.inf)
 
 
 class _Resuming(_Numbered):
@@ -269,15 +274,15 @@ class _GatewayChannels(SubscriptionHandler):
             case _:
                 return None
 
-    def channel_of(self, message: Any) -> str | None:
+    def read(self, message: Any) -> Reading | None:
         match message:
-            case {"op": "event", "channel": str(channel)}:
-                return channel
+            case {"op": "event", "channel": str(channel), "number": number}:
+                return Data(channel, message, number)
             case _:
                 return None
 
     def tracker(self, channel: Channel) -> Tracker | None:
-        return Tracker(SequenceNumber(lambda message: message["number"], window=math.inf))
+        return Tracker(window=math.inf)
 
 
 @attrs.define(eq=False)

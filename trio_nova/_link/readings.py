@@ -1,0 +1,148 @@
+"""What each message of a link is: said once, by the first that has a word for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import attrs
+
+from trio_nova._link.answers import Answers, Unjudged
+from trio_nova._link.grant import Grant
+from trio_nova._link.life import LinkLife
+from trio_nova._link.standing import Standing
+from trio_nova.handlers import SubscriptionHandler, overrides
+from trio_nova.handlers.subscription import ANSWERS, SubscriptionAnswer
+from trio_nova.readings import Answer, AuthOk, AuthRefused, Data, Many, Other, Reading
+
+__all__ = ["Readings"]
+
+Read = Callable[[Any], Reading | None]
+
+
+@attrs.define(eq=False)
+class Readings:
+    """Reads messages: the strategies that were given at the call, then the dialect, then the default reading.
+
+    That is composed of the hooks of all strategies.
+    """
+
+    _life: LinkLife
+    _answers: Answers
+    _standing: Standing
+    _grant: Grant
+    _first: tuple[Read, ...] = attrs.field(init=False)
+    """The readers that come before the default reading."""
+    _reads_heartbeats: Read | None = attrs.field(init=False)
+    _reads_answers: Callable[[Any], Answer | None] | None = attrs.field(init=False)
+    _reads_channels: Read | None = attrs.field(init=False)
+    _field: str = attrs.field(init=False)
+    """The name under which a mapping bears an id."""
+
+    def __attrs_post_init__(self) -> None:
+        handlers, hooks = self._life.handlers, self._life.hooks
+        self._first = tuple(self._given_readers()) + (() if hooks.reads is None else (hooks.reads,))
+        self._reads_heartbeats = handlers.heartbeat.read if hooks.reads_heartbeats else None
+        self._reads_answers = handlers.correlation.read if hooks.reads_answers else None
+        self._reads_channels = handlers.subscription.read if hooks.reads_channels else None
+        self._field = handlers.correlation.field
+
+    def _given_readers(self) -> Sequence[Read]:
+        """Return the hooks that strategies given at the call have of their own."""
+        handlers, hooks = self._life.handlers, self._life.hooks
+        given: list[Read] = []
+        if handlers.is_given("heartbeat") and hooks.reads_heartbeats:
+            given.append(handlers.heartbeat.read)
+        if handlers.is_given("auth_handler"):
+            given.append(self._read_login)
+        if handlers.is_given("correlation") and hooks.reads_answers:
+            given.append(self._read_answer)
+        if handlers.is_given("subscription_handler"):
+            if hooks.reads_channels:
+                given.append(handlers.subscription.read)
+            if overrides(handlers.subscription, SubscriptionHandler, "handle_subscription_response"):
+                given.append(self._read_grants)
+        return given
+
+    @property
+    def matter(self) -> bool:
+        """Whether messages must be read: else all of them are ordinary ones."""
+        return bool(self._first or self._answers.expecting or self._standing.active or self._grant.is_asked) or (
+            self._reads_heartbeats is not None
+        )
+
+    def read(self, message: Any) -> Reading:
+        """Return what a message is. A hook that fails leaves it an ordinary one."""
+        try:
+            for read in self._first:
+                reading = read(message)
+                if reading is not None:
+                    return reading
+            return self._read_by_default(message)
+        except Exception as exc:
+            self._life.session.handler_failed(exc)
+            return Other(message)
+
+    # ----------------------------------------------------------------- the default
+
+    def _read_by_default(self, message: Any) -> Reading:
+        """Read a message by the hooks of the strategies.
+
+        A message of a channel that bears an id is data, unless that is awaited, and the message tells an outcome.
+        """
+        if self._reads_heartbeats is not None and (beat := self._reads_heartbeats(message)) is not None:
+            return beat
+        answers, standing = self._answers, self._standing
+        answer = self._read_answer(message) if answers.expecting else None
+        is_awaited = answer is not None and answers.awaits(answer.id)
+        if answer is not None and is_awaited and (self._reads_answers is not None or self._has_outcome(message)):
+            return answer
+        told = self._read_channel(message) if standing.active else None
+        if told is not None and standing.knows(told):
+            return told
+        if answer is not None and is_awaited:
+            return answer
+        if self._grant.is_asked and (login := self._read_login(message)) is not None:
+            return login
+        if answers.in_order and answer is None:
+            return Unjudged(message)
+        return told or answer or Other(message)
+
+    def _has_outcome(self, message: Any) -> bool:
+        return self._life.handlers.correlation.has_outcome(message)
+
+    def _read_answer(self, message: Any) -> Answer | None:
+        if self._reads_answers is not None:
+            answer = self._reads_answers(message)
+            if isinstance(answer, Answer) and answer.error is None:
+                return Unjudged(answer.payload, answer.id)
+            return answer
+        if not isinstance(message, (dict, Mapping)) or not self._life.hooks.identifies or "method" in message:
+            return None
+        id = message.get(self._field)
+        return Unjudged(message, id) if id is not None and isinstance(id, (str, int, Hashable)) else None
+
+    def _read_channel(self, message: Any) -> Reading | None:
+        if self._reads_channels is not None and (reading := self._reads_channels(message)) is not None:
+            return reading
+        is_mapping = isinstance(message, (dict, Mapping))
+        if is_mapping and message.get("type") not in ANSWERS:
+            channel = message.get("channel")
+            if channel is not None and isinstance(channel, (str, Hashable)):
+                if self._standing.awaits_answers and (grants := self._read_grants(message)) is not None:
+                    return grants
+                return Data(channel, message)
+        return self._read_grants(message)
+
+    def _read_grants(self, message: Any) -> Reading | None:
+        handler = self._life.handlers.subscription
+        if handler.correlated:
+            return None
+        answers: Sequence[SubscriptionAnswer] | SubscriptionAnswer | None
+        answers = handler.handle_subscription_response(message)
+        if answers is None or not isinstance(answers, Sequence):
+            return answers
+        return Many(list(answers))
+
+    def _read_login(self, message: Any) -> AuthOk | AuthRefused | None:
+        return self._life.handlers.auth.handle_auth_response(message) if self._grant.is_asked else None
