@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
+from trio_nova.core.sequence import Step as Step
 from trio_nova.errors import RequestFailed
 
 __all__ = [
@@ -78,21 +79,6 @@ class ByServerId(_Value, frozen=True):
     """A channel by the name that the service gave it on this link, as `Granted` told."""
 
     id: Hashable
-
-
-class Step(_Value, frozen=True):
-    """Where a message stands in the sequence of its channel."""
-
-    last: int | None
-    """Its number; of several changes in one, or of a snapshot, that of the last one that it contains."""
-    first: int | None = None
-    """The number of the first change that it contains; None: it contains one."""
-    previous: int | None = None
-    """The number of the message that it follows, where the service says so."""
-    snapshot: bool = False
-    """Whether it replaces all that came before it."""
-    checksum: int | None = None
-    """Of what was built from all messages up to this one, as the service computes it."""
 
 
 class Data(_Value, frozen=True):
