@@ -68,7 +68,7 @@ class Step(msgspec.Struct, frozen=True):
     snapshot: bool = False
     """Whether it replaces all that came before it."""
     checksum: int | None = None
-    """Of what was built from all messages up to this one, as the service computes it."""
+    """The checksum of what was built from all messages up to this one, as the service computes it."""
 
 
 # --------------------------------------------------------------------------- verdicts
@@ -99,6 +99,7 @@ class GapFound:
     lost: int | None
     """How many messages are missing, or numbers where they have ranges; None: nobody knows."""
     held: bool = False
+    """Whether this message, and all that follow, are held back until a snapshot comes."""
     checksum: bool = False
     """Whether nothing need be missing, but a checksum does not hold, or the builder has failed."""
     cause: str = ""
@@ -182,10 +183,14 @@ class Tracker:
     build: Callable[[], BookBuilder] | None = attrs.field(
         default=None, kw_only=True, validator=attrs.validators.optional(check_callable)
     )
-    """Makes what takes in each message that is delivered, for the checksums; None: they are not compared."""
+    """Factory of the book that each delivered message goes into, for the checksums; None: they are not compared.
+
+    It needs `resync`.
+    """
     last: int | None = attrs.field(default=None, init=False)
     """Number of the last message delivered; None: there was none, or it had none, as in a stream of checksums alone."""
     _has_begun: bool = attrs.field(default=False, init=False)
+    """Whether a message of the sequence was delivered, even if `last` is None."""
     _is_snapshot: bool = attrs.field(default=False, init=False)
     """Whether `last` is that of a snapshot, and nothing has continued it yet."""
     _jumps: bool = attrs.field(default=False, init=False)
@@ -312,16 +317,20 @@ class Tracker:
     # ----------------------------------------------------------------- numbers
 
     def _check(self, step: Step) -> None:
-        numbers = (step.last, step.first, step.previous)
-        for value in (*numbers, step.checksum):
+        last, first, previous = step.last, step.first, step.previous
+        is_plain = first is None and previous is None
+        if is_plain and type(last) is int and step.checksum is None and self.modulus is None:
+            return
+        for value in (last, first, previous, step.checksum):
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
                 raise BadMessage(f"a sequence number or checksum must be a whole number, not {type(value).__name__}")
-        if self.modulus is not None and any(value is not None and not 0 <= value < self.modulus for value in numbers):
-            raise BadMessage(f"a sequence number must be from 0 to {self.modulus - 1}")
-        if step.first is not None and step.last is not None and self._distance(step.last, step.first) < 0:
-            raise BadMessage(f"a message cannot cover the sequence numbers {step.first} to {step.last}")
-        if step.first is not None or step.previous is not None:
-            self._jumps = True
+        if self.modulus is not None:
+            for value in (last, first, previous):
+                if value is not None and not 0 <= value < self.modulus:
+                    raise BadMessage(f"a sequence number must be from 0 to {self.modulus - 1}")
+        if first is not None and last is not None and self._distance(last, first) < 0:
+            raise BadMessage(f"a message cannot cover the sequence numbers {first} to {last}")
+        self._jumps = self._jumps or not is_plain
 
     def _distance(self, position: int, last: int) -> int:
         """Return how far `position` is ahead of `last`; negative: behind."""
