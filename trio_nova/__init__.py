@@ -41,6 +41,7 @@ from trio_nova.core.limits import RollingWindow as RollingWindow
 from trio_nova.core.limits import TokenBucket as TokenBucket
 from trio_nova.core.outbox import Buffer as Buffer
 from trio_nova.core.sequence import BackInStep as BackInStep
+from trio_nova.core.sequence import BookBuilder as BookBuilder
 from trio_nova.core.sequence import Deliver as Deliver
 from trio_nova.core.sequence import Duplicate as Duplicate
 from trio_nova.core.sequence import GapFound as GapFound

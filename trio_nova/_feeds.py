@@ -353,7 +353,7 @@ class Subscription:
             return False
         if is_first:
             return True
-        if self.tracker.last is None and not self.tracker.in_step:
+        if not self.tracker.has_begun and not self.tracker.in_step:
             return False  # nobody has had a snapshot: the first that comes is for all
         self.newcomers += (feed,)
         is_awaited = self.tracker.awaits_snapshot

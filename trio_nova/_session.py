@@ -16,6 +16,7 @@ import trio
 from trio_nova._hooks import Handlers, Hooks
 from trio_nova._hub import Hub
 from trio_nova._mailbox import Mailbox
+from trio_nova._route import Route
 from trio_nova._signal import Bell
 from trio_nova.adapter import Settled
 from trio_nova.codecs import weigher
@@ -156,10 +157,8 @@ class Session:
     """The links that are up, the oldest first: one, or two while one takes the place of the other."""
     current: LiveLink | None = attrs.field(default=None, init=False)
     """The link that messages of the application leave on, and whose state is the session's."""
-    position: Any = attrs.field(default=None, init=False, repr=False)
-    """What resumes the service's session, as it last told."""
-    moved_to: str | None = attrs.field(default=None, init=False)
-    """Where the service wants the next link to be dialled; None: it has named no address."""
+    route: Route = attrs.field(factory=Route, init=False)
+    """What the service has said about the next link."""
     ready_since: float | None = attrs.field(default=None, init=False)
     down_since: float | None = attrs.field(default=None, init=False)
     opened: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -403,20 +402,6 @@ class Session:
             self.latency = rtt
 
     # ----------------------------------------------------------------- links
-
-    def keep_position(self, token: Any) -> None:
-        """Keep what resumes the service's session on another link."""
-        self.position = token
-        self.redactor.keep("position", secrets_in(token))
-
-    def move_to(self, url: str) -> None:
-        """Dial another address for the next link."""
-        self.moved_to = url
-
-    def take_address(self) -> str | None:
-        """Return where the service wants the next link to be dialled, which counts once."""
-        url, self.moved_to = self.moved_to, None
-        return url
 
     def link_opened(self, link: LiveLink) -> None:
         """Take a link in, whose matter a wish to leave is from now on; without another it is the current one."""

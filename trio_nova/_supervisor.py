@@ -160,7 +160,7 @@ class Supervisor:
             subprotocols=config.subprotocols,
             attempt=session.attempts.made,
             epoch=session.counts.links + 1,
-            position=session.position,
+            position=session.route.position,
         )
         try:
             answer = session.handlers.connection.connection_info(info)
@@ -177,7 +177,7 @@ class Supervisor:
     def _address(self) -> Url:
         """Return what is to be dialled: where the service wants us, if its origin is vouched for."""
         session = self._session
-        named = session.take_address()
+        named = session.route.take_address()
         if named is None:
             return session.url
         try:

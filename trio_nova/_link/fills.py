@@ -30,7 +30,7 @@ class _Fill:
     """The back-fill of one channel, and what the link brings meanwhile."""
 
     held: BoundedQueue[tuple[Data, str | bytes | None, int]]
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    scope: trio.CancelScope
     ids: dict[Hashable, None] = attrs.field(factory=dict)
 
 
@@ -70,7 +70,9 @@ class Fills:
             return True
         if not self._life.hooks.backfills or not subscription.has_hole:
             return False
-        self._fills[subscription] = _Fill(BoundedQueue(room=self._life.session.room))
+        session = self._life.session
+        scope = trio.CancelScope(deadline=trio.current_time() + session.config.subscription_timeout)
+        self._fills[subscription] = _Fill(BoundedQueue(room=session.room), scope)
         self._life.start_soon(self._fill, subscription, verb="backfill")
         return True
 
@@ -78,7 +80,6 @@ class Fills:
         life, fill = self._life, self._fills[subscription]
         is_whole = False
         try:
-            fill.scope.deadline = trio.current_time() + life.session.config.subscription_timeout
             with fill.scope:
                 is_whole = await self._fetch_pages(subscription, fill)
             if not is_whole:

@@ -45,6 +45,7 @@ from trio_nova.readings import (
     Throttled,
     Welcome,
 )
+from trio_nova.secrets import secrets_in
 
 __all__ = ["Intake", "Reader"]
 
@@ -56,7 +57,7 @@ Rest: TypeAlias = list[tuple[Any, str | bytes | int]]
 """Messages for the inbox, each with what came, or with what it is charged."""
 
 
-@attrs.define
+@attrs.frozen
 class _Arrived:
     """A message that has arrived, and its share of what its frame takes."""
 
@@ -64,8 +65,8 @@ class _Arrived:
     message: Any
     charge: int | None = None
     """Bytes that it is charged where it waits; None: as what came as the whole frame is."""
-    is_shown: bool = False
-    """Whether hooks have been shown the frame."""
+    is_part: bool = False
+    """Whether it is a part of what the codec decoded: then its payload is all that hooks can be shown."""
 
 
 @attrs.define(eq=False)
@@ -83,6 +84,8 @@ class Intake:
     _heartbeat: Heartbeat
     _decode_all: Callable[[Sequence[Any]], Sequence[Any]] | None = attrs.field(init=False)
     """Decodes a whole batch of payloads, where no hook wants to see them one by one."""
+    _is_shown: bool = attrs.field(default=False, init=False)
+    """Whether hooks have been shown the frame whose messages are being taken in."""
 
     def __attrs_post_init__(self) -> None:
         life = self._life
@@ -155,13 +158,12 @@ class Intake:
             self._refuse(exc)
             return 1
         rest: Rest = []
-        arrived = _Arrived(frame, None)
-        room = self._life.session.room
+        self._is_shown = False
         for message in messages:
-            arrived.message = message
+            charge = None
             if len(messages) > 1:
-                arrived.charge = room.weigh(frame, message) // len(messages) + OVERHEAD
-            self._take_in_message(arrived, len(frame) // len(messages), now, rest)
+                charge = self._life.session.room.weigh(frame, message) // len(messages) + OVERHEAD
+            self._take_in_message(_Arrived(frame, message, charge), len(frame) // len(messages), now, rest)
         if rest:
             self._take(rest)
         return len(messages)
@@ -174,7 +176,7 @@ class Intake:
         life = self._life
         if life.hooks.validates:
             try:
-                arrived.message = self._validate(arrived.message)
+                arrived = attrs.evolve(arrived, message=self._validate(arrived.message))
             except _HookFailed:
                 return
             except BadMessage as exc:
@@ -227,7 +229,7 @@ class Intake:
         match reading:
             case Data():
                 if self._standing.take(reading, arrived.frame, arrived.charge, now):
-                    self._show(reading.payload if arrived.is_shown else arrived.message, arrived, is_data=True)
+                    self._show(reading.payload if arrived.is_part else arrived.message, arrived, is_data=True)
                     return True
                 return self._answers.settle_by_content(arrived.message, now)
             case Answer(id=id):
@@ -262,7 +264,8 @@ class Intake:
             case Call():
                 self._receive(reading, arrived, rest)
             case Position(token):
-                self._life.session.keep_position(token)
+                self._life.session.redactor.keep("position", secrets_in(token))
+                self._life.session.route.keep_position(token)
             case GoAway():
                 self._move(reading)
             case Throttled(retry_after):
@@ -278,16 +281,16 @@ class Intake:
         room = self._life.session.room
         whole = room.weigh(arrived.frame, arrived.message) + OVERHEAD if arrived.charge is None else arrived.charge
         charge = whole // len(readings) + OVERHEAD
-        for number, reading in enumerate(readings):
+        for reading in readings:
             part = getattr(reading, "payload", arrived.message)
-            self._hand_on(reading, _Arrived(arrived.frame, part, charge, number > 0), now, rest)
+            self._hand_on(reading, _Arrived(arrived.frame, part, charge, is_part=True), now, rest)
 
     def _move(self, asked: GoAway) -> None:
         """Take another link, as the service wants."""
         life, session = self._life, self._life.session
         life.tell(MoveAsked(within=asked.within, to=session.redactor.show(asked.url or ""), reason=asked.reason))
         if asked.url is not None:
-            session.move_to(asked.url)
+            session.route.move_to(asked.url)
         session.go_elsewhere(Reconnect(), life.epoch)
 
     def _receive(self, message: Any, arrived: _Arrived, rest: Rest) -> None:
@@ -311,8 +314,8 @@ class Intake:
         if not self._life.hooks.dispatches:
             return
         size = self._life.session.room.charge(arrived.frame, message) if arrived.charge is None else arrived.charge
-        self._inbound.stage(arrived.frame, message, self._life, size, is_data=is_data, is_rest=arrived.is_shown)
-        arrived.is_shown = True
+        self._inbound.stage(arrived.frame, message, self._life, size, is_data=is_data, is_rest=self._is_shown)
+        self._is_shown = True
 
 
 class _HookFailed(Exception):

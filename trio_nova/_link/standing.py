@@ -234,7 +234,7 @@ class Standing:
         if wants_snapshot:
             entry, tracker = self.book.find(subscription.key), subscription.tracker
             is_confirmed = entry is not None and entry.state is _S.CONFIRMED
-            if is_confirmed or (tracker is not None and tracker.last is not None):
+            if is_confirmed or (tracker is not None and tracker.has_begun):
                 self.resync(subscription)  # else this is from before we asked, and the snapshot is still to come
 
     def watch(self, message: Any) -> None:
