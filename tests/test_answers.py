@@ -13,12 +13,14 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import (
+    Answer,
     AnswerUnmatched,
     BadMessage,
-    Channel,
+    ByServerId,
     ConfigError,
     Connection,
     Correlation,
+    Data,
     ErrorEvent,
     Granted,
     InOrder,
@@ -168,8 +170,8 @@ async def test_a_service_says_by_which_fields_its_answers_are_known(autojump_clo
 
 async def test_a_hook_that_reads_answers_has_the_last_word(autojump_clock: trio.abc.Clock) -> None:
     class Reads(Correlation):
-        def reply_id(self, message: Any) -> Hashable | None:
-            return message.get("id") if message.get("kind") == "answer" else None
+        def read(self, message: Any) -> Answer | None:
+            return Answer(message, message.get("id")) if message.get("kind") == "answer" else None
 
     def says(question: Any) -> list[Any]:
         return [trade(question["id"], result="a fill"), trade(question["id"], kind="answer")]
@@ -260,19 +262,21 @@ async def test_the_grant_of_a_subscription_settles_no_request(autojump_clock: tr
             assert [answer["answer"] for answer in answers] == [42]
 
 
-class Parts(Correlation):
-    """A frame brings several messages."""
+class Arrays:
+    """A frame is an array of messages."""
 
-    def parts(self, message: Any) -> Sequence[Any] | None:
-        return message if isinstance(message, list) else None
+    def open_link(self, max_message_size: int) -> Arrays:
+        return self
+
+    def encode(self, message: Any) -> list[str]:
+        return [json.dumps(message)]
+
+    def decode(self, payload: str | bytes) -> list[Any]:
+        decoded = json.loads(payload)
+        return decoded if isinstance(decoded, list) else [decoded]
 
 
-class PartsInOrder(InOrder):
-    def parts(self, message: Any) -> Sequence[Any] | None:
-        return message if isinstance(message, list) else None
-
-
-@pytest.mark.parametrize("correlation", [Parts(), PartsInOrder()], ids=["by id", "in order"])
+@pytest.mark.parametrize("correlation", [Correlation(), InOrder()], ids=["by id", "in order"])
 async def test_data_that_came_together_with_an_answer_in_one_frame_stay_data(
     autojump_clock: trio.abc.Clock, transport: Transport, correlation: Correlation
 ) -> None:
@@ -281,7 +285,7 @@ async def test_data_that_came_together_with_an_answer_in_one_frame_stay_data(
 
     async with (
         ScriptedServer(service(says)) as server,
-        connect(server, transport=transport, correlation=correlation) as conn,
+        connect(server, transport=transport, codec=Arrays(), correlation=correlation) as conn,
         conn.subscribe("trades") as feed,
     ):
         assert await ask(conn, {"op": "place"}) == {"id": 1, "result": "placed"}
@@ -321,12 +325,11 @@ class NamedByTheService(SubscriptionHandler):
     correlated = True
     drops_unclaimed = True
 
-    def read_grants(self, reply: Any, asked: Sequence[Channel]) -> list[Granted]:
-        return [Granted(channel.key, reply["result"]) for channel in asked]
+    def handle_subscription_response(self, message: Any) -> Granted:
+        return Granted(None, message["result"])
 
-    def channel_of(self, message: Any) -> Hashable | None:
-        name: Hashable = message.get("sub")
-        return name
+    def read(self, message: Any) -> Data | None:
+        return Data(ByServerId(message["sub"]), message) if "sub" in message else None
 
 
 async def test_data_that_come_before_the_answer_which_names_them_are_not_that_answer(
@@ -420,16 +423,16 @@ class ReadAsText(TextIds):
     def request_id(self, message: Any) -> None:
         return None
 
-    def reply_id(self, message: Any) -> Hashable | None:
-        return message.get("id")  # type: ignore[no-any-return]
+    def read(self, message: Any) -> Answer:
+        return Answer(message, message.get("id"))
 
 
 class UnderAnotherName(Correlation):
     def tag(self, message: Any, id: int) -> Any:
         return {**message, "meta": {"req": f"r-{id}"}}
 
-    def reply_id(self, message: Any) -> Hashable | None:
-        return message.get("meta", {}).get("req")  # type: ignore[no-any-return]
+    def read(self, message: Any) -> Answer:
+        return Answer(message, message.get("meta", {}).get("req"))
 
 
 class Strict(Correlation):
@@ -438,18 +441,18 @@ class Strict(Correlation):
     def tag(self, message: Any, id: int) -> Any:
         return {**message, "meta": {"req": str(id)}}
 
-    def reply_id(self, message: Any) -> Hashable | None:
-        return message["meta"]["req"] if "ok" in message else None
+    def read(self, message: Any) -> Answer | None:
+        return Answer(message, message["meta"]["req"]) if "ok" in message else None
 
 
 class Misleading(Correlation):
-    """In a question, what `reply_id` reads is something else."""
+    """In a question, what `read` finds is something else."""
 
     def tag(self, message: Any, id: int) -> Any:
         return {**message, "req": id}
 
-    def reply_id(self, message: Any) -> Hashable | None:
-        return message.get("ref")  # type: ignore[no-any-return]
+    def read(self, message: Any) -> Answer:
+        return Answer(message, message.get("ref"))
 
 
 class InAnArray(Correlation):
@@ -459,8 +462,8 @@ class InAnArray(Correlation):
     def tag(self, message: Any, id: int) -> Any:
         return [id, message]
 
-    def reply_id(self, message: Any) -> Hashable | None:
-        return message[0] if isinstance(message, list) else None
+    def read(self, message: Any) -> Answer | None:
+        return Answer(message, message[0]) if isinstance(message, list) else None
 
     def failure(self, reply: Any) -> None:
         return None

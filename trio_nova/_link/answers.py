@@ -171,6 +171,9 @@ class Ask:
         self.session.tell(event, None if self._answers is None else self._answers.epoch)
 
 
+Find = Callable[[Any], Hashable | None]
+
+
 class Unjudged(Answer, frozen=True):
     """An answer of which `Correlation.failure` says whether the service says yes."""
 
@@ -199,6 +202,8 @@ class Answers:
     _life: LinkLife
     _outbound: Outbound
     _ledger: Ledger = attrs.field(init=False)
+    expecting: bool = attrs.field(default=False, init=False)
+    """Whether something was asked on the link, so that messages may be answers, if only late ones."""
     _told_unread: bool = attrs.field(default=False, init=False)
     _held_up: list[Pending] = attrs.field(factory=list, init=False)
     """Questions that were given up as reading stood still: only while it goes on can their answers be late."""
@@ -231,6 +236,7 @@ class Answers:
             frames = self._life.encode(message)
             pending = Pending(ids=self._as_written(ids, frames), matches=matches, asker=asker)
             self._ledger.open(pending, trio.current_time())
+            self.expecting = True
         except NovaError:
             raise
         except Exception as exc:  # of a hook: whoever asks is to be told, and not the writer
@@ -253,7 +259,7 @@ class Answers:
         tagged = correlation.tag(message, id)
         if tagged is None:
             return message, ()
-        return tagged, _written_ids(self._find_id, partial(correlation.tag, message), id, tagged)
+        return tagged, _written_ids(self._finders, partial(correlation.tag, message), id, tagged)
 
     def _as_written(self, ids: tuple[Hashable, ...], frames: Sequence[Any]) -> tuple[Identity, ...]:
         """Return what an id is compared by: by what was written, where that may be something else."""
@@ -261,19 +267,13 @@ class Answers:
         is_plain = not life.hooks.encodes and all(type(id) in (int, str) for id in ids)
         if ids and not is_plain and isinstance(life.session.config.codec, JsonCodec | MixedCodec):
             with suppress(BadMessage):  # a codec may be unable to read what it writes
-                ids = _ids_as_written(self._find_id, ids, life.session.config.codec.decode(frames[0]))
+                ids = _ids_as_written(self._finders, ids, life.session.config.codec.decode(frames[0]))
         return tuple(identity(id) for id in ids)
 
-    def _find_id(self, question: Any) -> Hashable | None:
-        """Return the id that stands in a question, where a hook that reads questions or answers finds one."""
-        correlation = self._life.handlers.correlation
-        for hook in (correlation.request_id, self._read_id):
-            with suppress(Exception):  # it reads answers, and this is none
-                found = hook(question)
-                hash(found)
-                if found is not None:
-                    return found
-        return None
+    @property
+    def _finders(self) -> tuple[Find, ...]:
+        """The hooks that find an id in what was written: those that read answers, and the one that reads questions."""
+        return (self._read_id, self._life.handlers.correlation.request_id)
 
     def _read_id(self, message: Any) -> Hashable | None:
         reading = self._life.handlers.correlation.read(message)
@@ -285,11 +285,6 @@ class Answers:
     # ----------------------------------------------------------------- what is read
 
     @property
-    def expecting(self) -> bool:
-        """Whether a message might be an answer, if only a late one."""
-        return len(self._ledger) > 0
-
-    @property
     def in_order(self) -> bool:
         """Whether the next answer without an id belongs to a question."""
         return bool(self._ledger.in_order)
@@ -297,6 +292,14 @@ class Answers:
     def awaits(self, id: Hashable) -> bool:
         """Return whether an answer under this id is awaited, or may come late."""
         return self._ledger.awaits(id, trio.current_time())
+
+    def claims(self, message: Any) -> bool:
+        """Return whether the `matches` of a question says that `message` answers it."""
+        for pending in self._ledger.matchers:
+            with suppress(Exception):  # which its caller is told when it is shown what is none of a channel
+                if not pending.given_up and pending.matches is not None and pending.matches(message):
+                    return True
+        return False
 
     def settle(self, answer: Answer, now: float) -> bool:
         """Settle the question that `answer` belongs to; False where there is none."""
@@ -412,29 +415,36 @@ class Answers:
             pending.asker.tell(outcome.Error(error))
 
 
-def _written_ids(
-    find: Callable[[Any], Hashable | None], tag: Callable[[Any], Any], id: Any, tagged: Any
-) -> tuple[Hashable, ...]:
+def _written_ids(finders: Sequence[Find], tag: Callable[[Any], Any], id: Any, tagged: Any) -> tuple[Hashable, ...]:
     """Return the forms in which an answer may bear `id`, which `tag` has put into a question.
 
-    That is how `find` finds it in the question. It may find something there that is not the id; but what is the id, or
-    its text, or changes with it, is. Where it finds none, as hooks may read answers alone: the id, and its text.
+    That is how it can be found in the question. A hook may find something there that is not the id; but what is the id,
+    or its text, or changes with it, is. Where none finds it, as hooks may read answers alone: the id, and its text.
     """
-    found = find(tagged)
     other = str(int(id) + 1) if isinstance(id, str) else id + 1
-    if found is not None and (str(found) == str(id) or find(tag(other)) != found):
-        return (found,)
+    for find in finders:
+        found = _find(find, tagged)
+        if found is not None and (str(found) == str(id) or _find(find, tag(other)) != found):
+            return (found,)
     return (id,) if isinstance(id, str) else (id, str(id))
 
 
-def _ids_as_written(
-    find: Callable[[Any], Hashable | None], ids: tuple[Hashable, ...], written: Any
-) -> tuple[Hashable, ...]:
+def _ids_as_written(finders: Sequence[Find], ids: tuple[Hashable, ...], written: Any) -> tuple[Hashable, ...]:
     """Return the forms of an id as they stand in `written`, which the codec read in what was sent.
 
     JSON has no form of its own for a UUID, say, and `encode_message` may have changed an id.
     """
-    found = find(written)
-    if found is not None and (type(ids[0]) not in (int, str) or str(ids[0]) in str(found)):
-        return (found,)
+    for find in reversed(finders):
+        found = _find(find, written)
+        if found is not None and (type(ids[0]) not in (int, str) or str(ids[0]) in str(found)):
+            return (found,)
     return ids
+
+
+def _find(find: Find, question: Any) -> Hashable | None:
+    try:
+        found = find(question)
+        hash(found)
+    except Exception:  # it reads answers, and this is none
+        return None
+    return found

@@ -88,7 +88,7 @@ class Readings:
     def _read_by_default(self, message: Any) -> Reading:
         """Read a message by the hooks of the strategies.
 
-        A message of a channel that bears an id is data, unless that is awaited, and the message tells an outcome.
+        A message of a channel is data, unless it tells an outcome, and its id is awaited, or a question claims it.
         """
         if self._reads_heartbeats is not None and (beat := self._reads_heartbeats(message)) is not None:
             return beat
@@ -97,16 +97,17 @@ class Readings:
         is_awaited = answer is not None and answers.awaits(answer.id)
         if answer is not None and is_awaited and (self._reads_answers is not None or self._has_outcome(message)):
             return answer
-        told = self._read_channel(message) if standing.active else None
+        told = self._read_channel(message)
         if told is not None and standing.knows(told):
-            return told
+            is_claimed = isinstance(told, Data) and self._has_outcome(message) and answers.claims(message)
+            return Unjudged(message) if is_claimed else told
         if answer is not None and is_awaited:
             return answer
         if self._grant.is_asked and (login := self._read_login(message)) is not None:
             return login
         if answers.in_order and answer is None:
             return Unjudged(message)
-        return told or answer or Other(message)
+        return (told if standing.active else None) or answer or Other(message)
 
     def _has_outcome(self, message: Any) -> bool:
         return self._life.handlers.correlation.has_outcome(message)
