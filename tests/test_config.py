@@ -79,6 +79,7 @@ WRONG: dict[str, list[Any]] = {
     "subscription_timeout": [*not_finite_seconds, 0],
     "ping_interval": [*not_seconds, 0],
     "pong_timeout": [*not_seconds, 0.0],
+    "max_missed_pongs": not_a_count,
     "idle_timeout": [*not_seconds, 0],
     "heartbeat": ["pong", 5, PingHeartbeat],
     "backoff": [None, 1.0, ExponentialBackoff, NoBackoff],

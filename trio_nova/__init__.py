@@ -100,6 +100,7 @@ from trio_nova.events import Observer as Observer
 from trio_nova.events import OwnershipTransferred as OwnershipTransferred
 from trio_nova.events import PeerSilent as PeerSilent
 from trio_nova.events import PingSent as PingSent
+from trio_nova.events import PongMissed as PongMissed
 from trio_nova.events import PongReceived as PongReceived
 from trio_nova.events import RateConsumed as RateConsumed
 from trio_nova.events import RateLimited as RateLimited

@@ -78,6 +78,8 @@ class Statistics:
     outbox_bytes: int
     pings_sent: int
     pongs_received: int
+    pongs_missed: int
+    """Probes that nothing has answered in time."""
     answers_unmatched: int
     """Answers that bore the id of no request under way, or came too late."""
     errors: int
@@ -102,6 +104,8 @@ class Health:
     last_error: Exception | None
     reading: bool
     """False while reading stands still: paused, or because `inbox_bytes` wait to be taken."""
+    pongs_missed: int = 0
+    """Probes in a row that nothing has answered, on the current link."""
     full: str = ""
     """Then, what holds most of it: "inbox", the channel of a feed, or "handlers"."""
     details: Mapping[str, object] = attrs.field(factory=dict)
@@ -183,6 +187,7 @@ class Connection:
             outbox_bytes=backlog.size,
             pings_sent=counts.pings_sent,
             pongs_received=counts.pongs_received,
+            pongs_missed=counts.pongs_missed,
             answers_unmatched=counts.answers_unmatched,
             errors=counts.errors,
             ready_time=counts.ready_time + ready,
@@ -200,6 +205,7 @@ class Connection:
             last_error=session.last_error,
             reading=not (self._inbound.pauses or self._inbound.clogged),
             full=self._inbound.find_fullest()[0] if self._inbound.clogged else "",
+            pongs_missed=0 if session.current is None else session.current.heartbeat.missed,
             details=session.status(),
         )
 

@@ -64,6 +64,7 @@ class Counts:
     bytes_received: int = 0
     pings_sent: int = 0
     pongs_received: int = 0
+    pongs_missed: int = 0
     answers_unmatched: int = 0
     errors: int = 0
     ready_time: float = 0.0

@@ -539,6 +539,8 @@ class Config:
     """Between probes: from 10 ms to a day, or inf for none. A service may tell it: it must not make us hot, or deaf."""
     pong_timeout: float = attrs.field(default=20.0, validator=_seconds())
     """Patience with a peer that owes a sign of life, or that takes no byte of a write."""
+    max_missed_pongs: int = attrs.field(default=1, validator=_count(least=1))
+    """Probes in a row without a sign of life within `pong_timeout` at which the link is lost; the first are counted."""
     idle_timeout: float = attrs.field(default=math.inf, validator=_seconds())
     """Patience with a peer that sends nothing at all, not even a pong."""
     heartbeat: Heartbeat = attrs.field(
@@ -650,6 +652,7 @@ RECONFIGURABLE = frozenset(
         "close_timeout",
         "ping_interval",
         "pong_timeout",
+        "max_missed_pongs",
         "idle_timeout",
         "backoff",
         "max_attempts",
@@ -671,6 +674,7 @@ _IN_OTHER_WORDS: Mapping[str, str] = {
     **dict.fromkeys(("extra_headers", "additional_headers", "header", "http_headers"), "headers"),
     **dict.fromkeys(("user_agent", "user_agent_header", "origin", "cookie", "cookies"), "headers"),
     **dict.fromkeys(("ping_timeout", "heartbeat_timeout"), "pong_timeout"),
+    **dict.fromkeys(("max_missed", "max_missed_heartbeats"), "max_missed_pongs"),
     **dict.fromkeys(("heartbeat_interval", "keepalive", "keepalive_interval"), "ping_interval"),
     **dict.fromkeys(("max_size", "max_msg_size", "max_payload"), "max_message_size"),
     **dict.fromkeys(("max_queue", "queue_size"), "inbox_size"),

@@ -167,12 +167,26 @@ class PongReceived(ConnectionEvent):
 
 
 @attrs.frozen(kw_only=True)
+class PongMissed(ConnectionEvent):
+    """Nothing answered a probe within `pong_timeout`; the link lives on, as `max_missed_pongs` allows it."""
+
+    missed: int
+    """Probes in a row that nothing has answered."""
+    allowed: int
+    """How many the link outlives."""
+    silence: float
+    """Seconds without a sign of life."""
+
+
+@attrs.frozen(kw_only=True)
 class PeerSilent(ConnectionEvent):
     """The link was declared dead; `clock` names the clock that ran out: "pong", "write" or "idle"."""
 
     clock: str
     silence: float
     """Seconds without a sign of life."""
+    missed: int = 0
+    """By the clock "pong": probes in a row that nothing has answered."""
 
 
 @attrs.frozen(kw_only=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_nova.core.pulse import Dead, Probe, Pulse, Wait
+from trio_nova.core.pulse import Dead, Missed, Probe, Pulse, Wait
 
 durations = st.floats(0.5, 100.0)
 starts = st.floats(0.0, 1e6)
@@ -28,7 +28,61 @@ def test_a_silent_peer_is_probed_then_given_up() -> None:
     pulse.probe_queued(120.0)
     pulse.probe_written(121.0)
     assert pulse.next_step(130.9) == Wait(131.0)
-    assert pulse.next_step(131.0) == Dead("pong", 31.0)
+    assert pulse.next_step(131.0) == Dead("pong", 31.0, missed=1)
+
+
+def test_a_peer_that_may_miss_two_probes_is_asked_again_at_once_each_time() -> None:
+    pulse = Pulse(0.0, ping_interval=20.0, pong_timeout=10.0, max_missed=3)
+    for number, sent in enumerate((20.0, 30.0), 1):
+        assert pulse.next_step(sent) == Probe()
+        pulse.probe_queued(sent)
+        pulse.probe_written(sent)
+        assert pulse.next_step(sent + 10.0) == Missed(number, sent + 10.0)
+        pulse.probe_missed(sent + 10.0)
+    pulse.probe_queued(40.0)
+    pulse.probe_written(40.0)
+    assert pulse.missed == 2
+    assert pulse.next_step(50.0) == Dead("pong", 50.0, missed=3)
+
+
+def test_a_sign_of_life_makes_all_missed_probes_forgotten() -> None:
+    pulse = Pulse(0.0, ping_interval=20.0, pong_timeout=10.0, max_missed=2)
+    pulse.probe_queued(20.0)
+    pulse.probe_written(20.0)
+    pulse.probe_missed(30.0)
+    pulse.probe_queued(30.0)
+    pulse.probe_written(30.0)
+    pulse.heard(39.0)
+    assert pulse.missed == 0
+    assert pulse.next_step(40.0) == Wait(50.0)
+    assert pulse.next_step(50.0) == Probe()
+    pulse.probe_queued(50.0)
+    pulse.probe_written(50.0)
+    assert pulse.next_step(60.0) == Missed(1, 21.0)
+
+
+def test_a_probe_that_is_missed_while_the_next_one_waits_for_the_writer_calls_for_no_third() -> None:
+    pulse = Pulse(0.0, ping_interval=2.0, pong_timeout=5.0, max_missed=2)
+    pulse.probe_queued(2.0)
+    pulse.probe_written(2.0, is_beat=True)
+    pulse.probe_queued(6.0)
+    assert pulse.next_step(7.0) == Missed(1, 7.0)
+    pulse.probe_missed(7.0)
+    pulse.probe_written(7.5, is_beat=True)
+    assert pulse.next_step(7.5) == Wait(8.0)
+
+
+def test_a_write_that_stalls_is_forgiven_no_more_often_for_the_probes_that_may_be_missed() -> None:
+    pulse = Pulse(0.0, ping_interval=20.0, pong_timeout=10.0, max_missed=3)
+    assert pulse.next_step(13.0, stalled_since=3.0) == Dead("write", 10.0)
+
+
+def test_with_less_patience_from_now_on_the_next_probe_that_is_missed_is_the_last() -> None:
+    pulse = Pulse(0.0, ping_interval=20.0, pong_timeout=10.0, max_missed=3)
+    pulse.probe_queued(20.0)
+    pulse.probe_written(20.0)
+    pulse.reconfigure(25.0, ping_interval=20.0, pong_timeout=10.0, idle_timeout=math.inf, max_missed=1)
+    assert pulse.next_step(30.0) == Dead("pong", 30.0, missed=1)
 
 
 def test_a_pong_puts_the_verdict_off_until_the_next_probe() -> None:
@@ -90,7 +144,7 @@ def test_after_reading_stood_still_the_peer_gets_its_full_patience() -> None:
     assert pulse.next_step(500.0) == Wait(510.0)
     pulse.release(500.0)
     assert pulse.next_step(509.0) == Wait(510.0)
-    assert pulse.next_step(510.0) == Dead("pong", 10.0)
+    assert pulse.next_step(510.0) == Dead("pong", 10.0, missed=1)
 
 
 def test_while_reading_stands_still_nobody_is_probed() -> None:
@@ -149,7 +203,7 @@ def test_a_beat_does_not_put_off_the_answer_that_is_due_to_the_one_before() -> N
         assert pulse.next_step(now) == Probe()
         pulse.probe_queued(now)
         pulse.probe_written(now, is_beat=True)
-    assert pulse.next_step(7.0) == Dead("pong", 7.0)
+    assert pulse.next_step(7.0) == Dead("pong", 7.0, missed=1)
 
 
 def test_a_beat_that_nobody_answers_is_held_against_nobody() -> None:
@@ -167,7 +221,7 @@ def test_bytes_that_arrived_below_and_were_not_heard_of_yet_are_life() -> None:
     pulse.probe_queued(20.0)
     pulse.probe_written(20.0)
     pulse.last_heard_below(-math.inf)
-    assert pulse.next_step(30.0) == Dead("pong", 30.0)
+    assert pulse.next_step(30.0) == Dead("pong", 30.0, missed=1)
     pulse.last_heard_below(29.0)
     assert pulse.next_step(30.0) == Wait(40.0)
 
@@ -203,6 +257,9 @@ class Simulation:
             match self.pulse.next_step(now, self._stalled_since(now, queued)):
                 case Dead() as verdict:
                     return now, verdict
+                case Missed():
+                    self.pulse.probe_missed(now)
+                    wake = now
                 case Probe():
                     assert queued is None, "a second probe while one is outstanding"
                     self.pulse.probe_queued(now)
@@ -283,6 +340,22 @@ def test_a_dead_peer_is_noticed_within_an_interval_and_a_patience_whatever_the_w
     assert dead.silence >= patience - EXACT
 
 
+@given(starts, durations, durations, st.lists(st.floats(0.01, 0.99), max_size=30), st.integers(1, 5))
+def test_a_peer_that_may_miss_probes_is_dead_after_so_many_patiences(
+    start: float, interval: float, patience: float, life: list[float], most: int
+) -> None:
+    signs = times([share * patience for share in life], start)
+    died = signs[-1] if signs else start
+    pulse = Pulse(start, interval, patience, max_missed=most)
+    simulation = Simulation(pulse, signs)
+    verdict = simulation.run(until=died + 10 * (interval + most * patience))
+    assert verdict is not None
+    at, dead = verdict
+    assert (dead.clock, dead.missed) == ("pong", most)
+    assert most * patience - EXACT <= at - died <= interval + most * patience + EXACT
+    assert simulation.steps <= 4 * ((at - start) / min(interval, patience) + len(signs) + most + 4)
+
+
 @given(starts, durations, durations, st.floats(0.01, 0.99), st.floats(0.0, 0.99), st.data())
 def test_a_peer_that_sends_data_but_never_pongs_is_never_dead(
     start: float, interval: float, patience: float, pace: float, lag: float, data: st.DataObject
@@ -337,7 +410,7 @@ def test_a_clock_that_jumps_by_hours_asks_one_probe_and_gives_one_verdict(hours:
     pulse.probe_queued(woken)
     pulse.probe_written(woken)
     assert pulse.next_step(woken) == Wait(woken + 10.0)
-    assert pulse.next_step(woken + 10.0) == Dead("pong", woken + 10.0)
+    assert pulse.next_step(woken + 10.0) == Dead("pong", woken + 10.0, missed=1)
 
 
 def test_a_peer_that_answers_after_a_jump_is_probed_no_more_than_before() -> None:

@@ -17,9 +17,9 @@ from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
 from trio_nova._signal import Signal
 from trio_nova.core.outbox import Lane, Outgoing
-from trio_nova.core.pulse import Dead, Probe, Pulse, Wait
+from trio_nova.core.pulse import Dead, Missed, Probe, Pulse, Wait
 from trio_nova.errors import LinkLost, NovaError, RequestFailed
-from trio_nova.events import ClockJumped, PeerSilent, PingSent, PongReceived
+from trio_nova.events import ClockJumped, PeerSilent, PingSent, PongMissed, PongReceived
 from trio_nova.links import Link, Transit
 from trio_nova.messages import Frame, Ping
 
@@ -80,7 +80,18 @@ class Heartbeat:
 
     def __attrs_post_init__(self) -> None:
         config = self._life.session.config
-        self._pulse = Pulse(trio.current_time(), config.ping_interval, config.pong_timeout, config.idle_timeout)
+        self._pulse = Pulse(
+            trio.current_time(),
+            config.ping_interval,
+            config.pong_timeout,
+            config.idle_timeout,
+            config.max_missed_pongs,
+        )
+
+    @property
+    def missed(self) -> int:
+        """Probes in a row that nothing has answered."""
+        return self._pulse.missed
 
     def set_durations(self, durations: Mapping[str, float]) -> None:
         """Use these durations on this link, by the names of their options, and not those of the session."""
@@ -91,7 +102,7 @@ class Heartbeat:
         """Take over changed durations."""
         config = self._life.session.config
         ours = {name: getattr(config, name) for name in ("ping_interval", "pong_timeout", "idle_timeout")}
-        self._pulse.reconfigure(trio.current_time(), **{**ours, **self._durations})
+        self._pulse.reconfigure(trio.current_time(), **{**ours, **self._durations}, max_missed=config.max_missed_pongs)
         self._pulse_changed.set()
 
     # ----------------------------------------------------------------- what the reader tells
@@ -145,10 +156,15 @@ class Heartbeat:
                         self._pulse.probe_now(trio.current_time())
                 case Probe():
                     self._probe()
-                case Dead() if await self._looks_again(is_reading):
+                case Missed() | Dead() if await self._looks_again(is_reading):
                     pass
-                case Dead(clock, silence):
-                    life.tell(PeerSilent(clock=clock, silence=silence))
+                case Missed(count, silence):
+                    session.counts.pongs_missed += 1
+                    self._pulse.probe_missed(trio.current_time())
+                    life.tell(PongMissed(missed=count, allowed=session.config.max_missed_pongs - 1, silence=silence))
+                case Dead(clock, silence, missed):
+                    session.counts.pongs_missed += clock == "pong"
+                    life.tell(PeerSilent(clock=clock, silence=silence, missed=missed))
                     self._actions.perform(session.ask(session.handlers.connection.handle_timeout, clock))
                     detail = f"the peer was silent for {silence:g} s, by the {clock} clock"
                     life.lose(LinkLost(1006, "", life.epoch, detail=detail))
@@ -170,9 +186,9 @@ class Heartbeat:
             await trio.lowlevel.checkpoint()
             self._pulse.last_heard_below(self._stream.heard_at)
             verdict = self._pulse.next_step(trio.current_time(), self._stream.stalled_since)
-            if self._life.ending.is_set() or not isinstance(verdict, Dead):
+            if self._life.ending.is_set() or not isinstance(verdict, Missed | Dead):
                 return True
-            turns += verdict.clock == "write" or is_reading()
+            turns += (isinstance(verdict, Dead) and verdict.clock == "write") or is_reading()
             if turns == LAST_TURNS:
                 break
         return False

@@ -4,13 +4,15 @@
   `pong_timeout`. Any byte counts: a peer that sends data but never pongs is alive.
   A beat of the application's that nobody answers owes none; and it leaves each `ping_interval`, whatever is
   heard and whatever answer is still due, as the peer may judge us by it. A ping waits for the last one's answer.
+  Where `max_missed` is more than 1, a probe that nobody answers is only counted at first, and the next leaves at
+  once; what is heard makes the count 0 again.
 * *write*: a write under way must make progress within `pong_timeout`. Without this clock a blocked
   writer would keep the ping from leaving, and a dead peer from being noticed.
 * *idle*: nothing at all for `idle_timeout`, for services that ping by themselves.
 
 What the peer's machine still acknowledges of earlier writes counts for both, where the operating system tells.
 
-So a dead peer is noticed within `ping_interval + pong_timeout`, whether or not somebody is sending.
+So a dead peer is noticed within `ping_interval + max_missed * pong_timeout`, whether or not somebody is sending.
 While the user's own code holds up reading, no pong can be seen: silence is then held against nobody.
 """
 
@@ -21,7 +23,7 @@ from typing import Literal
 
 import attrs
 
-__all__ = ["Dead", "Probe", "Pulse", "Wait"]
+__all__ = ["Dead", "Missed", "Probe", "Pulse", "Wait"]
 
 
 @attrs.frozen
@@ -37,11 +39,22 @@ class Probe:
 
 
 @attrs.frozen
+class Missed:
+    """Nothing answered a probe, and that is still allowed: call `probe_missed`, and ask again."""
+
+    count: int
+    """Probes in a row, this one included."""
+    silence: float
+
+
+@attrs.frozen
 class Dead:
     """Abort the link: `clock` ran out after `silence` seconds."""
 
     clock: Literal["pong", "write", "idle"]
     silence: float
+    missed: int = 0
+    """By the pong clock: probes in a row that nothing answered."""
 
 
 @attrs.define
@@ -52,6 +65,10 @@ class Pulse:
     ping_interval: float = 20.0
     pong_timeout: float = 20.0
     idle_timeout: float = math.inf
+    max_missed: int = 1
+    """Probes in a row without an answer at which the peer is dead."""
+    missed: int = attrs.field(default=0, init=False)
+    """Probes in a row that nothing has answered."""
     last_heard: float = attrs.field(init=False)
     _next_probe: float = attrs.field(init=False)
     _probe_is_queued: bool = attrs.field(default=False, init=False)
@@ -70,6 +87,7 @@ class Pulse:
         self.last_heard = now
         self._pong_due = math.inf
         self._heard_since_probe = True
+        self.missed = 0
 
     def last_heard_below(self, at: float) -> None:
         """Bytes arrived at `at`, if they were not heard of by then: they lie where messages are made of them."""
@@ -104,6 +122,13 @@ class Pulse:
         if answered and not self._heard_since_probe:
             self._pong_due = min(self._pong_due, now + self.pong_timeout)
 
+    def probe_missed(self, now: float) -> None:
+        """Count a probe that nothing has answered, and ask again at once, unless the next one is on its way already."""
+        self.missed += 1
+        self._pong_due = math.inf
+        if not self._probe_is_queued:
+            self._next_probe = now
+
     def hold(self) -> None:
         """Reading stands still by our own doing: judge no silence until `release`."""
         self._held = True
@@ -115,16 +140,19 @@ class Pulse:
         if self._pong_due < math.inf:
             self._pong_due = now + self.pong_timeout
 
-    def reconfigure(self, now: float, *, ping_interval: float, pong_timeout: float, idle_timeout: float) -> None:
-        """Use other durations from now on."""
+    def reconfigure(
+        self, now: float, *, ping_interval: float, pong_timeout: float, idle_timeout: float, max_missed: int = 1
+    ) -> None:
+        """Use other durations, and another patience, from now on."""
         self.ping_interval, self.pong_timeout, self.idle_timeout = ping_interval, pong_timeout, idle_timeout
+        self.max_missed = max_missed
         self._next_probe = min(self._next_probe, now + ping_interval) if ping_interval < math.inf else math.inf
 
     def probe_now(self, now: float) -> None:
         """Probe at the next step, whatever the interval: there is reason to doubt."""
         self._next_probe = min(self._next_probe, now)
 
-    def next_step(self, now: float, stalled_since: float | None = None) -> Wait | Probe | Dead:
+    def next_step(self, now: float, stalled_since: float | None = None) -> Wait | Probe | Missed | Dead:
         """Say what to do at `now`; `stalled_since` is when the write under way last made progress, if there is one."""
         write_due = math.inf if stalled_since is None else stalled_since + self.pong_timeout
         if now >= write_due:
@@ -135,7 +163,8 @@ class Pulse:
         if now >= idle_due:
             return Dead("idle", now - self.last_heard)
         if now >= self._pong_due:
-            return Dead("pong", now - self.last_heard)
+            missed, silence = self.missed + 1, now - self.last_heard
+            return Missed(missed, silence) if missed < self.max_missed else Dead("pong", silence, missed)
         waits_for_probe = self._probe_is_queued or (self._pong_due < math.inf and not self._is_beat)
         if now >= self._next_probe and not waits_for_probe:
             return Probe()

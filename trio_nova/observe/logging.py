@@ -103,6 +103,7 @@ _SENTENCES: Mapping[type[Event], str] = {
     events.SessionEnded: "is over",
     events.PingSent: "sent a ping",
     events.PongReceived: "got a pong after {rtt} s",
+    events.PongMissed: "link {epoch}: nothing came for {silence} s, probes missed: {missed} of {allowed} allowed",
     events.PeerSilent: "link {epoch}: the peer was silent for {silence} s, by the {clock} clock",
     events.ClockJumped: "the machine slept for {seconds} s",
     events.HighWater: "{messages} messages of {size} bytes wait to be received",
