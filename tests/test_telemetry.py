@@ -211,8 +211,10 @@ async def test_every_event_is_told_once_with_its_real_duration(autojump_clock: M
         "4.8125 OwnershipTransferred to=another task",
         "20 MessageEvent sent dear latency=0",
         "23 RateLimited wait=3",
+        "23 RateHighWater used=0.9",
         "23 MessageEvent sent dear latency=3",
         "23 RateRejected reason=its cost of 95 exceeds the limit, with 10 kept in reserve",
+        "27.001 RateLowWater used=0.4999",
         "40 MessageEvent sent too much latency=0",
         "40 RequestSent",
         "40 MessageEvent received  latency=0",
@@ -289,6 +291,7 @@ SHOWN = (
     "silence",
     "to",
     "until",
+    "used",
     "wait",
 )
 """The fields that the test above looks at."""

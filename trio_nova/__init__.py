@@ -103,8 +103,10 @@ from trio_nova.events import PingSent as PingSent
 from trio_nova.events import PongMissed as PongMissed
 from trio_nova.events import PongReceived as PongReceived
 from trio_nova.events import RateConsumed as RateConsumed
+from trio_nova.events import RateHighWater as RateHighWater
 from trio_nova.events import RateLimited as RateLimited
 from trio_nova.events import RateLimitSlowed as RateLimitSlowed
+from trio_nova.events import RateLowWater as RateLowWater
 from trio_nova.events import RateRejected as RateRejected
 from trio_nova.events import ReadingPaused as ReadingPaused
 from trio_nova.events import ReadingResumed as ReadingResumed

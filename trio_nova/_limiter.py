@@ -9,11 +9,11 @@ import attrs
 import trio
 
 from trio_nova._session import Session
-from trio_nova.core.limits import LEAST_WAIT
+from trio_nova.core.limits import LEAST_WAIT, UseMark
 from trio_nova.core.outbox import Idle, Outbox, Outgoing, WaitUntil, Write
 from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import ConfigError
-from trio_nova.events import RateConsumed, RateLimited, RateLimitSlowed, RateRejected
+from trio_nova.events import RateConsumed, RateHighWater, RateLimited, RateLimitSlowed, RateLowWater, RateRejected
 from trio_nova.handlers import RateRequest
 from trio_nova.handlers.rate_limit import DEFAULT_WAIT
 from trio_nova.messages import Allow, Decision, Queue, Reject
@@ -28,6 +28,10 @@ class Limiter:
     _session: Session
     _consumed: float = attrs.field(default=0.0, init=False)
     """Tokens that were spent on what is about to be written."""
+    _mark: UseMark = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._mark = UseMark(tuple(self._session.handlers.rate_limit.limits))
 
     @property
     def engaged(self) -> bool:
@@ -41,6 +45,7 @@ class Limiter:
         if isinstance(step, Write):
             consumed, self._consumed = self._consumed, 0.0
             session.tell(RateConsumed(messages=len(step.batch), cost=consumed), outbox.epoch)
+            self._look_at_use(now)
         reason = f"{handler.queue_size:g} messages are waiting for the rate limit already"
         for _ in range(outbox.backlog.shed(handler.queue_size, reason)):
             session.tell(RateRejected(reason=reason), outbox.epoch)
@@ -91,6 +96,39 @@ class Limiter:
                 session.handlers.rate_limit.count_sent(request)
         except Exception as exc:
             session.handler_failed(exc)
+        self._look_at_use(now)
+
+    # ----------------------------------------------------------------- the mark
+
+    def _look_at_use(self, now: float) -> None:
+        """Tell where the limits are nearly used up, if anybody hears it, and watch until they are not."""
+        session, mark = self._session, self._mark
+        if mark.is_reached or not mark.limits or not session.hub.hears(RateHighWater):
+            return
+        try:
+            if mark.crossed(now):
+                session.tell(RateHighWater(used=mark.used(now)))
+                session.start_soon(self._watch_use, "rate")
+        except Exception as exc:
+            self._give_up_mark(exc)
+
+    async def _watch_use(self) -> None:
+        """Wait until the limits are free enough again, and tell."""
+        try:
+            while self._mark.is_reached:
+                await trio.sleep_until(self._mark.eases_at(trio.current_time()))
+                now = trio.current_time()
+                if self._mark.crossed(now):
+                    self._session.tell(RateLowWater(used=self._mark.used(now)))
+        except Exception as exc:
+            self._give_up_mark(exc)
+
+    def _give_up_mark(self, exc: Exception) -> None:
+        """Report that a limit cannot be asked what is left, once, and ask no more."""
+        self._mark = UseMark(())
+        self._session.handler_failed(exc)
+
+    # ----------------------------------------------------------------- complaints
 
     def heed(self, complaint: Any) -> None:
         """Slow down where `complaint`, a reply or a refused upgrade, says that we are too fast."""

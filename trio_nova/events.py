@@ -291,6 +291,25 @@ class RateLimited(ConnectionEvent):
 
 
 @attrs.frozen(kw_only=True)
+class RateHighWater(ConnectionEvent):
+    """A rate limit is used to 0.9: little more can go before messages have to wait. Told once; see `RateLowWater`.
+
+    No use is told of limits that let fewer than ten units go at once.
+    """
+
+    used: float
+    """What is used of the limit of which most is, as a fraction of it."""
+
+
+@attrs.frozen(kw_only=True)
+class RateLowWater(ConnectionEvent):
+    """At least half of each rate limit is free again, after `RateHighWater`."""
+
+    used: float
+    """What is used of the limit of which most is, as a fraction of it."""
+
+
+@attrs.frozen(kw_only=True)
 class RateLimitSlowed(ConnectionEvent):
     """The peer complained of our pace, and is obeyed."""
 

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from trio_nova.core.limits import LEAST_WAIT, Gcra, Limit, Limits, RollingWindow, TokenBucket
+from trio_nova.core.limits import LEAST_WAIT, LOOK_AGAIN, Gcra, Limit, Limits, RollingWindow, TokenBucket, UseMark
 from trio_nova.errors import ConfigError
 
 Sent = list[tuple[float, float]]
@@ -525,3 +525,65 @@ def test_a_bucket_whose_burst_leaves_nothing_to_refill_is_impossible(burst: int)
 def test_a_bucket_whose_rate_would_round_to_nothing_is_impossible() -> None:
     with pytest.raises(ConfigError, match=r"^limit: is too small"):
         TokenBucket.within(1e-320, 1e9, 5e-321)
+
+
+# --------------------------------------------------------------------------- nearly used up
+
+
+COARSE: list[Callable[[], Limit]] = [
+    lambda: TokenBucket(20.0, 0.7),
+    lambda: Gcra(40, 7.0, burst=20),
+    lambda: RollingWindow(20, 3.0),
+]
+"""One of each kind; each may spend 20 at once."""
+
+
+@pytest.mark.parametrize("make", COARSE)
+def test_the_mark_is_reached_at_nine_tenths_and_left_at_a_half_each_told_once(make: Callable[[], Limit]) -> None:
+    limit, now = make(), 1000.0
+    mark = UseMark((limit,))
+    for _ in range(17):
+        limit.spend(now)
+        assert not mark.crossed(now)
+    limit.spend(now)
+    assert mark.used(now) == pytest.approx(0.9)
+    assert mark.crossed(now)
+    assert not mark.crossed(now)
+    eases = mark.eases_at(now)
+    assert not mark.crossed(eases - 2 * LEAST_WAIT)
+    assert mark.crossed(eases)
+    assert mark.used(eases) <= 0.5 + 1e-9
+    assert not mark.is_reached
+    assert not mark.crossed(eases)
+
+
+@given(st.integers(0, 2), st.lists(st.tuples(idles, st.integers(1, 12)), max_size=60))
+def test_whoever_looks_again_as_told_finds_the_mark_left_at_last(which: int, sends: list[tuple[float, int]]) -> None:
+    limit, now = COARSE[which](), 1000.0
+    mark = UseMark((limit,))
+    for idle, cost in sends:
+        now = limit.admits_at(now + idle, cost)
+        limit.spend(now, cost)
+        was = mark.is_reached
+        assert mark.crossed(now) == (mark.is_reached != was)
+        assert 0.0 <= mark.used(now) <= 1.0
+    if mark.is_reached:
+        assert mark.crossed(mark.eases_at(now))
+
+
+def test_limits_of_a_few_at_once_and_no_limits_at_all_have_no_mark() -> None:
+    limit = RollingWindow(9, 1.0)
+    limit.spend(0.0, 9.0)
+    for mark in (UseMark((limit,)), UseMark(())):
+        assert not mark.crossed(0.0)
+        assert mark.used(0.0) == 0.0
+
+
+def test_a_limit_that_names_no_time_is_looked_at_again_after_a_while() -> None:
+    @attrs.define
+    class Closed(RollingWindow):
+        def admits_at(self, now: float, cost: float = 1.0, reserve: float = 0.0) -> float:
+            return math.inf
+
+    mark = UseMark((Closed(20, 1.0),))
+    assert mark.eases_at(5.0) == 5.0 + LOOK_AGAIN

@@ -24,7 +24,7 @@ import attrs
 from trio_nova.core._checks import check_count, check_number, number
 from trio_nova.errors import ConfigError
 
-__all__ = ["Gcra", "Limit", "Limits", "RollingWindow", "TokenBucket", "as_limits"]
+__all__ = ["Gcra", "Limit", "Limits", "RollingWindow", "TokenBucket", "UseMark", "as_limits"]
 
 LEAST_WAIT = 0.001
 """Seconds: whoever is told to wait at all waits that long.
@@ -33,6 +33,12 @@ LEAST_WAIT = 0.001
 """
 MAX_ROUNDS = 100
 """How often limits are asked again for a time on which all agree."""
+LOOK_AGAIN = 60.0
+"""Seconds after which limits that name no time at which they have room again are asked how much they have."""
+_LEFT_AT_MARK = 0.1
+_LEFT_WHEN_EASED = 0.5
+_COARSE = 10.0
+"""Units: of a limit that lets fewer go at once no use is told, as nearly each message would reach the mark."""
 _LONGEST = 1e9
 """Seconds, over 30 years: periods beyond are mistakes, and would overflow."""
 
@@ -292,6 +298,52 @@ class Limits:
 
     def available(self, now: float) -> float:
         return min((limit.available(now) for limit in self.limits), default=math.inf)
+
+
+@attrs.define
+class UseMark:
+    """Says when one of several limits is used to 0.9, and then when each of them is at least half free again.
+
+    Nothing is said twice: who is at the limit all the time, with breaks too short for it to recover, hears of it once.
+    """
+
+    limits: tuple[Limit, ...]
+    is_reached: bool = attrs.field(default=False, init=False)
+    _most: tuple[float, ...] | None = attrs.field(default=None, init=False)
+    """What each limit lets go at once when nothing was spent; None: not asked yet."""
+
+    def crossed(self, now: float) -> bool:
+        """Look at what is left at `now`; return whether the mark was reached by that, or left."""
+        left, share = self._left(now), _LEFT_WHEN_EASED if self.is_reached else _LEFT_AT_MARK
+        if self.is_reached:
+            crosses = all(free >= most * share for free, most in left)
+        else:
+            crosses = any(free <= most * share for free, most in left)
+        self.is_reached ^= crosses
+        return crosses
+
+    def used(self, now: float) -> float:
+        """Return what is used of the limit of which most is, as a fraction of it."""
+        return max((1.0 - min(max(free / most, 0.0), 1.0) for free, most in self._left(now)), default=0.0)
+
+    def eases_at(self, now: float) -> float:
+        """Return when to look whether the mark was left: as soon as can be, where nothing is spent until then.
+
+        A moment later, rather: whoever waits for a window to open takes what comes free at that very time.
+        """
+        marked = zip(self.limits, self._fill(now), strict=True)
+        times = (limit.admits_at(now, most * _LEFT_WHEN_EASED) for limit, most in marked if most >= _COARSE)
+        return min(max(now, *times) + LEAST_WAIT, now + LOOK_AGAIN)
+
+    def _left(self, now: float) -> list[tuple[float, float]]:
+        """Return of each limit that can be told of what is left, and how much there can be."""
+        marked = zip(self.limits, self._fill(now), strict=True)
+        return [(limit.available(now), most) for limit, most in marked if most >= _COARSE]
+
+    def _fill(self, now: float) -> tuple[float, ...]:
+        if self._most is None:
+            self._most = tuple(limit.available(now + _LONGEST) for limit in self.limits)
+        return self._most
 
 
 def _check_cost(cost: float, reserve: float = 0.0) -> None:

@@ -117,6 +117,8 @@ _SENTENCES: Mapping[type[Event], str] = {
     events.OwnershipTransferred: "the receive side was handed over to {to}",
     events.RateConsumed: "the rate limit let {messages} messages go, which cost {cost}",
     events.RateLimited: "a message has waited {wait} s for the rate limit",
+    events.RateHighWater: "the rate limit is nearly used up: {used} of it",
+    events.RateLowWater: "the rate limit has room again: {used} of it is used",
     events.RateLimitSlowed: "the service finds us too fast: pace {factor} from now on",
     events.RateRejected: "the rate limit refused a message: {reason}",
     events.RequestSent: "request {id} was written",
