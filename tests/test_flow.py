@@ -8,16 +8,15 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import attrs
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import (
+    Adapter,
     AnswerUnmatched,
     Connection,
     ConsumerLagged,
-    Correlation,
     Dropped,
     FeedOptions,
     HighWater,
@@ -25,8 +24,11 @@ from trio_nova import (
     LinkLost,
     ListBackoff,
     LowWater,
+    Many,
     MessageHandler,
+    Other,
     OutcomeUnknown,
+    Reading,
     Reply,
     SessionOver,
     State,
@@ -40,9 +42,9 @@ from trio_nova.testing import Opcode, Peer, ScriptedServer, encode_frame
 URL = "ws://server.test/"
 
 
-def connect(server: ScriptedServer, transport: Transport, **options: Any) -> Any:
+def connect(server: ScriptedServer, transport: Transport, target: Any = URL, **options: Any) -> Any:
     options = {"codec": JsonCodec(), "backoff": ListBackoff([0.0]), "ping_interval": 3600.0, **options}
-    return open_connection(URL, stream_factory=server.stream_factory, transport=transport, **options)
+    return open_connection(target, stream_factory=server.stream_factory, transport=transport, **options)
 
 
 def frames_of(*messages: object) -> bytes:
@@ -350,10 +352,11 @@ async def test_greetings_that_nobody_receives_do_not_stop_a_program_that_only_re
             assert len(await conn.receive_batch()) == 40
 
 
-@attrs.frozen
-class InFrames(Correlation):
-    def parts(self, message: Any) -> Sequence[Any] | None:
-        return message if isinstance(message, list) else None
+class InFrames(Adapter):
+    """A frame is an array of messages."""
+
+    def read(self, message: Any) -> Reading | None:
+        return Many([Other(each) for each in message]) if isinstance(message, list) else None
 
 
 @pytest.mark.parametrize("hooked", [False, True])
@@ -368,7 +371,7 @@ async def test_each_message_of_a_frame_is_charged_its_share_of_it(
     options = {"message_handler": Hears} if hooked else {}
     async with (
         ScriptedServer(talks([frame])) as server,
-        connect(server, transport, correlation=InFrames(), inbox_size=1_000, **options) as conn,
+        connect(server, transport, target=InFrames(url=URL), inbox_size=1_000, **options) as conn,
     ):
         await wait_all_tasks_blocked()
         statistics = conn.statistics()

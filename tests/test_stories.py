@@ -907,7 +907,7 @@ async def test_subscribing_with_params_works_and_the_service_gets_them(autojump_
     async with (
         GenericVenue() as venue,
         open_to(venue) as conn,
-        conn.subscribe("book", depth=10, interval="100ms") as feed,
+        conn.subscribe("book", params={"depth": 10, "interval": "100ms"}) as feed,
     ):
         (request,) = (entry for entry in venue.link.journal if isinstance(entry, Asked))
         assert request.message == {

@@ -94,13 +94,13 @@ class Service:
 async def test_a_feed_hears_its_channel_and_leaving_gives_it_up(autojump_clock: trio.abc.Clock) -> None:
     service = Service()
     async with ScriptedServer(service) as server, connect(server) as conn:
-        async with conn.subscribe("a", depth=10) as feed, conn.subscribe("b") as other:
+        async with conn.subscribe("a", params={"depth": 10}) as feed, conn.subscribe("b") as other:
             for n in range(3):
                 await service.publish("a", n)
                 await service.publish("b", -n)
             assert [(await feed.receive())["n"] for _ in range(3)] == [0, 1, 2]
             assert [(await other.receive())["n"] for _ in range(3)] == [0, -1, -2]
-            assert dict(conn.subscriptions()) == {"a": "confirmed", "b": "confirmed"}
+            assert dict(conn.subscriptions()) == {'a {"depth":10}': "confirmed", "b": "confirmed"}
         await wait_all_tasks_blocked()
         assert service.subscribed == set()
         assert json.loads(next(f for f in server.dials[0].frames if isinstance(f, str))) == {
@@ -122,7 +122,7 @@ async def test_two_users_of_a_channel_are_one_subscription(autojump_clock: trio.
             await wait_all_tasks_blocked()
             assert service.subscribed == {"a"}
             with pytest.raises(ConfigError, match="params"):
-                async with conn.subscribe("a", depth=1):
+                async with conn.subscribe("a", params={"depth": 1}):
                     pass
         await wait_all_tasks_blocked()
         assert service.asked == [["a", "-a"]]
@@ -408,11 +408,11 @@ async def test_who_comes_back_before_the_service_was_told_gets_the_params_that_a
 ) -> None:
     service = Service()
     async with ScriptedServer(service) as server, connect(server) as conn:
-        async with conn.subscribe("a", depth=1):
+        async with conn.subscribe("a", params={"depth": 1}):
             pass
-        async with conn.subscribe("a", depth=2):
+        async with conn.subscribe("a", params={"depth": 2}):
             pass
-        async with conn.subscribe("a", depth=2):
+        async with conn.subscribe("a", params={"depth": 2}):
             await wait_all_tasks_blocked()
             frames = [json.loads(frame) for frame in server.dials[0].frames if isinstance(frame, str)]
             assert [(frame["type"], frame.get("params")) for frame in frames] == [
@@ -468,15 +468,17 @@ async def test_a_wrong_argument_is_refused_and_nothing_is_subscribed_to(autojump
             ("feed", "a", {"size": 5}),
             ("feed", "a", FeedOptions),
             ("channel", None, None),
-            ("channel", ["a"], None),
+            ("channel", [], None),
+            ("channel", ["a", 1], None),
+            ("channel", {"a": 1}, None),
         ]
         for field, channel, feed in wrong:
             with pytest.raises(ConfigError, match=f"^{field}: "):
                 async with conn.subscribe(channel, feed=feed):
                     pass
         assert conn.subscriptions() == {}
-        async with conn.subscribe("a", depth=3):
-            assert conn.subscriptions() == {"a": "confirmed"}
+        async with conn.subscribe("a", params={"depth": 3}):
+            assert conn.subscriptions() == {'a {"depth":3}': "confirmed"}
         assert conn.subscriptions() == {}
 
 
@@ -562,7 +564,7 @@ async def test_a_feed_that_may_not_drop_fails_or_stops_the_reading(autojump_cloc
 async def test_subscriptions_are_exported_and_imported(autojump_clock: trio.abc.Clock) -> None:
     service = Service()
     async with ScriptedServer(then=service) as server:
-        async with connect(server) as conn, conn.subscribe("a"), conn.subscribe("b", depth=10):
+        async with connect(server) as conn, conn.subscribe("a"), conn.subscribe("b", params={"depth": 10}):
             async with conn.subscribe("given up"):
                 pass
             text = conn.export_subscriptions()
@@ -585,7 +587,7 @@ async def test_subscriptions_are_exported_and_imported(autojump_clock: trio.abc.
             for row in ("null", '"c"', "{}", '{"channel": 1, "params": {}}', '{"channel": "c", "params": []}'):
                 with pytest.raises(ConfigError, match="row 1"):
                     conn.import_subscriptions(f'[{{"channel": "c", "params": {{}}}}, {row}]')
-            assert conn.subscriptions() == {"b": "confirmed"}
+            assert conn.subscriptions() == {'b {"depth":10}': "confirmed"}
 
 
 async def test_a_confirmation_that_nothing_can_read_is_not_waited_for(autojump_clock: trio.abc.Clock) -> None:
@@ -608,7 +610,7 @@ async def test_a_confirmation_that_nothing_can_read_is_not_waited_for(autojump_c
             assert conn.subscriptions() == {"a": "confirmed"}
 
 
-@pytest.mark.parametrize("hook", ["channel_of", "handle_subscription_response", "data_of"])
+@pytest.mark.parametrize("hook", ["read", "handle_subscription_response"])
 async def test_a_hook_that_raises_follows_on_handler_error_and_the_reader_lives(
     autojump_clock: trio.abc.Clock, hook: str
 ) -> None:

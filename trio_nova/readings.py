@@ -170,6 +170,8 @@ class HeartbeatAsked(_Value, frozen=True):
 
     reply: Any
     """What to send, ahead of any queue; None: nothing."""
+    asks: bool = False
+    """Whether the reply is a request: it is sent with an id of the session's, and its answer is of no interest."""
 
 
 class Beat(_Value, frozen=True):

@@ -205,8 +205,8 @@ mutant(
     Edit(
         Ledger,
         "allot",
-        "return next(id for id in self._ids if identity(id) not in self._by_id)",
-        "return next(id % 5 + 1 for id in self._ids if identity(id % 5 + 1) not in self._by_id)",
+        "islice(self._ids, len(self._by_id) + 1):",
+        "(id % 5 + 1 for id in self._ids):",
     ),
     Edit(Ledger, "give_up", "self._given_up[pending] = None", "self._forget(pending)"),
 )
@@ -343,9 +343,9 @@ mutant(
     Edit(
         Subscriber,
         "_ask_together",
-        'await self._writer.send(frame, kind, 0, "subscription")',
-        'await self._writer.send(frame, kind, 0, "subscription")\n'
-        'await self._writer.send(frame, kind, 0, "subscription")',
+        'await self._writer.send(message, 0, "subscription")',
+        'await self._writer.send(message, 0, "subscription")\n'
+        'await self._writer.send(message, 0, "subscription")',
     ),
 )
 mutant(
@@ -357,7 +357,7 @@ mutant(
         "_ask_together",
         "self._standing.book.written(batch, trio.current_time())",
         "self._standing.book.written(batch, trio.current_time())\n"
-        "from trio_nova.handlers import Granted\n"
+        "from trio_nova.readings import Granted\n"
         "for channel in channels:\n"
         "    self._standing.apply(Granted(channel.key))",
     ),

@@ -47,16 +47,20 @@ class _AwaitedPong:
 
 
 @attrs.define(eq=False)
-class _ProbeAsker:
-    """Waits for the answer to a probe that is a request: whatever it says, the service lives."""
+class _BeatAsker:
+    """Waits for the answer to a beat that is a request: whatever it says, the service lives."""
 
-    _heartbeat: Heartbeat
+    _when_answered: Callable[[], None]
     on_answer: Callable[[Any], object] | None = None
 
     def tell(self, result: outcome.Outcome[Any]) -> None:
         error = result.error if isinstance(result, outcome.Error) else None
         if error is None or isinstance(error, RequestFailed):
-            self._heartbeat.probe_answered()
+            self._when_answered()
+
+
+def _heed_nothing() -> None:
+    """Take in an answer that is of no interest."""
 
 
 @attrs.define(eq=False)
@@ -217,20 +221,29 @@ class Heartbeat:
             if message is None:
                 self._pulse.probe_skipped()
                 return
-            if heartbeat.asks and not isinstance(message, Ping):
-                outgoing = self._outbound.unmade(message, self._ask, "", 0, lane=Lane.CONTROL, purpose="control")
-            else:
-                outgoing = self._outbound.outgoing_message(message, lane=Lane.CONTROL, purpose="control")
+            outgoing = self._outgoing(message, self.probe_answered if heartbeat.asks else None)
             self._await_pong(payload, _AwaitedPong(now))
             self._writer.control_outgoing(outgoing, self._probe_written)
         except Exception as exc:
             self._pulse.probe_skipped()
             session.handler_failed(exc)
 
-    def _ask(self, message: Any, answers: Answers) -> Sequence[Frame]:
-        """Write a probe down where its answer will come."""
-        _, frames = answers.open(_ProbeAsker(self), message)
-        return frames
+    def answer(self, reply: Any, *, asks: bool) -> None:
+        """Send what the service asks for as a sign of life, ahead of any queue; raises BadMessage.
+
+        Where it is a request (`asks`), its answer is taken in, and forgotten.
+        """
+        self._writer.control_outgoing(self._outgoing(reply, _heed_nothing if asks else None))
+
+    def _outgoing(self, message: Any, when_answered: Callable[[], None] | None) -> Outgoing:
+        if when_answered is None or isinstance(message, Ping):
+            return self._outbound.outgoing_message(message, lane=Lane.CONTROL, purpose="control")
+
+        def make(message: Any, answers: Answers) -> Sequence[Frame]:
+            _, frames = answers.open(_BeatAsker(when_answered), message)
+            return frames
+
+        return self._outbound.unmade(message, make, "", 0, lane=Lane.CONTROL, purpose="control")
 
     def _probe_written(self, outgoing: Outgoing, error: NovaError | None) -> None:
         if error is not None:

@@ -244,9 +244,9 @@ class Intake:
                 self._standing.apply(reading)
             case Ended(channel, reason):
                 self._standing.ended(channel, reason)
-            case HeartbeatAsked(reply):
+            case HeartbeatAsked(reply, asks):
                 if reply is not None:
-                    self._writer.control(reply)
+                    self._heartbeat.answer(reply, asks=asks)
             case Beat(answers):
                 if answers:
                     self._heartbeat.probe_answered()

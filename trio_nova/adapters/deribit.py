@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import itertools
 import math
 import os
 import re
@@ -45,8 +44,6 @@ from trio_nova.secrets import Secret, as_secret
 
 __all__ = ["Deribit", "DeribitAuth", "DeribitClient", "sign"]
 
-TEST = "heartbeat-"
-"""Our answers to a test_request have ids that begin so."""
 
 MAX_CHANNELS = 500
 """That one `public/subscribe` may name."""
@@ -254,18 +251,11 @@ class Deribit(JsonRpc):
                 data = params.get("data")
                 return Data(channel, data, _step(data) if channel.startswith("book.") else None)
             case {"method": "heartbeat", "params": {"type": "test_request"}}:
-                return HeartbeatAsked({**make_request("public/test", {}), "id": f"{TEST}{next(_tests)}"})
+                return HeartbeatAsked(make_request("public/test", {}), asks=True)
             case {"method": "heartbeat"}:
                 return Beat()
             case _:
                 return Other(message)
-
-    def read(self, message: Any) -> Reading | None:
-        match message:
-            case {"id": str(id)} if id.startswith(TEST):
-                return Beat()  # what comes back for our answer to a test_request is of no interest
-            case _:
-                return super().read(message)
 
     # ----------------------------------------------------------------- channels
 
@@ -295,9 +285,6 @@ class Deribit(JsonRpc):
     def tracker(self, channel: Channel) -> Tracker | None:
         """Keep order books in step, by their change ids."""
         return Tracker(resync=True) if channel.name.startswith("book.") else None
-
-
-_tests = itertools.count(1)
 
 
 def _is_private(channel: str) -> bool:

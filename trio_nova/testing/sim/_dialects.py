@@ -27,7 +27,7 @@ from trio_nova.handlers import (
 )
 from trio_nova.handlers.auth import reveal
 from trio_nova.handlers.subscription import SubscriptionAnswer
-from trio_nova.readings import AuthOk, AuthRefused, Data, Granted, Reading
+from trio_nova.readings import AuthOk, AuthRefused, Data, Granted, Other, Reading
 from trio_nova.testing.sim._scenario import BACKUP, CANARY, Scenario, ServerKind
 
 __all__ = ["DIALECTS", "DeribitDialect", "Dialect", "JsonDialect"]
@@ -278,8 +278,10 @@ class _GatewayChannels(SubscriptionHandler):
         match message:
             case {"op": "event", "channel": str(channel), "number": number}:
                 return Data(channel, message, number)
-            case _:
+            case {"op": "subscribed" | "unsubscribed"}:
                 return None
+            case _:
+                return Other(message)
 
     def tracker(self, channel: Channel) -> Tracker | None:
         return Tracker(window=math.inf)
