@@ -17,7 +17,7 @@ from trio_nova.testing import Peer, ScriptedServer
 
 PACKAGE = Path(trio_nova.__file__).parent
 MARK = "followed"
-MOST_FILES = 10
+MOST_FILES = 8
 
 
 def carries(value: Any) -> bool:
@@ -35,7 +35,7 @@ def carries(value: Any) -> bool:
             return False
 
 
-async def test_a_text_on_its_way_to_the_consumer_of_a_feed_passes_ten_files(autojump_clock: trio.abc.Clock) -> None:
+async def test_a_text_on_its_way_to_the_consumer_of_a_feed_passes_eight_files(autojump_clock: trio.abc.Clock) -> None:
     passed: list[str] = []
 
     def look(frame: FrameType, event: str, _: object) -> None:

@@ -99,7 +99,7 @@ class Readings:
             return answer
         told = self._read_channel(message)
         if told is not None and standing.knows(told):
-            is_claimed = isinstance(told, Data) and self._has_outcome(message) and answers.claims(message)
+            is_claimed = isinstance(told, Data) and answers.claims(message) and self._has_outcome(message)
             return Unjudged(message) if is_claimed else told
         if answer is not None and is_awaited:
             return answer
