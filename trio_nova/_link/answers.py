@@ -289,6 +289,11 @@ class Answers:
         """Whether the next answer without an id belongs to a question."""
         return bool(self._ledger.in_order)
 
+    @property
+    def by_content(self) -> bool:
+        """Whether the answer to a question is told by its content, if only a late one."""
+        return bool(self._ledger.matchers)
+
     def awaits(self, id: Hashable) -> bool:
         """Return whether an answer under this id is awaited, or may come late."""
         return self._ledger.awaits(id, trio.current_time())

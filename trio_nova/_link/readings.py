@@ -99,7 +99,7 @@ class Readings:
             return answer
         told = self._read_channel(message)
         if told is not None and standing.knows(told):
-            is_claimed = isinstance(told, Data) and answers.claims(message) and self._has_outcome(message)
+            is_claimed = isinstance(told, Data) and answers.by_content and self._is_claimed(message)
             return Unjudged(message) if is_claimed else told
         if answer is not None and is_awaited:
             return answer
@@ -108,6 +108,9 @@ class Readings:
         if answers.in_order and answer is None:
             return Unjudged(message)
         return (told if standing.active else None) or answer or Other(message)
+
+    def _is_claimed(self, message: Any) -> bool:
+        return self._has_outcome(message) and self._answers.claims(message)
 
     def _has_outcome(self, message: Any) -> bool:
         return self._life.handlers.correlation.has_outcome(message)
