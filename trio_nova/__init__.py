@@ -176,6 +176,8 @@ from trio_nova.messages import Retry as Retry
 from trio_nova.messages import Stop as Stop
 from trio_nova.observe import LoggingHandler as LoggingHandler
 from trio_nova.observe import MetricsCollector as MetricsCollector
+from trio_nova.observe import StateTrace as StateTrace
+from trio_nova.observe import TracedChange as TracedChange
 from trio_nova.readings import Answer as Answer
 from trio_nova.readings import AuthOk as AuthOk
 from trio_nova.readings import AuthRefused as AuthRefused
