@@ -50,7 +50,9 @@ class _Blend:
     def _find(self, name: str) -> Any:
         strategy, default = self._strategy, inspect.getattr_static(self._role, name, None)
         is_own = _is_own(strategy, self._role, name)
-        speaker = None if is_own and self._is_given else _speaker(self._dialects, name)
+        # What a dialect reads is asked by itself, before what the strategies read.
+        is_spoken = name != "read" and not (is_own and self._is_given)
+        speaker = _speaker(self._dialects, name) if is_spoken else None
         if speaker is not None:
             hook = getattr(speaker, name)
             return _unmasked(hook) if name == "encode_auth_request" else hook
@@ -179,7 +181,7 @@ class Hooks:
     validates: bool
     """`validate_message`"""
     encodes: bool
-    """`encode_message`, or a codec that keeps what is a link's: messages are encoded when they are written."""
+    """`encode_message`, or what is a link's own: a dialect or a codec. Messages are encoded when they are written."""
     logs_in: bool
     """`authenticate` or `encode_auth_request`, where it is asked without credentials"""
     listens_first: bool
@@ -237,7 +239,9 @@ class Hooks:
             hears_frames=overrides(connection, ConnectionHandler, "handle_frame"),
             hears_messages=overrides(handlers.message, MessageHandler, "handle_message"),
             validates=validates,
-            encodes=hasattr(codec, "open_link") or overrides(handlers.message, MessageHandler, "encode_message"),
+            encodes=hasattr(codec, "open_link")
+            or handlers.own_hook("open_link") is not None
+            or overrides(handlers.message, MessageHandler, "encode_message"),
             logs_in=handlers.logs_in,
             listens_first=overrides(auth, AuthHandler, "authenticate"),
             reads_login=reads is not None
