@@ -714,6 +714,33 @@ async def test_a_read_that_fails_or_answers_nonsense_loses_no_message_and_the_re
         assert conn.statistics().errors == 2
 
 
+async def test_a_whole_batch_may_be_read_at_once_and_what_it_leaves_open_is_read_by_default(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class InBatches(Plain):
+        batches: list[int] = []
+
+        def read_all(self, messages: Sequence[Any]) -> Sequence[Reading | None]:
+            self.batches.append(len(messages))
+            if messages[0].get("fail"):
+                raise LookupError("a defect")
+            return [self.read(message) for message in messages][: 1 if messages[0].get("short") else None]
+
+    service = Service(grant)
+    async with (
+        ScriptedServer(service) as server,
+        connect(server, InBatches(), on_handler_error="log") as conn,
+        conn.subscribe("a") as feed,
+    ):
+        for first in ({"channel": "a", "n": 1}, {"fail": 1}, {"short": 1}):
+            await service.say(first, {"is": "data", "of": "a", "x": 2}, {"is": "other", "x": 3})
+            got = await soon(feed.receive()) if "channel" in first else await soon(conn.receive())
+            assert got == first
+            assert (await soon(feed.receive()), await soon(conn.receive())) == (2, 3)
+        assert InBatches.batches == [3, 3, 3]
+        assert conn.statistics().errors == 2
+
+
 # --------------------------------------------------------------------------- deliveries
 
 

@@ -220,6 +220,8 @@ class Hooks:
     """`handle_tick`"""
     reads: Callable[[Any], Reading | None] | None
     """`Dialect.read`; None: it has none of its own."""
+    reads_all: Callable[[Sequence[Any]], Sequence[Reading | None]] | None
+    """`Dialect.read_all`; None: messages are read one by one."""
     reads_text_only: bool
     """Whether the hooks are shown messages as they came, text: the default ones can read nothing in them."""
 
@@ -262,6 +264,7 @@ class Hooks:
             checks_rate=overrides(handlers.rate_limit, RateLimitHandler, "check_rate_limit"),
             ticks=overrides(handlers.rate_limit, RateLimitHandler, "handle_tick"),
             reads=reads,
+            reads_all=handlers.own_hook("read_all"),
             reads_text_only=type(codec) is RawCodec and not validates,
         )
 

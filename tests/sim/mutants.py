@@ -344,8 +344,7 @@ mutant(
         Subscriber,
         "_ask_together",
         'await self._writer.send(message, 0, "subscription")',
-        'await self._writer.send(message, 0, "subscription")\n'
-        'await self._writer.send(message, 0, "subscription")',
+        'await self._writer.send(message, 0, "subscription")\nawait self._writer.send(message, 0, "subscription")',
     ),
 )
 mutant(

@@ -108,13 +108,12 @@ class Intake:
         if not self._readings.matter:
             inbound.take(messages, frames, self._life.epoch)  # type: ignore[arg-type]
             return
-        now, read, take = trio.current_time(), self._readings.read, self._standing.take
+        now, take = trio.current_time(), self._standing.take
         watches = self._standing.link_tracker is not None
         rest: Rest = []
-        for message, frame in zip(messages, frames, strict=True):
+        for reading, message, frame in zip(self._readings.read_all(messages), messages, frames, strict=True):
             if watches:
                 self._standing.watch(message)
-            reading = read(message)
             # What is most frequent first.
             if type(reading) is Data and take(reading, frame, None, now):  # type: ignore[arg-type]
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -36,6 +36,8 @@ class Readings:
     _reads_heartbeats: Read | None = attrs.field(init=False)
     _reads_answers: Callable[[Any], Answer | None] | None = attrs.field(init=False)
     _reads_channels: Read | None = attrs.field(init=False)
+    _reads_grants: bool = attrs.field(init=False)
+    """Whether a hook may read a grant in any message; else its type says that it is one."""
     _field: str = attrs.field(init=False)
     """The name under which a mapping bears an id."""
 
@@ -45,6 +47,7 @@ class Readings:
         self._reads_heartbeats = handlers.heartbeat.read if hooks.reads_heartbeats else None
         self._reads_answers = handlers.correlation.read if hooks.reads_answers else None
         self._reads_channels = handlers.subscription.read if hooks.reads_channels else None
+        self._reads_grants = hooks.reads_grants
         self._field = handlers.correlation.field
 
     def _given_readers(self) -> Sequence[Read]:
@@ -71,6 +74,23 @@ class Readings:
             self._reads_heartbeats is not None
         )
 
+    def read_all(self, messages: Sequence[Any]) -> Iterable[Reading]:
+        """Return what each message is; a message is read when those before it have been handed on."""
+        reads_all = self._life.hooks.reads_all
+        if reads_all is None or len(self._first) > 1 or len(messages) == 1:
+            return map(self.read, messages)
+        try:
+            readings = reads_all(messages)
+            if len(readings) != len(messages):
+                raise ValueError(f"read_all answered {len(readings)} readings of {len(messages)} messages")
+        except Exception as exc:
+            self._life.session.handler_failed(exc)
+            return map(self.read, messages)
+        return map(self._or_by_default, readings, messages)
+
+    def _or_by_default(self, reading: Reading | None, message: Any) -> Reading:
+        return self._read_by_default(message) if reading is None else reading
+
     def read(self, message: Any) -> Reading:
         """Return what a message is. A hook that fails leaves it an ordinary one."""
         try:
@@ -93,6 +113,8 @@ class Readings:
         if self._reads_heartbeats is not None and (beat := self._reads_heartbeats(message)) is not None:
             return beat
         answers, standing = self._answers, self._standing
+        if not answers.expecting and not self._grant.is_asked:
+            return self._read_channel(message) or Other(message) if standing.active else Other(message)
         answer = self._read_answer(message) if answers.expecting else None
         is_awaited = answer is not None and answers.awaits(answer.id)
         if answer is not None and is_awaited and (self._reads_answers is not None or self._has_outcome(message)):
@@ -133,7 +155,11 @@ class Readings:
         if is_mapping and message.get("type") not in ANSWERS:
             channel = message.get("channel")
             if channel is not None and isinstance(channel, (str, Hashable)):
-                if self._standing.awaits_answers and (grants := self._read_grants(message)) is not None:
+                if (
+                    self._reads_grants
+                    and self._standing.awaits_answers
+                    and (grants := self._read_grants(message)) is not None
+                ):
                     return grants
                 return Data(channel, message)
         return self._read_grants(message)

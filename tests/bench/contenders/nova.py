@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any, ClassVar
 
@@ -22,6 +22,16 @@ _ASKING = 50
 """Subscriptions that are asked for at a time, where there are many."""
 
 
+class Routed(trio_nova.Adapter):
+    """The service of these measurements: JSON, whose data name their channel and have no type."""
+
+    def defaults(self) -> Mapping[str, Any]:
+        return {"codec": trio_nova.JsonCodec()}
+
+    def read(self, message: Any) -> trio_nova.Reading | None:
+        return trio_nova.Data(message["channel"], message) if "type" not in message else None
+
+
 @attrs.define(eq=False)
 class Nova(TrioContender):
     """trio_nova with its default transport."""
@@ -32,10 +42,12 @@ class Nova(TrioContender):
         """Return what the session is opened with, besides what every one is; raises Unavailable like `open`."""
         return {}
 
-    def connection(self, job: Job, **more: Any) -> AbstractAsyncContextManager[trio_nova.Connection]:
+    def connection(
+        self, job: Job, target: trio_nova.Adapter | None = None, **more: Any
+    ) -> AbstractAsyncContextManager[trio_nova.Connection]:
         """Return the block of a session."""
         return trio_nova.open_connection(
-            job.url,
+            target or job.url,
             ssl_context=tls_context(job),
             max_message_size=MAX_SIZE,
             compression="deflate" if job.compressed else None,
@@ -58,8 +70,8 @@ class Nova(TrioContender):
         self, job: Job, receive_of: Callable[[Sequence[trio_nova.Feed]], Callable[[], Awaitable[JsonMessage]]]
     ) -> Lap:
         names = [channel_name(index) for index in range(job.channels)]
-        async with self.connection(job, codec=trio_nova.JsonCodec()) as conn, AsyncExitStack() as stack:
-            feeds: dict[str, trio_nova.Feed] = {}
+        async with self.connection(job, Routed(url=job.url)) as conn, AsyncExitStack() as stack:
+            feeds: dict[str, trio_nova.Feed[JsonMessage]] = {}
 
             async def subscribe(some: Sequence[str]) -> None:
                 for name in some:
