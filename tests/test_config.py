@@ -13,6 +13,7 @@ from trio_nova import FeedOptions, open_connection, profiles
 from trio_nova.codecs import JsonCodec, RawCodec
 from trio_nova.config import RECONFIGURABLE, Config, check_headers, configure, made, target_url
 from trio_nova.core.backoff import ExponentialBackoff, LinearBackoff, NoBackoff
+from trio_nova.core.breaker import CircuitBreaker
 from trio_nova.core.limits import TokenBucket
 from trio_nova.core.outbox import Buffer
 from trio_nova.errors import ConfigError
@@ -85,6 +86,7 @@ WRONG: dict[str, list[Any]] = {
     "backoff": [None, 1.0, ExponentialBackoff, NoBackoff],
     "max_attempts": [-1, 1.5, "3", None, True, math.nan, -math.inf],
     "min_uptime": not_seconds,
+    "breaker": [5, "open", CircuitBreaker],
     "allow_plaintext_credentials": [1, None],
     "retry_first_connect": [1, 0, None, "yes"],
     "when_down": ["queue", None, 5, Buffer],

@@ -381,6 +381,7 @@ NO_LIMITS = {
     "_mailbox._LOW_WATER": "when an event tells of the inbox",
     "adapters.deribit.UNAUTHORIZED": "a code of the service",
     "adapters.deribit.RAW_UNAUTHORIZED": "a code of the service",
+    "core.breaker._LEAST_WAIT": "what rounding may leave of a wait",
     "core.limits._COARSE": "of which limits an event tells",
     "core.limits._LEFT_AT_MARK": "when an event tells of a rate limit",
     "core.limits._LEFT_WHEN_EASED": "when an event tells of a rate limit",

@@ -13,6 +13,7 @@ from trio_nova import errors
 from trio_nova.errors import (
     AuthFailed,
     BadMessage,
+    CircuitOpen,
     ConfigError,
     ConnectFailed,
     ConnectTimeout,
@@ -42,6 +43,7 @@ EXAMPLES: list[NovaError] = [
     ConfigError("ping_interval", "must be more than 0 seconds"),
     ConnectFailed("refused", phase="tcp"),
     ConnectTimeout(phase="tls"),
+    CircuitOpen("nobody dials", retry_after=2.0),
     TlsFailed("expired yesterday", reason="expired"),
     HandshakeInvalid("not HTTP", rule="status line"),
     HandshakeRejected(503, [("retry-after", "30")], b"busy", 30.0),

@@ -35,6 +35,8 @@ from trio_nova.core.backoff import FibonacciBackoff as FibonacciBackoff
 from trio_nova.core.backoff import LinearBackoff as LinearBackoff
 from trio_nova.core.backoff import ListBackoff as ListBackoff
 from trio_nova.core.backoff import NoBackoff as NoBackoff
+from trio_nova.core.breaker import CircuitBreaker as CircuitBreaker
+from trio_nova.core.breaker import CircuitState as CircuitState
 from trio_nova.core.limits import Gcra as Gcra
 from trio_nova.core.limits import Limit as Limit
 from trio_nova.core.limits import RollingWindow as RollingWindow
@@ -52,6 +54,7 @@ from trio_nova.core.session import State as State
 from trio_nova.dialect import Dialect as Dialect
 from trio_nova.errors import AuthFailed as AuthFailed
 from trio_nova.errors import BadMessage as BadMessage
+from trio_nova.errors import CircuitOpen as CircuitOpen
 from trio_nova.errors import ConfigError as ConfigError
 from trio_nova.errors import ConnectFailed as ConnectFailed
 from trio_nova.errors import ConnectTimeout as ConnectTimeout
@@ -77,6 +80,8 @@ from trio_nova.events import Authenticated as Authenticated
 from trio_nova.events import AuthStarted as AuthStarted
 from trio_nova.events import AuthUnsuccessful as AuthUnsuccessful
 from trio_nova.events import BecameReady as BecameReady
+from trio_nova.events import CircuitClosed as CircuitClosed
+from trio_nova.events import CircuitOpened as CircuitOpened
 from trio_nova.events import ClockJumped as ClockJumped
 from trio_nova.events import ConnectionEvent as ConnectionEvent
 from trio_nova.events import ConsumerCaughtUp as ConsumerCaughtUp

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import attrs
 import trio
@@ -18,11 +19,13 @@ from trio_nova._session import Session
 from trio_nova._signal import Bell
 from trio_nova._subscriptions import Subscriptions
 from trio_nova.config import check_headers, check_other_origin, check_plaintext
+from trio_nova.core.breaker import Passage
 from trio_nova.core.recovery import advise, wait_wished_for
 from trio_nova.core.session import SessionEvent, State
 from trio_nova.core.verdict import may_pass
 from trio_nova.errors import (
     AuthFailed,
+    CircuitOpen,
     ConfigError,
     ConnectFailed,
     ConnectTimeout,
@@ -31,7 +34,16 @@ from trio_nova.errors import (
     NovaError,
     Phase,
 )
-from trio_nova.events import DialQueued, DialStarted, LinkClosed, LinkOpened, RetryScheduled, SessionEnded
+from trio_nova.events import (
+    CircuitClosed,
+    CircuitOpened,
+    DialQueued,
+    DialStarted,
+    LinkClosed,
+    LinkOpened,
+    RetryScheduled,
+    SessionEnded,
+)
 from trio_nova.handlers import ConnectionInfo
 from trio_nova.links import Dial, Link, Turn, shared_governor
 from trio_nova.messages import Action, Close, Reconnect, Reply, ReplyMany, Retry, Stop
@@ -66,6 +78,8 @@ class Supervisor:
     _gone: Bell = attrs.field(factory=Bell, init=False)
     """Rung when a link has ended."""
     _phase: Phase = attrs.field(default="dns", init=False)
+    _reached_origin: str = attrs.field(default="", init=False)
+    """The origin of the last dial, where that led to a link."""
     _was_unauthorized: bool = attrs.field(default=False, init=False)
     """Whether a server has answered 401 since the last link, though it was shown what is asked for afresh each time."""
 
@@ -131,16 +145,21 @@ class Supervisor:
                 dial = self._dial(info)
                 if (prepare := getattr(config.transport, "prepare", None)) is not None:
                     dial = await prepare(dial)
+                if config.breaker is not None:
+                    config.breaker.check(dial.url.origin, trio.current_time())
                 left, scope.deadline = scope.deadline - trio.current_time(), math.inf  # the turn keeps to it
                 async with self._turn(dial, left) as turn:
                     scope.deadline = turn.deadline
                     started = trio.current_time()
-                    session.tell(DialStarted(url=str(dial.url), attempt=session.attempts.made + 1))
-                    async with config.transport.open(dial) as link:
-                        scope.deadline = math.inf
-                        turn.release()
-                        return await self._hold(link, info, trio.current_time() - started)
+                    with self._watched(dial.url.origin, scope) as passage:
+                        session.tell(DialStarted(url=str(dial.url), attempt=session.attempts.made + 1))
+                        async with config.transport.open(dial) as link:
+                            scope.deadline = math.inf
+                            turn.release()
+                            self._reached(dial.url.origin, passage)
+                            return await self._hold(link, info, trio.current_time() - started)
             except (AuthFailed, ConfigError, ConnectFailed) as error:
+                session.counts.dials -= isinstance(error, CircuitOpen)  # there was none
                 return error
         if session.goodbye is not None:
             return ConnectFailed("the attempt was given up", phase=self._phase)
@@ -148,6 +167,51 @@ class Supervisor:
             f"no link to {session.url} within {config.connect_timeout:g} s, only as far as {self._phase!r}",
             phase=self._phase,
         )
+
+    # ----------------------------------------------------------------- the circuit breaker
+
+    @contextmanager
+    def _watched(self, origin: str, scope: trio.CancelScope) -> Iterator[Passage | None]:
+        """Dial in this block, if the breaker lets anybody; it is told what becomes of that.
+
+        `scope` is around the dial, and knows its deadline.
+        """
+        breaker, self._reached_origin = self._session.config.breaker, ""
+        if breaker is None:
+            yield None
+            return
+        passage = breaker.enter(origin, trio.current_time())
+        try:
+            yield passage
+        except ConnectFailed as error:
+            self._tell_if(passage.failed(trio.current_time()), origin, error)
+            raise
+        except trio.Cancelled:
+            if trio.current_time() >= scope.deadline:
+                late = ConnectTimeout(phase=self._phase)
+                self._tell_if(passage.failed(trio.current_time()), origin, late)
+            raise
+        finally:
+            passage.give_back()
+
+    def _reached(self, origin: str, passage: Passage | None) -> None:
+        self._reached_origin = origin
+        if passage is not None and passage.succeeded():
+            self._session.tell(CircuitClosed(origin=origin))
+
+    def _came_to_nothing(self, ended: Exception, attempt: int) -> None:
+        """Tell the breaker of a link that was up, and has not lasted, or on which the login was refused."""
+        breaker, origin = self._session.config.breaker, self._reached_origin
+        if breaker is not None and origin and (isinstance(ended, AuthFailed) or attempt > 1):
+            self._tell_if(breaker.failed(origin, trio.current_time()), origin, ended)
+
+    def _tell_if(self, opened: bool, origin: str, error: Exception) -> None:
+        breaker = self._session.config.breaker
+        if opened and breaker is not None:
+            until = trio.current_time() + breaker.open_for
+            self._session.tell(CircuitOpened(origin=origin, until=until, error=error))
+
+    # ----------------------------------------------------------------- what a dial needs
 
     async def _prepare(self) -> ConnectionInfo:
         """Ask afresh, for every dial, what may have changed since the last one."""
@@ -287,7 +351,10 @@ class Supervisor:
         That is `answer`, if it decides, else what the error handler, the tables and the back-off say.
         """
         session, config = self._session, self._session.config
-        attempt = session.attempts.failed(trio.current_time())
+        attempt = session.attempts.made
+        if not isinstance(ended, CircuitOpen) or not attempt:  # that is no attempt
+            attempt = session.attempts.failed(trio.current_time())
+        self._came_to_nothing(ended, attempt)
         if isinstance(ended, HandshakeRejected) and ended.status == 429:
             self._outbound.limiter.heed(ended)
         spread = config.spread()

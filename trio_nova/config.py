@@ -21,6 +21,7 @@ from trio_nova.codecs import Codec, RawCodec
 from trio_nova.core import check_bool, check_callable, one_of
 from trio_nova.core.backoff import Backoff, ExponentialBackoff
 from trio_nova.core.bounded import OVERFLOWS, Overflow
+from trio_nova.core.breaker import CircuitBreaker
 from trio_nova.core.outbox import Buffer
 from trio_nova.errors import ConfigError, printable
 from trio_nova.events import Observer
@@ -557,6 +558,10 @@ class Config:
     """Failures in a row after which the session gives up; 0: never dial again."""
     min_uptime: float = attrs.field(default=4.0, validator=_seconds(zero=True))
     """How long a link must have been ready to have lasted: its loss is then the first failure of a new row."""
+    breaker: CircuitBreaker | None = attrs.field(
+        default=None, validator=attrs.validators.optional(_instance_of(CircuitBreaker))
+    )
+    """Stops the dials to an origin at which too much fails, of all sessions that are given the same one. None: off."""
     retry_first_connect: bool = attrs.field(default=False, validator=check_bool)
     """Whether the first connect is retried too; by default it fails at once."""
 
@@ -682,6 +687,7 @@ _IN_OTHER_WORDS: Mapping[str, str] = {
     **dict.fromkeys(("proxies", "proxy_url", "trust_env"), 'proxy, a URL or "env"'),
     **dict.fromkeys(("auth", "token", "api_key"), "credentials"),
     **dict.fromkeys(("reconnect", "retries", "max_retries", "max_reconnects"), "max_attempts"),
+    **dict.fromkeys(("circuit_breaker", "circuit"), "breaker"),
     **dict.fromkeys(("deflate", "compress", "extensions"), "compression"),
     **dict.fromkeys(("on_message", "on_data"), "message_handler, whose hook is handle_message"),
     **dict.fromkeys(("on_open", "on_connect"), "connection_handler, whose hook is handle_connect"),

@@ -6,6 +6,7 @@
     ├── ConfigError              an option is wrong; also a ValueError
     ├── ConnectFailed            no link came up
     │   ├── ConnectTimeout       the whole attempt took longer than connect_timeout
+    │   ├── CircuitOpen          not dialled: the circuit breaker is open
     │   ├── TlsFailed            the peer's certificate or TLS version was refused
     │   ├── HandshakeInvalid     what answered does not speak WebSocket
     │   └── HandshakeRejected    the server answered with another HTTP status than 101
@@ -38,6 +39,7 @@ from typing import Any, Literal, TypeAlias
 __all__ = [
     "AuthFailed",
     "BadMessage",
+    "CircuitOpen",
     "ConfigError",
     "ConnectFailed",
     "ConnectTimeout",
@@ -181,6 +183,17 @@ class ConnectTimeout(ConnectFailed):
 
     def __init__(self, message: str = "", *, phase: Phase) -> None:
         super().__init__(message or f"no connection in time; got as far as {phase!r}", phase=phase)
+
+
+class CircuitOpen(ConnectFailed):
+    """Nobody dials this origin for now, as too much has failed there: see `CircuitBreaker`.
+
+    `retry_after` says for how many seconds. It counts as no attempt, as none was made.
+    """
+
+    phase = "turn"
+    retry = RetryAdvice.AFTER
+    hint = "Wait as long as it says. What failed is told by the errors before it, and by CircuitOpened."
 
 
 class TlsFailed(ConnectFailed):

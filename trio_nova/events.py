@@ -93,6 +93,27 @@ class DialStarted(ConnectionEvent):
 
 
 @attrs.frozen(kw_only=True)
+class CircuitOpened(ConnectionEvent):
+    """Too much has failed at an origin: the sessions that share the `CircuitBreaker` do not dial it for a while.
+
+    Told by the one whose failure it was.
+    """
+
+    origin: str
+    until: float
+    """Trio's clock, seconds: when one of them may try."""
+    error: Exception
+    """The failure that was one too many."""
+
+
+@attrs.frozen(kw_only=True)
+class CircuitClosed(ConnectionEvent):
+    """A dial to an origin has succeeded after `CircuitOpened`: it is dialled again. Told by the one whose it was."""
+
+    origin: str
+
+
+@attrs.frozen(kw_only=True)
 class LinkOpened(ConnectionEvent):
     """The upgrade is done: a link is up. It is not set up yet; see `BecameReady`."""
 

@@ -26,6 +26,7 @@ from trio_nova.core.verdict import (
 from trio_nova.errors import (
     AuthFailed,
     BadMessage,
+    CircuitOpen,
     ConfigError,
     ConnectFailed,
     ConnectTimeout,
@@ -108,6 +109,7 @@ ERRORS: list[tuple[Exception, Disposition, Category]] = [
     (ConnectFailed(phase="tls"), TRANSIENT, "network"),
     (ConnectFailed(retry=RetryAdvice.NEVER), FATAL, "network"),
     (ConnectTimeout(phase="tcp"), TRANSIENT, "timeout"),
+    (CircuitOpen(retry_after=2.0), TRANSIENT, "network"),
     (TlsFailed("expired", reason="expired"), FATAL, "ssl"),
     (TlsFailed("cut", reason="protocol", retry=RetryAdvice.BACKOFF), TRANSIENT, "ssl"),
     (HandshakeInvalid("wrong key", rule="accept"), TRANSIENT, "handshake"),

@@ -13,7 +13,7 @@ from trio_nova._signal import Signal
 from trio_nova.core import check_count, number
 from trio_nova.core.limits import Gcra, Limit, Limits, RollingWindow, TokenBucket, as_limits
 from trio_nova.core.verdict import Disposition, of_error
-from trio_nova.errors import ConnectFailed, ConnectTimeout
+from trio_nova.errors import CircuitOpen, ConnectFailed, ConnectTimeout
 
 __all__ = ["ConnectGovernor", "Turn"]
 
@@ -169,6 +169,8 @@ class Turn:
 
     async def __aexit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
         match exc:
+            case CircuitOpen():  # there was no dial
+                self._end(None)
             case ConnectFailed() if of_error(exc) is not Disposition.FATAL:
                 self._end(type(exc).__name__)
             case trio.Cancelled() if trio.current_time() >= self.deadline:
