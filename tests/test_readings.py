@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import attrs
 import msgspec
@@ -718,7 +718,7 @@ async def test_a_whole_batch_may_be_read_at_once_and_what_it_leaves_open_is_read
     autojump_clock: trio.abc.Clock,
 ) -> None:
     class InBatches(Plain):
-        batches: list[int] = []
+        batches: ClassVar[list[int]] = []
 
         def read_all(self, messages: Sequence[Any]) -> Sequence[Reading | None]:
             self.batches.append(len(messages))

@@ -124,21 +124,18 @@ class Inbound:
         session.counts.bytes_received += size
         session.hub.count("received", messages, size)
 
-    def take(self, messages: Sequence[Any], came_as: Sequence[str | bytes | int], epoch: int) -> None:
-        """Give ordinary messages to whoever waits, and keep the others.
-
-        `came_as` is what each came as; or what it is charged, where it was a part of that. `epoch` is the number of
-        the link.
-        """
+    def take(self, messages: Sequence[Any], payloads: Sequence[str | bytes], epoch: int) -> None:
+        """Give ordinary messages to whoever waits, and keep the others. `epoch` is the number of the link."""
         items = messages if self.inbox.mode == "payloads" else [self._delivery(each, epoch) for each in messages]
-        given = self.inbox.hand(items)
-        if given < len(items):
-            charge = self.inbox.room.charge
-            charges = [
-                came if isinstance(came, int) else charge(came, message)
-                for message, came in zip(messages[given:], came_as[given:], strict=True)
-            ]
-            self.keep(items[given:] if given else items, charges)
+        if given := self.inbox.hand(items):
+            items, messages, payloads = items[given:], messages[given:], payloads[given:]
+        if items:
+            self.keep(items, self.inbox.room.charge_all(payloads, messages))
+
+    def take_one(self, message: Any, charge: int, epoch: int) -> None:
+        """Give an ordinary message to whoever waits, or keep it; it is charged `charge`."""
+        item = message if self.inbox.mode == "payloads" else self._delivery(message, epoch)
+        self.keep((item,), (charge,))
 
     def _delivery(self, message: Any, epoch: int) -> Delivery[Any]:
         wall = self._session.config.wall_clock()
@@ -226,7 +223,7 @@ class Inbound:
             answer = session.ask(session.handlers.message.handle_message, kind, staged.message)
             self._actions.perform(answer, staged.link)
         if not staged.is_data:
-            self.take((staged.message,), (staged.charge,), staged.link.epoch)
+            self.take_one(staged.message, staged.charge, staged.link.epoch)
 
     # ----------------------------------------------------------------- ends
 
@@ -257,7 +254,7 @@ class Inbound:
             self._session.tell(Dropped(count=len(left), where="handlers"))
             for staged in left:
                 if not staged.is_data and not isinstance(staged.frame, Ping | Pong):
-                    self.take((staged.message,), (staged.charge,), staged.link.epoch)
+                    self.take_one(staged.message, staged.charge, staged.link.epoch)
         if self.inbox.dropped > self.announced:
             self._tell_dropped(at_once=True)
         self.inbox.close(self._session.session_over() if self._session.failure is not None else None)

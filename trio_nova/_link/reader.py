@@ -300,8 +300,15 @@ class Intake:
             rest.append((message, arrived.frame if arrived.charge is None else arrived.charge))
 
     def _take(self, rest: Rest) -> None:
-        messages, came_as = zip(*rest, strict=True)
-        self._inbound.take(messages, came_as, self._life.epoch)
+        """Give ordinary messages to the inbox, in their order."""
+        inbound, epoch = self._inbound, self._life.epoch
+        if any(isinstance(came_as, int) for _, came_as in rest):
+            charge = inbound.inbox.room.charge
+            for message, came_as in rest:
+                inbound.take_one(message, came_as if isinstance(came_as, int) else charge(came_as, message), epoch)
+        else:
+            messages, payloads = zip(*rest, strict=True)
+            inbound.take(messages, payloads, epoch)
 
     def _receive_late(self, message: Any, arrived: _Arrived) -> None:
         rest: Rest = []
