@@ -137,8 +137,8 @@ class Feed(Receiver[T]):
     _session: Session = attrs.field(kw_only=True, alias="session")
     _type: Any = attrs.field(kw_only=True, alias="type")
     """What payloads are converted to; None: they stay as they are."""
-    _sources: int = attrs.field(default=0, init=False)
-    """The number of its subscriptions that have not ended."""
+    _sources: set[int] = attrs.field(factory=set, init=False)
+    """The ids of its subscriptions that have not ended."""
 
     @classmethod
     def _of(cls, channel: str, options: FeedOptions, session: Session, type: Any = None) -> Feed[Any]:
@@ -234,19 +234,19 @@ class Feed(Receiver[T]):
             self._end(Lagged(f"the consumer of {self.channel!r} did not keep up"))
         mailbox.put_nowait(item, size)
 
-    def _joined(self) -> None:
-        """Take note of one more subscription whose messages come here."""
-        self._sources += 1
+    def _joined(self, id: int) -> None:
+        """Take note of a subscription whose messages come here."""
+        self._sources.add(id)
 
-    def _source_ended(self, notice: Event | None, error: Exception | None) -> None:
+    def _source_ended(self, id: int, notice: Event, error: Exception | None) -> None:
         """Take note that a subscription brings nothing any more: with the last, let what is there be received.
 
         After that raise `error`, or end in good order.
         """
-        self._sources -= 1
-        if self._sources <= 0:
+        self._sources.discard(id)
+        if not self._sources:
             self._end(trio.EndOfChannel("the service says that there is no more to come") if error is None else error)
-        elif notice is not None:
+        else:
             self._tell(notice)
 
     def _tell(self, notice: Any) -> None:
@@ -345,7 +345,7 @@ class Subscription:
         if is_first:
             self.tracker, self.last, self._lost = tracker, None, None
         self.feeds += (feed,)
-        feed._joined()
+        feed._joined(self.id)
         self.max_age = min(self.max_age, feed.options.max_age)
         if self.heard_at < math.inf:
             self.heard_at = trio.current_time()  # nobody may have kept count
@@ -385,7 +385,7 @@ class Subscription:
         self.refusal, self.is_complete = reason or "it is complete", not reason
         ended = SubscriptionEnded(id=self.id, channel=self.label, reason=reason)
         for feed in self.feeds:
-            feed._source_ended(ended, self.refused if reason else None)
+            feed._source_ended(self.id, ended, self.refused if reason else None)
 
     # ----------------------------------------------------------------- what the service says of it
 
@@ -394,6 +394,8 @@ class Subscription:
         if self._lost is not None and self.tracker is None and not fills:
             self.tell_gap("unknown")
         self.was_confirmed, self.refusal = True, None  # one that was not answered in time counts as refused
+        for feed in self.feeds:
+            feed._joined(self.id)
         self.heard_at, self.is_stale = now, False
 
     def refuse(self, reason: str) -> None:
@@ -402,7 +404,7 @@ class Subscription:
         if self.was_confirmed and is_news:
             refused = SubscriptionRefused(id=self.id, channel=self.label, reason=reason, restoring=True)
             for feed in self.feeds:
-                feed._source_ended(refused, self.refused)
+                feed._source_ended(self.id, refused, self.refused)
 
     def link_lost(self, lost: LinkLost, *, was_confirmed: bool) -> None:
         """Take note that messages may be missed from now on, as no link brings them."""

@@ -114,9 +114,13 @@ class Intake:
         for reading, message, frame in zip(self._readings.read_all(messages), messages, frames, strict=True):
             if watches:
                 self._standing.watch(message)
-            # What is most frequent first.
-            if type(reading) is Data and take(reading, frame, None, now):  # type: ignore[arg-type]
-                continue
+            try:
+                # What is most frequent first.
+                if type(reading) is Data and take(reading, frame, None, now):  # type: ignore[arg-type]
+                    continue
+            except Exception as exc:  # of a hook: as in `_hand_on`
+                self._life.session.handler_failed(exc)
+                reading = Other(message)
             self._hand_on(reading, _Arrived(frame, message), now, rest)  # type: ignore[arg-type]
         if rest:
             self._take(rest)

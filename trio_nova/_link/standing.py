@@ -196,7 +196,8 @@ class Standing:
             if self._life.is_superseded and subscription.tracker is None:
                 continue  # nobody can tell whether the other link brought it, too: that one is heard
             self._deliver(subscription, data, frame, charge, now)
-        if len(found) == 1 and found[0].is_plain and is_taken and not self._life.is_superseded:
+        is_fixed = is_taken and not self._life.hooks.filters and not self._life.is_superseded
+        if is_fixed and len(found) == 1 and found[0].is_plain:
             self._direct[channel] = found[0].feeds[0]
         return is_taken
 
@@ -215,12 +216,19 @@ class Standing:
     def _match(self, channel: Hashable) -> Sequence[Subscription]:
         matched = self._matched.get(channel)
         if matched is None:
-            matches = self._life.handlers.subscription.matches
-            matched = tuple(each for each in self._subscriptions.by_key.values() if matches(each.channel, channel))
+            matched = self._find_matching(channel)
             if len(self._matched) >= MAX_MATCHED:
                 del self._matched[next(iter(self._matched))]
             self._matched[channel] = matched
         return matched
+
+    def _find_matching(self, channel: Hashable) -> Sequence[Subscription]:
+        matches = self._life.handlers.subscription.matches
+        try:
+            return [each for each in self._subscriptions.by_key.values() if matches(each.channel, channel)]
+        except Exception as exc:
+            self._life.session.handler_failed(exc)
+            return ()
 
     def _deliver(
         self, subscription: Subscription, data: Data, frame: str | bytes | None, charge: int | None, now: float
