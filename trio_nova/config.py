@@ -154,6 +154,10 @@ def _has(*methods: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     return validate
 
 
+def _codec(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
+    (_has("open_link") if hasattr(value, "open_link") else _has("encode", "decode"))(config, attribute, value)
+
+
 def _is_spelt_like(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     def validate(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
         check_spelling(type(value), role)
@@ -577,8 +581,8 @@ class Config:
     """
     overflow: Overflow = attrs.field(default="block", validator=one_of(*OVERFLOWS))
     """What a full inbox does: "block" stops reading, so that the peer feels it; "drop_oldest"; "drop_newest"."""
-    codec: Codec = attrs.field(factory=RawCodec, validator=_has("encode", "decode"))
-    """Between messages and payloads."""
+    codec: Codec = attrs.field(factory=RawCodec, validator=_codec)
+    """Between messages and payloads; one with a method `open_link` makes what does this for each link."""
     correlation: Correlation = attrs.field(
         factory=Correlation,
         validator=[_has("request_id", "tag", "read", "failure"), _is_spelt_like(Correlation)],
