@@ -178,7 +178,11 @@ def weigh_message(message: Any) -> int:
 def weigher(codec: Codec) -> Callable[[str | bytes, Any], int]:
     """Return what weighs the codec's messages: its own `weigh`, where it has one."""
     weigh: Callable[[str | bytes, Any], int] | None = getattr(codec, "weigh", None)
-    return (lambda payload, message: getsizeof(payload)) if weigh is None else weigh
+    return _size_of if weigh is None else weigh
+
+
+def _size_of(payload: str | bytes, message: Any) -> int:
+    return getsizeof(payload)
 
 
 def batch_decoder(codec: Codec) -> Callable[[Sequence[str | bytes]], Sequence[Any]] | None:

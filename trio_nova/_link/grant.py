@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from decimal import Decimal
@@ -14,6 +13,7 @@ import attrs
 import trio
 
 from trio_nova._link.answers import Answers, Ask
+from trio_nova._link.heartbeat import Heartbeat
 from trio_nova._link.life import LinkLife
 from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
@@ -96,19 +96,17 @@ class Grant:
     _outbound: Outbound
     _writer: Writer
     _answers: Answers
-    _set_durations: Callable[[Mapping[str, float]], None]
-    """Sets durations of the link's heartbeat."""
+    _heartbeat: Heartbeat
     is_given: bool = attrs.field(default=False, init=False)
     """Whether the service has accepted us on this link."""
     logins: int = attrs.field(default=0, init=False)
     """The number of logins that it has accepted."""
     _expires_at: float = attrs.field(default=math.inf, init=False)
     _granted_at: float = attrs.field(default=0.0, init=False)
-    _renewed: Signal = attrs.field(factory=Signal, init=False)
-    _early: deque[tuple[Any, Callable[[], object]]] = attrs.field(factory=deque, init=False)
+    _changed: Signal = attrs.field(factory=Signal, init=False)
+    """Wakes the login that waits for a message, or the task that keeps the grant fresh."""
+    _early: list[tuple[Any, Callable[[], object]]] = attrs.field(factory=list, init=False)
     """Messages that the login may read, each with what receives it as an ordinary one."""
-    _came: Signal = attrs.field(factory=Signal, init=False)
-    """Wakes the login that waits for a message."""
     _asking: Ask | None = attrs.field(default=None, init=False)
     """The login's own question, whose answer may be read as AuthOk or AuthRefused."""
     _turn: trio.Lock | None = attrs.field(default=None, init=False)
@@ -145,8 +143,8 @@ class Grant:
             return False
         self._early.append((payload, receive))
         if len(self._early) > MAX_EARLY:
-            self._early.popleft()[1]()
-        self._came.set()
+            self._early.pop(0)[1]()
+        self._changed.set()
         return True
 
     async def receive(self) -> Any:
@@ -155,18 +153,18 @@ class Grant:
         while not self._early:
             if self.is_given:
                 raise AuthFailed("a living link is authenticated: the service says nothing first")
-            await self._came.wait()
-        return self._early.popleft()[0]
+            await self._changed.wait()
+        return self._early.pop(0)[0]
 
     def let_go_of_early(self) -> None:
         """Receive as ordinary messages what the login has left."""
         while self._early:
-            self._early.popleft()[1]()
+            self._early.pop(0)[1]()
 
     def set_heartbeat(self, durations: Mapping[str, float]) -> None:
         """Set durations of this link's heartbeat; ConfigError where they are out of bounds."""
         configure(self.life.session.config, durations)
-        self._set_durations(durations)
+        self._heartbeat.set_durations(durations)
 
     # ----------------------------------------------------------------- asking
 
@@ -274,7 +272,7 @@ class Grant:
         finally:
             if in_doubt and self.is_needed:
                 self._expires_at = self._granted_at = trio.current_time()
-                self._renewed.set()
+                self._changed.set()
 
     async def sign_in(
         self, *, refresh: bool = False, seen: int | None = None, credentials: CredentialsSource = None
@@ -317,7 +315,7 @@ class Grant:
             lasts = None if ok.expires_in is None else _lifetime(ok.expires_in)
             self._expires_at = math.inf if lasts is None else self._granted_at + lasts
             life.tell(Authenticated(refresh=refresh, duration=self._granted_at - started, expires_in=lasts))
-            self._renewed.set()
+            self._changed.set()
 
     async def _authenticate(self, refresh: bool, on_trial: CredentialsSource) -> AuthOk:
         session = self.life.session
@@ -373,11 +371,11 @@ class Grant:
         while True:
             now = trio.current_time()
             if now < self._refresh_at():
-                await self._renewed.wait(self._refresh_at())
+                await self._changed.wait(self._refresh_at())
                 continue
             remaining = self._expires_at - now
             if remaining > 0 and not self._wants_refresh(remaining):
-                await self._renewed.wait(now + max(1.0, remaining / 10))
+                await self._changed.wait(now + max(1.0, remaining / 10))
                 continue
             try:
                 await self.sign_in(refresh=True)

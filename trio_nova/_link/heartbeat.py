@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -77,7 +78,7 @@ class Heartbeat:
     """Wakes the task."""
     _pongs: dict[bytes, _AwaitedPong] = attrs.field(factory=dict, init=False)
     _probe_sent_at: float = attrs.field(default=math.inf, init=False)
-    _durations: dict[str, float] = attrs.field(factory=dict, init=False)
+    _durations: Mapping[str, float] = attrs.field(default=MappingProxyType({}), init=False)
     """Durations that the service wants on this link."""
     _transit: Transit | None = attrs.field(default=None, init=False)
     """The bytes under way when the last probe was written, or as last looked at since; None: nobody can tell."""
@@ -99,7 +100,7 @@ class Heartbeat:
 
     def set_durations(self, durations: Mapping[str, float]) -> None:
         """Use these durations on this link, by the names of their options, and not those of the session."""
-        self._durations |= durations
+        self._durations = {**self._durations, **durations}
         self.reconfigure()
 
     def reconfigure(self) -> None:

@@ -60,8 +60,9 @@ class LiveLink:
         self.answers = Answers(life, outbound)
         self.writer = Writer(life, stream, outbound, self.answers)
         self.heartbeat = Heartbeat(life, stream, outbound, self.writer, self._actions)
-        self.grant = Grant(life, outbound, self.writer, self.answers, self.heartbeat.set_durations)
-        self.standing = Standing(life, self._subscriptions, self.writer, Fills(life, self.writer))
+        self.grant = Grant(life, outbound, self.writer, self.answers, self.heartbeat)
+        fills = Fills(life, self.writer) if hooks.fetches_snapshots or hooks.backfills else None
+        self.standing = Standing(life, self._subscriptions, self.writer, fills)
         readings = Readings(life, self.answers, self.standing, self.grant)
         intake = Intake(
             life,

@@ -45,7 +45,8 @@ class Standing:
     _life: LinkLife
     _subscriptions: Subscriptions
     _writer: Writer
-    fills: Fills
+    _fills: Fills | None
+    """None: no hook brings anything from elsewhere."""
     book: Book = attrs.field(init=False)
     changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the subscriber."""
@@ -57,7 +58,7 @@ class Standing:
     """The subscriptions that were given up on this link."""
     resyncs: dict[Subscription, None] = attrs.field(factory=dict, init=False)
     """Subscriptions that are to be asked for anew, to get a snapshot."""
-    _late: set[Subscription] = attrs.field(factory=set, init=False)
+    _late: dict[Subscription, None] = attrs.field(factory=dict, init=False)
     """Subscriptions of which a snapshot is wanted that may have come before the answer which is awaited."""
     _direct: dict[Hashable, Feed[Any]] = attrs.field(factory=dict, init=False)
     """Of messages of these names, the feeds that get them, where nothing else is to be done."""
@@ -91,7 +92,7 @@ class Standing:
 
     def release(self, subscription: Subscription) -> None:
         """Give up a subscription that nobody wants any more."""
-        self._late.discard(subscription)
+        self._late.pop(subscription, None)
         if self.is_open:
             self.book.release(subscription.key)
             self.changed.set()
@@ -118,11 +119,17 @@ class Standing:
             self.resyncs[subscription] = None
             self.changed.set()
         elif entry.state is _S.REQUESTED:
-            self._late.add(subscription)
+            self._late[subscription] = None
+
+    @property
+    def is_filling(self) -> bool:
+        """Whether something is being brought from elsewhere."""
+        return self._fills is not None and self._fills.under_way
 
     def _fetch(self, subscription: Subscription) -> None:
         tracker = subscription.tracker
-        self.fills.fetch(subscription, lambda: tracker is None or not tracker.awaits_snapshot)
+        assert self._fills is not None
+        self._fills.fetch(subscription, lambda: tracker is None or not tracker.awaits_snapshot)
 
     def gave_up(self, entry: Entry) -> None:
         """Take note that the service is told that nobody wants it any more."""
@@ -234,7 +241,7 @@ class Standing:
         self, subscription: Subscription, data: Data, frame: str | bytes | None, charge: int | None, now: float
     ) -> None:
         was_stale = subscription.is_stale
-        if self.fills.hold(subscription, data, frame, charge):
+        if self._fills is not None and self._fills.hold(subscription, data, frame, charge):
             return
         wants_snapshot = subscription.deliver(data, frame, charge, now, self._writer)
         if was_stale and not subscription.is_stale:
@@ -381,7 +388,7 @@ class Standing:
         self._direct.pop(ByServerId(server_id), None)
         self._tell_restart(subscription, now)
         restored = subscription.was_confirmed
-        subscription.confirmed(now, fills=self.fills.begin(subscription))
+        subscription.confirmed(now, fills=self._fills is not None and self._fills.begin(subscription))
         self._life.tell(SubscriptionConfirmed(id=subscription.id, channel=subscription.label, restored=restored))
         if server_id is not None:
             self._claim_early(server_id, subscription)
@@ -389,7 +396,7 @@ class Standing:
             self._fetch(subscription)
         replays = self._life.handlers.subscription.resumes and not self._life.hooks.resumes_after
         is_late = subscription in self._late or (replays and bool(subscription.newcomers))
-        self._late.discard(subscription)
+        self._late.pop(subscription, None)
         if is_late and subscription.tracker is not None and subscription.tracker.awaits_snapshot:
             self.resync(subscription)
 

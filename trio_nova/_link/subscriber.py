@@ -67,7 +67,7 @@ class Subscriber:
         standing = self._standing
         if not standing.is_open:
             return False
-        is_asked = standing.resyncs or standing.partings.surplus or self._places.under_way or standing.fills.under_way
+        is_asked = standing.resyncs or standing.partings.surplus or self._places.under_way or standing.is_filling
         return bool(is_asked) or not standing.book.is_at_rest(trio.current_time())
 
     async def wait_restored(self) -> None:
