@@ -23,7 +23,7 @@ __all__ = ["Subscriptions"]
 
 MAX_NAMED = 5
 """Channels that the words of an error name, where there are many."""
-_SETTLED = (SubscriptionState.CONFIRMED, SubscriptionState.REJECTED, SubscriptionState.ENDED)
+_SETTLED = (SubscriptionState.CONFIRMED, SubscriptionState.REJECTED)
 
 
 @attrs.define(eq=False)
@@ -113,12 +113,12 @@ class Subscriptions:
 
     def states(self) -> Mapping[str, str]:
         """Return the state of each on the current link, by channel and params."""
-        return {each.label: self.state_of(each).value for each in self.by_key.values()}
+        return {each.label: "ended" if each.is_complete else self.state_of(each).value for each in self.by_key.values()}
 
     def state_of(self, subscription: Subscription) -> SubscriptionState:
         """Return the state of one on the current link."""
         if subscription.refusal is not None:
-            return SubscriptionState.ENDED if subscription.is_complete else SubscriptionState.REJECTED
+            return SubscriptionState.REJECTED
         current = self._session.current
         entry = None if current is None else current.standing.book.find(subscription.key)
         return SubscriptionState.WANTED if entry is None else entry.state
@@ -173,7 +173,7 @@ class Subscriptions:
             while (state := self.state_of(subscription)) not in _SETTLED:
                 self._session.check_open()
                 await subscription.changed.wait()
-            if state is SubscriptionState.REJECTED:
+            if state is SubscriptionState.REJECTED and not subscription.is_complete:
                 refused.append(subscription)
         if len(refused) == 1:
             raise refused[0].refused

@@ -35,15 +35,11 @@ class SubscriptionState(enum.StrEnum):
     CONFIRMED = "confirmed"
     REJECTED = "rejected"
     """Refused, or never answered; not asked for again unless somebody wants it again."""
-    ENDED = "ended"
-    """Of a subscription, not of an entry: the service says that there is no more to come."""
     RETIRED = "retired"
     """Nobody wants it any more; where the server must be told, that is still to be done."""
 
 
 _S = SubscriptionState
-ENTRY_STATES = (_S.WANTED, _S.REQUESTED, _S.CONFIRMED, _S.REJECTED, _S.RETIRED)
-"""The states that an entry of a book may be in."""
 
 
 @attrs.define(eq=False)
@@ -88,7 +84,7 @@ class Book:
     _entries: dict[Hashable, Entry] = attrs.field(factory=dict, init=False)
     _by_order: dict[int, Entry] = attrs.field(factory=dict, init=False)
     _by_server_id: dict[tuple[type, Hashable], Entry] = attrs.field(factory=dict, init=False)
-    _counts: dict[SubscriptionState, int] = attrs.field(factory=lambda: dict.fromkeys(ENTRY_STATES, 0), init=False)
+    _counts: dict[SubscriptionState, int] = attrs.field(factory=lambda: dict.fromkeys(SubscriptionState, 0), init=False)
     # The wanted ones, as heaps of places. An entry that is no longer true is skipped when it comes up.
     _due: list[int] = attrs.field(factory=list, init=False)
     _later: list[tuple[float, int]] = attrs.field(factory=list, init=False)
