@@ -71,6 +71,7 @@ WRONG: dict[str, list[Any]] = {
     "transport": [None, "trio", TrioWebsocketTransport],
     "compression": ["gzip", 5, True, Deflate],
     "max_redirects": [-1, 1.5, "3", None, True, math.inf],
+    "failover": ["wss://b.example", 5, ["http://b.example"], [5], [None], ["wss://b.example", "wss://b.example/"]],
     "redirect_origins": ["wss://b.example", 5, ["http://b.example"], [5]],
     "max_message_size": not_a_count,
     "message_timeout": [*not_seconds, 0],

@@ -140,8 +140,8 @@ class Connection:
 
     @property
     def url(self) -> str:
-        """Where it connects to, without secrets."""
-        return str(self._session.url)
+        """Where it connects to, without secrets: the target, or that of the `failover` addresses which is in use."""
+        return str(self._session.route.stand_by or self._session.url)
 
     @property
     def state(self) -> State:

@@ -1,4 +1,4 @@
-"""Where the next link is dialled, and what it resumes, as the service has said on the links before."""
+"""Where the next link is dialled, and what it resumes: by what failed, and what the service said, before."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ from typing import Any
 
 import attrs
 
+from trio_nova.urls import Url
+
 __all__ = ["Route"]
 
 
 @attrs.define(eq=False, repr=False)
 class Route:
-    """The wishes of the service for the next link."""
+    """What is known about the next link before it is dialled."""
 
+    stand_by: Url | None = attrs.field(default=None, init=False)
+    """The one of the `failover` addresses that is in use; None: the target is."""
     position: Any = attrs.field(default=None, init=False)
     """The token that resumes the service's session; None: it gave none."""
     _address: str | None = attrs.field(default=None, init=False)
+
+    def use(self, stand_by: Url | None) -> None:
+        """Dial one of the `failover` addresses from now on; None: the target."""
+        self.stand_by = stand_by
 
     def keep_position(self, token: Any) -> None:
         """Take note of what resumes the service's session."""

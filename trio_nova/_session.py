@@ -20,7 +20,7 @@ from trio_nova._route import Route
 from trio_nova._signal import Bell
 from trio_nova.adapter import Settled
 from trio_nova.codecs import weigher
-from trio_nova.config import Config, check_plaintext
+from trio_nova.config import Config, check_failover, check_plaintext
 from trio_nova.core.bounded import Room
 from trio_nova.core.link import LinkEvent
 from trio_nova.core.recovery import wait_wished_for
@@ -131,6 +131,7 @@ class Session:
     """What it was opened with."""
     id: str = attrs.field(default=attrs.Factory(lambda self: self.target.config.entropy(4).hex(), takes_self=True))
     url: Url = attrs.field(init=False)
+    """The target's: by its origin we know what may go along to another."""
     config: Config = attrs.field(init=False)
     handlers: Handlers = attrs.field(init=False)
     hooks: Hooks = attrs.field(init=False)
@@ -159,7 +160,7 @@ class Session:
     current: LiveLink | None = attrs.field(default=None, init=False)
     """The link that messages of the application leave on, and whose state is the session's."""
     route: Route = attrs.field(factory=Route, init=False)
-    """What the service has said about the next link."""
+    """What is known about the next link."""
     ready_since: float | None = attrs.field(default=None, init=False)
     down_since: float | None = attrs.field(default=None, init=False)
     opened: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -193,6 +194,7 @@ class Session:
         self.handlers = Handlers.of(self.target)
         self.hooks = Hooks.of(self.handlers, self.config)
         self.check_credentials(self.config)
+        check_failover(self.url, self.config, names_dial=self.hooks.names_dial)
         self.room = self.make_room()
         self.hub = Hub(
             self.name,
@@ -444,6 +446,7 @@ class Session:
 
     def reconfigure(self, config: Config, changed: tuple[str, ...]) -> None:
         """Use other options from now on; ConfigError where they would send secrets in plain text."""
+        check_failover(self.url, config, names_dial=self.hooks.names_dial)
         self.keep_secret(config)
         self.config = config
         self.hub.tell_families(config.events)
@@ -458,8 +461,10 @@ class Session:
         `owner` is another one for options that are not those of the session yet.
         """
         headers = config.headers if isinstance(config.headers, Mapping) else {}
-        check_plaintext(self.url, config, headers, config.subprotocols)
-        texts = [*secrets_in_url(self.url.full), *secrets_in_headers(headers)]
+        texts = [*secrets_in_headers(headers)]
+        for url in (self.url, *config.failover):
+            check_plaintext(url, config, headers, config.subprotocols)
+            texts += secrets_in_url(url.full)
         texts += secrets_in_subprotocols(config.subprotocols)
         if config.proxy is not None:
             texts += secrets_in_url(config.proxy.reveal())

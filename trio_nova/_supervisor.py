@@ -20,9 +20,10 @@ from trio_nova._signal import Bell
 from trio_nova._subscriptions import Subscriptions
 from trio_nova.config import check_headers, check_other_origin, check_plaintext
 from trio_nova.core.breaker import Passage
+from trio_nova.core.failover import Addresses
 from trio_nova.core.recovery import advise, wait_wished_for
 from trio_nova.core.session import SessionEvent, State
-from trio_nova.core.verdict import may_pass
+from trio_nova.core.verdict import Disposition, may_pass, of_error
 from trio_nova.errors import (
     AuthFailed,
     CircuitOpen,
@@ -78,6 +79,12 @@ class Supervisor:
     _gone: Bell = attrs.field(factory=Bell, init=False)
     """Rung when a link has ended."""
     _phase: Phase = attrs.field(default="dns", init=False)
+    _addresses: Addresses = attrs.field(
+        default=attrs.Factory(lambda self: Addresses(1 + len(self._session.config.failover)), takes_self=True),
+        init=False,
+    )
+    _is_elsewhere: bool = attrs.field(default=False, init=False)
+    """Whether the last dial was to where the service had sent us."""
     _reached_origin: str = attrs.field(default="", init=False)
     """The origin of the last dial, where that led to a link."""
     _was_unauthorized: bool = attrs.field(default=False, init=False)
@@ -163,8 +170,9 @@ class Supervisor:
                 return error
         if session.goodbye is not None:
             return ConnectFailed("the attempt was given up", phase=self._phase)
+        wanted = session.route.stand_by or session.url
         return ConnectTimeout(
-            f"no link to {session.url} within {config.connect_timeout:g} s, only as far as {self._phase!r}",
+            f"no link to {wanted} within {config.connect_timeout:g} s, only as far as {self._phase!r}",
             phase=self._phase,
         )
 
@@ -235,22 +243,24 @@ class Supervisor:
         except Exception as exc:
             session.handler_failed(exc)
             return info
-        check_other_origin(info, answer, config)
+        check_other_origin(info, answer, config, session.url)
         return answer
 
     def _address(self) -> Url:
         """Return what is to be dialled: where the service wants us, if its origin is vouched for."""
         session = self._session
         named = session.route.take_address()
+        self._is_elsewhere = False
         if named is None:
-            return session.url
+            return session.route.stand_by or session.url
         try:
             url = Url.parse(named, "url")
             if url.origin != session.url.origin and not is_one_of(url.origin, session.config.redirect_origins):
                 raise ConfigError("redirect_origins", f"the service names {url.origin}, which they do not vouch for")
         except ConfigError as error:
             session.note(error, "connect")
-            return session.url
+            return session.route.stand_by or session.url
+        self._is_elsewhere = True
         return url
 
     def _dial(self, info: ConnectionInfo) -> Dial:
@@ -351,16 +361,22 @@ class Supervisor:
         That is `answer`, if it decides, else what the error handler, the tables and the back-off say.
         """
         session, config = self._session, self._session.config
-        attempt = session.attempts.made
-        if not isinstance(ended, CircuitOpen) or not attempt:  # that is no attempt
-            attempt = session.attempts.failed(trio.current_time())
+        fails_over = isinstance(ended, ConnectFailed) and self._use_another(ended)
+        attempt = self._count(ended, fails_over)
         self._came_to_nothing(ended, attempt)
         if isinstance(ended, HandshakeRejected) and ended.status == 429:
             self._outbound.limiter.heed(ended)
         spread = config.spread()
         may_retry = session.opened.is_set() or config.retry_first_connect
         once_more = self._may_be_stale(ended) or (session.was_ready and may_pass(ended))
-        advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry, once_more=once_more)
+        if isinstance(ended, LinkLost):
+            fails_over = self._leaves_address(ended, attempt)
+        if fails_over:
+            advice: Retry | Stop | Close = Retry(0.0)
+        else:
+            advice = advise(ended, session.attempts, config.backoff, spread, may_retry=may_retry, once_more=once_more)
+        if isinstance(advice, Retry):
+            advice = Retry(max(advice.delay, self._addresses.wait(trio.current_time())))
         if isinstance(answer, Close) or (answer is None and isinstance(advice, Close)):
             return Close()  # the end, and no trouble
         second = self._perform_replies(session.report(ended, _CONTEXTS.get(type(ended), "connect")))
@@ -377,7 +393,7 @@ class Supervisor:
         if isinstance(advice, Close):
             return advice
         try:
-            decision = session.handlers.error.should_reconnect(ended, attempt, advice)
+            decision = session.handlers.error.should_reconnect(ended, max(attempt, 1), advice)
             if not isinstance(decision, Retry | Stop):
                 raise ConfigError("should_reconnect", f"answered a {type(decision).__name__}, not Retry or Stop")
         except Exception as exc:
@@ -389,6 +405,30 @@ class Supervisor:
         """Let the replies that a hook answered wait for the next link; return what it says is to follow."""
         self._actions.perform([action for action in actions if isinstance(action, Reply | ReplyMany)])
         return next((action for action in actions if not isinstance(action, Reply | ReplyMany)), None)
+
+    def _count(self, ended: Exception, fails_over: bool) -> int:
+        """Count the failure, but for one after which another address is tried, or where nobody was dialled."""
+        attempts = self._session.attempts
+        if fails_over or (isinstance(ended, CircuitOpen) and attempts.made):
+            return attempts.made
+        return attempts.failed(trio.current_time())
+
+    def _use_another(self, ended: NovaError) -> bool:
+        """Use the next address, unless no other can help; return whether it may be dialled at once."""
+        session, addresses = self._session, self._addresses
+        hopeless = of_error(ended) is Disposition.FATAL and not (session.was_ready and may_pass(ended))
+        if addresses.count == 1 or self._is_elsewhere or hopeless:
+            return False
+        at_once = addresses.failed(trio.current_time(), ended.retry_after)
+        session.route.use((None, *session.config.failover)[addresses.in_use])
+        return at_once
+
+    def _leaves_address(self, lost: LinkLost, attempt: int) -> bool:
+        """Use the next address where no link has lasted, this one and the one before it; see `_use_another`."""
+        if attempt > 1:
+            return self._use_another(lost)
+        self._addresses.served()
+        return False
 
     def _may_be_stale(self, ended: Exception) -> bool:
         """Return, once for each link, whether other credentials may please a server that wants some for the upgrade."""

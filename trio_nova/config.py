@@ -70,6 +70,7 @@ __all__ = [
     "HeadersProvider",
     "Made",
     "WhenDown",
+    "check_failover",
     "check_headers",
     "check_other_origin",
     "check_plaintext",
@@ -323,23 +324,24 @@ def check_plaintext(
         raise ConfigError("credentials", f"they would travel in plain text {advice}")
 
 
-def check_other_origin(given: ConnectionInfo, wanted: ConnectionInfo, config: Config) -> None:
-    """Refuse to take along to another origin what was meant for the first one.
+def check_other_origin(given: ConnectionInfo, wanted: ConnectionInfo, config: Config, home: Url) -> None:
+    """Refuse to take along to another origin what was meant for that of `home`, the session's own address.
 
-    What a hook puts in place of it is its own affair; so is all that goes to one of `redirect_origins`.
+    What a hook puts in place of it is its own affair; so is all that goes to one of `redirect_origins`, and what stands
+    in the address itself, `given.url`, where that is one of `failover`.
 
     Raises:
         ConfigError: `wanted`, which a hook made of `given`, leads to another origin, and headers, login, secrets
             of the query or credentials would go along unchanged.
     """
     url = wanted.url
-    if url.origin == given.url.origin or is_one_of(url.origin, config.redirect_origins):
+    if url.origin == home.origin or is_one_of(url.origin, config.redirect_origins):
         return
     if wanted.headers and wanted.headers == given.headers:
         kept = "headers"
-    elif url.userinfo and url.userinfo == given.url.userinfo:
+    elif url.origin != given.url.origin and url.userinfo and url.userinfo == given.url.userinfo:
         kept = "login"
-    elif url.query == given.url.query and secret_parameter(url.query) is not None:
+    elif url.origin != given.url.origin and url.query == given.url.query and secret_parameter(url.query) is not None:
         kept = "query"
     elif any(isinstance(name, Secret) and name in given.subprotocols for name in wanted.subprotocols):
         kept = "token among the subprotocols"
@@ -348,8 +350,38 @@ def check_other_origin(given: ConnectionInfo, wanted: ConnectionInfo, config: Co
     else:
         return
     raise ConfigError(
-        "connection_info", f"the {kept} meant for {given.url.origin} would go to {url.origin}: see redirect_origins"
+        "connection_info", f"the {kept} meant for {home.origin} would go to {url.origin}: see redirect_origins"
     )
+
+
+def check_failover(home: Url, config: Config, *, names_dial: bool) -> None:
+    """Refuse addresses at which a session would be refused, when it comes to them, as nothing may go along to them.
+
+    Args:
+        home: the session's own address.
+        config: its options.
+        names_dial: whether a hook is asked before every dial, which may put other headers and tokens in place.
+
+    Raises:
+        ConfigError: one is of another origin, for which `redirect_origins` do not vouch, and there are credentials, or
+            headers or a token that no hook can replace; or one is there twice.
+    """
+    if home in config.failover:
+        raise ConfigError("failover", f"{home} is the target itself: name the others")
+    for url in config.failover:
+        if url.origin == home.origin or is_one_of(url.origin, config.redirect_origins):
+            continue
+        if config.credentials is not None:
+            kept = "credentials"
+        elif config.headers and not names_dial:
+            kept = "headers"
+        elif any(isinstance(name, Secret) for name in config.subprotocols) and not names_dial:
+            kept = "token among the subprotocols"
+        else:
+            continue
+        raise ConfigError(
+            "failover", f"the {kept} meant for {home.origin} would go to {url.origin}: see redirect_origins"
+        )
 
 
 def _masked_headers(value: Any) -> Any:
@@ -467,6 +499,21 @@ def _origin(text: Any) -> str:
     return Url.parse(text, "redirect_origins").origin
 
 
+def _urls(value: Any) -> Any:
+    if isinstance(value, str | Url):
+        raise ConfigError("failover", f"must be a collection of URLs: write [{str(Url.parse(str(value)))!r}]")
+    try:
+        given = [each if isinstance(each, Url) else Url.parse(each, "failover") for each in value]
+    except (TypeError, AttributeError):
+        raise ConfigError("failover", "must be a collection of URLs") from None
+    return tuple(given)
+
+
+def _failover(config: Any, attribute: attrs.Attribute[Any], value: tuple[Url, ...]) -> None:
+    if len(set(value)) < len(value):
+        _fail(attribute, "has one address twice")
+
+
 def _heartbeat(value: Any) -> Any:
     if value is None or value == "off":
         return NoHeartbeat()
@@ -525,6 +572,11 @@ class Config:
     """Other origins ("wss://b.example", "wss://*.example.com") that a redirect may lead to, and all that is secret
     with it; else none is. What `connection_info` leaves as it is goes along to these only, and so does the session
     where the service names another address.
+    """
+    failover: tuple[Url, ...] = attrs.field(default=(), converter=_urls, validator=_failover)
+    """Other addresses of the same service: where a dial fails the next one is dialled at once, each once in a round.
+
+    Headers and credentials go to another origin only where `redirect_origins` vouch for it.
     """
     auth_timeout: float = attrs.field(default=10.0, validator=_seconds(finite=True))
     """For the service's answer to an authentication, all its steps together."""
@@ -692,6 +744,7 @@ _IN_OTHER_WORDS: Mapping[str, str] = {
     **dict.fromkeys(("auth", "token", "api_key"), "credentials"),
     **dict.fromkeys(("reconnect", "retries", "max_retries", "max_reconnects"), "max_attempts"),
     **dict.fromkeys(("circuit_breaker", "circuit"), "breaker"),
+    **dict.fromkeys(("urls", "fallback", "fallbacks", "hosts"), "failover"),
     **dict.fromkeys(("deflate", "compress", "extensions"), "compression"),
     **dict.fromkeys(("on_message", "on_data"), "message_handler, whose hook is handle_message"),
     **dict.fromkeys(("on_open", "on_connect"), "connection_handler, whose hook is handle_connect"),
