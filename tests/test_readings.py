@@ -55,6 +55,7 @@ from trio_nova import (
     Position,
     RateLimitHandler,
     RateLimitSlowed,
+    RawCodec,
     Reading,
     Reconnect,
     Refused,
@@ -1026,6 +1027,52 @@ async def test_a_dialect_lives_and_dies_with_its_link_and_speaks_before_its_adap
         [{"link": 1, "x": "one"}, {"link": 1, "x": "bye"}],
         [{"link": 2, "x": "two"}, {"link": 2, "x": "bye"}],
     ]
+
+
+async def test_a_dialect_of_a_link_may_read_text_that_nothing_else_can(autojump_clock: trio.abc.Clock) -> None:
+    class Texts(Dialect):
+        def read(self, message: Any) -> Reading | None:
+            match message.split():
+                case ["ok", channel]:
+                    return Granted(channel)
+                case ["welcome"]:
+                    return AuthOk()
+                case [channel, x]:
+                    return Data(channel, x)
+                case _:
+                    return None
+
+        def encode_auth_request(self, credentials: Any) -> Any:
+            return f"login {credentials}"
+
+        def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
+            return f"sub {channel}"
+
+    class OfTexts(Adapter):
+        host = "server.test"
+        secure = False
+
+        def defaults(self) -> Mapping[str, Any]:
+            return {"codec": RawCodec()}
+
+        def open_link(self, info: ConnectionInfo) -> Dialect:
+            return Texts()
+
+    async def serve(peer: Peer) -> None:
+        await peer.accept()
+        assert await peer.receive() == "login t"
+        await peer.send("welcome")
+        assert await peer.receive() == "sub a"
+        await peer.send("ok a", "a 1")
+        await peer.serve_until_closed()
+
+    options = {"credentials": "t", "allow_plaintext_credentials": True}
+    async with (
+        ScriptedServer(serve) as server,
+        connect(server, OfTexts, **options) as conn,
+        conn.subscribe("a") as feed,
+    ):
+        assert await soon(feed.receive()) == "1"
 
 
 async def test_an_open_link_that_fails_follows_on_handler_error_and_the_adapter_speaks(

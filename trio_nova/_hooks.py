@@ -230,6 +230,7 @@ class Hooks:
         connection, subscription, correlation = handlers.connection, handlers.subscription, handlers.correlation
         auth, codec, reads = handlers.auth, config.codec, handlers.own_hook("read")
         validates = overrides(handlers.message, MessageHandler, "validate_message")
+        makes_dialects = handlers.own_hook("open_link") is not None
 
         def is_own(*names: str) -> bool:
             return overrides(subscription, SubscriptionHandler, *names)
@@ -242,13 +243,14 @@ class Hooks:
             hears_messages=overrides(handlers.message, MessageHandler, "handle_message"),
             validates=validates,
             encodes=hasattr(codec, "open_link")
-            or handlers.own_hook("open_link") is not None
+            or makes_dialects
             or overrides(handlers.message, MessageHandler, "encode_message"),
             logs_in=handlers.logs_in,
             listens_first=overrides(auth, AuthHandler, "authenticate"),
             reads_login=reads is not None
+            or makes_dialects
             or overrides(auth, AuthHandler, "authenticate", "encode_auth_request", "handle_auth_response"),
-            reads_confirmations=reads is not None or is_own("read", "handle_subscription_response"),
+            reads_confirmations=reads is not None or makes_dialects or is_own("read", "handle_subscription_response"),
             reads_grants=is_own("handle_subscription_response"),
             reads_channels=is_own("read"),
             reads_answers=overrides(correlation, Correlation, "read"),
