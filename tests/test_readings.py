@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -740,6 +741,38 @@ async def test_a_whole_batch_may_be_read_at_once_and_what_it_leaves_open_is_read
             assert (await soon(feed.receive()), await soon(conn.receive())) == (2, 3)
         assert InBatches.batches == [3, 3, 3]
         assert conn.statistics().errors == 2
+
+
+@pytest.mark.parametrize("reads_batches", [False, True])
+async def test_no_message_of_a_peer_ends_a_session_by_its_form(
+    autojump_clock: trio.abc.Clock, transport: Transport, reads_batches: bool
+) -> None:
+    class Silent(Plain):
+        def read_all(self, messages: Sequence[Any]) -> Sequence[Reading | None]:
+            return [None] * len(messages)
+
+    strange = [[], {}, [1], {"a": []}, None, True, 1.5, 10**30, "", "subscribed"]
+    fields = ("type", "channel", "id", "method", "result", "channels", "error", "is", "of", "subscription_id", "reason")
+    messages = [*strange, *({field: each} for field in fields for each in strange)]
+    of_types = itertools.product(("subscribed", "error"), fields, strange)
+    messages += [{"type": kind, field: each} for kind, field, each in of_types]
+        {"type": kind, field: each} for kind in ("subscribed", "error") for field in fields for each in strange
+    ]
+
+    def says(message: Any) -> list[Any]:
+        if message.get("type") == "subscribe":
+            return [{"type": "subscribed", "channel": "a"}]
+        return [*messages, {"id": message["id"], "result": "done"}]
+
+    service = Service(says)
+    target = type("Default", (Silent,), {"read": lambda self, message: None}) if reads_batches else None
+    async with (
+        ScriptedServer(service) as server,
+        connect(server, URL if target is None else target(), transport=transport, codec=JsonCodec()) as conn,
+        conn.subscribe("a") if target is None else conn.listen(),
+    ):
+        assert (await soon(conn.request({"op": 1})))["result"] == "done"
+        assert conn.epoch == 1
 
 
 # --------------------------------------------------------------------------- deliveries

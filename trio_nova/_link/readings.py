@@ -89,12 +89,15 @@ class Readings:
         return map(self._or_by_default, readings, messages)
 
     def _or_by_default(self, reading: Reading | None, message: Any) -> Reading:
-        return self._read_by_default(message) if reading is None else reading
+        return self._read_with((), message) if reading is None else reading
 
     def read(self, message: Any) -> Reading:
         """Return what a message is. A hook that fails leaves it an ordinary one."""
+        return self._read_with(self._first, message)
+
+    def _read_with(self, readers: Sequence[Read], message: Any) -> Reading:
         try:
-            for read in self._first:
+            for read in readers:
                 reading = read(message)
                 if reading is not None:
                     return reading

@@ -13,7 +13,7 @@ from trio_nova.readings import Data, Granted, Reading, Refused, Step
 
 __all__ = ["Channel", "Hole", "Page", "SubscriptionAnswer", "SubscriptionHandler"]
 
-ANSWERS = frozenset({"subscribed", "unsubscribed", "subscription", "error"})
+ANSWERS = ("subscribed", "unsubscribed", "subscription", "error")
 """Types of messages that are answers, and no data, though they name a channel."""
 
 SubscriptionAnswer: TypeAlias = Granted | Refused
