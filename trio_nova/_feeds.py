@@ -35,7 +35,16 @@ from trio_nova.events import (
 from trio_nova.handlers import Channel, Hole
 from trio_nova.readings import Data, Step, as_step
 
-__all__ = ["Carrier", "Delivery", "Feed", "FeedOptions", "Subscription", "receive_plainly"]
+__all__ = [
+    "Carrier",
+    "Delivery",
+    "Feed",
+    "FeedOptions",
+    "Subscription",
+    "acknowledge_unread",
+    "receive_plainly",
+    "share",
+]
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -84,6 +93,41 @@ class Carrier(Protocol):
         ...
 
 
+class SharedAck:
+    """What acknowledges a message to the service that several read: it leaves when the last of them is done with it."""
+
+    __slots__ = ("_message", "_readers")
+
+    def __init__(self, message: Any, readers: int) -> None:
+        self._message, self._readers = message, readers
+
+    def done(self) -> Any:
+        """Take note that one more is done with the message; return what to send, with the last of them."""
+        self._readers -= 1
+        return None if self._readers else self._message
+
+
+def share(data: Data, readers: int) -> Data:
+    """Return data as so many may have them, each with an acknowledgement of its own, of which the last leaves."""
+    if data.ack is None or readers == 1:
+        return data
+    return msgspec.structs.replace(data, ack=SharedAck(data.ack, readers))
+
+
+def acknowledge(ack: Any, carrier: Carrier) -> None:
+    """Acknowledge a message on the link that brought it; raises NotSent where that is gone."""
+    while isinstance(ack, SharedAck):
+        ack = ack.done()
+    if ack is not None:
+        carrier.acknowledge(ack)
+
+
+def acknowledge_unread(data: Data, carrier: Carrier) -> None:
+    """Acknowledge a message that nobody will read: the service would wait for it, and bring it again on each link."""
+    with suppress(NovaError):
+        acknowledge(data.ack, carrier)
+
+
 class Delivery(msgspec.Struct, Generic[T_co]):
     """A message, and what is known about it."""
 
@@ -106,12 +150,14 @@ class Delivery(msgspec.Struct, Generic[T_co]):
     def ack(self) -> None:
         """Acknowledge it to the service, where that wants it, on the link that brought it. The first call counts.
 
+        Where several feeds have the message, it is acknowledged when all of them have done so.
+
         Raises:
             NotSent: that link is gone; the service will deliver the message again.
         """
-        message, self._ack = self._ack, None
-        if message is not None and self._carrier is not None:
-            self._carrier.acknowledge(message)
+        ack, self._ack = self._ack, None
+        if ack is not None and self._carrier is not None:
+            acknowledge(ack, self._carrier)
 
     def __repr__(self) -> str:
         return f"Delivery({self.payload!r}, channel={self.channel!r}, step={self.step!r}, epoch={self.epoch})"
@@ -512,6 +558,7 @@ class Subscription:
                 self._put(data, frame, charge, now, carrier)
             case Duplicate():
                 self.duplicates += 1
+                acknowledge_unread(data, carrier)
             case GapFound(held=held):
                 self._tell_found(verdict)
                 if held:
@@ -546,7 +593,12 @@ class Subscription:
         """Give a message to `feeds`; None: to all but the newcomers."""
         # Only who resumes from a message needs it kept: each would be cold when it is freed.
         self.last = data.payload if self._session.hooks.resumes_after else True
-        for feed in self._seated if feeds is None else feeds:
+        readers = self._seated if feeds is None else feeds
+        if data.ack is not None:
+            if not readers:
+                acknowledge_unread(data, carrier)
+            data = share(data, len(readers))
+        for feed in readers:
             feed._give(data, frame, charge, now, carrier)
 
     @property

@@ -90,7 +90,7 @@ class Dialect:
         return [channels]
 
     def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
-        """Return the message that asks for `channel`."""
+        """Return the message that asks for `channel`; None where there is nothing to say, and `confirms` is off."""
         return _SUBSCRIPTIONS.encode_subscription_request(channel, params)
 
     def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:

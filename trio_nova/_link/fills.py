@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import attrs
 import trio
 
-from trio_nova._feeds import Subscription
+from trio_nova._feeds import Subscription, acknowledge_unread
 from trio_nova._link.life import LinkLife
 from trio_nova._link.writer import Writer
 from trio_nova.codecs import weigh_message
@@ -98,6 +98,8 @@ class Fills:
             data, frame, size = fill.held.pop()
             if data.id is None or data.id not in fill.ids:
                 subscription.deliver(data, frame, size, now, self._writer)
+            else:
+                acknowledge_unread(data, self._writer)
 
     async def _fetch_pages(self, subscription: Subscription, fill: _Fill) -> bool:
         hole = subscription.hole()

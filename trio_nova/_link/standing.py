@@ -10,7 +10,7 @@ import attrs
 import msgspec
 import trio
 
-from trio_nova._feeds import Feed, Subscription
+from trio_nova._feeds import Feed, Subscription, acknowledge_unread, share
 from trio_nova._link.fills import Fills
 from trio_nova._link.life import LinkLife
 from trio_nova._link.writer import Writer
@@ -183,7 +183,10 @@ class Standing:
         """
         channel: Any = data.channel
         if type(channel) is list:
+            data = share(data, len(channel))
             taken = [self.take(msgspec.structs.replace(data, channel=each), frame, charge, now) for each in channel]
+            for _ in range(taken.count(False) if any(taken) else 0):
+                acknowledge_unread(data, self._writer)  # the share of a channel that nobody reads
             return any(taken)
         try:
             feed = self._direct.get(channel)
@@ -195,18 +198,18 @@ class Standing:
         found = self._find(channel)
         if not found:
             return self._take_unclaimed(data)
-        is_taken = False
-        for subscription in found:
-            if not subscription.feeds:
-                continue
-            is_taken = True
+        heard = [subscription for subscription in found if subscription.feeds]
+        if not heard:
+            return False
+        data = share(data, len(heard))
+        for subscription in heard:
             if self._life.is_superseded and subscription.tracker is None:
                 continue  # nobody can tell whether the other link brought it, too: that one is heard
             self._deliver(subscription, data, frame, charge, now)
-        is_fixed = is_taken and not self._life.hooks.filters and not self._life.is_superseded
+        is_fixed = not self._life.hooks.filters and not self._life.is_superseded
         if is_fixed and len(found) == 1 and found[0].is_plain:
             self._direct[channel] = found[0].feeds[0]
-        return is_taken
+        return True
 
     def _find(self, channel: Any) -> Sequence[Subscription]:
         """Return the subscriptions that data of a channel belong to: one, or those whose filters match it."""
@@ -280,10 +283,14 @@ class Standing:
         if handler.correlated and self.book.requested and isinstance(data.channel, ByServerId):
             self._early.append(data)
             if len(self._early) > MAX_EARLY:
-                self._unclaimed(self._early.pop(0).channel)
+                self._drop(self._early.pop(0))
         else:
-            self._unclaimed(data.channel)
+            self._drop(data)
         return True
+
+    def _drop(self, data: Data) -> None:
+        acknowledge_unread(data, self._writer)
+        self._unclaimed(data.channel)
 
     def _unclaimed(self, channel: Any) -> None:
         name = channel.id if isinstance(channel, ByServerId) else channel
@@ -361,7 +368,7 @@ class Standing:
         else:
             self.changed.set()  # given up meanwhile: now that the service has told its name for it, so can we
         while self._early and not self.book.requested:
-            self._unclaimed(self._early.pop(0).channel)
+            self._drop(self._early.pop(0))
 
     def _again_after(self, key: Hashable, retry_after: float) -> float:
         """Return after how many seconds to ask again for what is refused for now: no sooner than the service says."""

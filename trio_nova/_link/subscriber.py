@@ -185,7 +185,7 @@ class Subscriber:
         if handler.correlated:
             asks = {entry.key: entry.ask for entry in batch}
             await self._places.ask(partial(self._ask_and_read, channels, message, asks))
-        else:
+        elif message is not None:
             try:
                 await self._writer.send(message, 0, "subscription")
             except BadMessage as error:

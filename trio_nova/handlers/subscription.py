@@ -105,7 +105,10 @@ class SubscriptionHandler:
         return [channels]
 
     def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
-        """Return the message that asks for `channel`; only called where `max_batch` is 1."""
+        """Return the message that asks for `channel`; only called where `max_batch` is 1.
+
+        None: there is nothing to say, as the service sends without being asked; then `confirms` is to be off.
+        """
         return {"type": "subscribe", "channel": channel, "params": dict(params)}
 
     def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
