@@ -756,8 +756,6 @@ async def test_no_message_of_a_peer_ends_a_session_by_its_form(
     messages = [*strange, *({field: each} for field in fields for each in strange)]
     of_types = itertools.product(("subscribed", "error"), fields, strange)
     messages += [{"type": kind, field: each} for kind, field, each in of_types]
-        {"type": kind, field: each} for kind in ("subscribed", "error") for field in fields for each in strange
-    ]
 
     def says(message: Any) -> list[Any]:
         if message.get("type") == "subscribe":
