@@ -234,7 +234,7 @@ mutant(
     "delivered twice",
     "A message that is known is delivered again.",
     "D1 D3",
-    Edit(Subscription, "_deliver_in_sequence", "self.duplicates += 1", "self._put(message, payload, charge)"),
+    Edit(Subscription, "_deliver_in_sequence", "self.duplicates += 1", "self._put(data, frame, charge, now, carrier)"),
 )
 mutant(
     "lost last message",
