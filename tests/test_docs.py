@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 import pytest
@@ -356,6 +356,67 @@ def test_every_error_is_documented_with_its_advice() -> None:
         phase, retry, *_ = documented[kind.__name__]
         assert phase == (f"`{kind.phase}`" if kind.phase else "varies"), kind.__name__
         assert retry == f"`{kind.retry}`", kind.__name__
+
+
+ROLES = (
+    trio_nova.Dialect,
+    trio_nova.Adapter,
+    trio_nova.ConnectionHandler,
+    trio_nova.MessageHandler,
+    trio_nova.SubscriptionHandler,
+    trio_nova.AuthHandler,
+    trio_nova.ErrorHandler,
+    trio_nova.RateLimitHandler,
+    trio_nova.LoggingHandler,
+    trio_nova.MetricsCollector,
+    trio_nova.Correlation,
+    trio_nova.Heartbeat,
+)
+"""What has hooks, each class with those that it says itself."""
+
+
+def hooks() -> set[str]:
+    return {
+        f"{role.__name__}.{name}"
+        for role in ROLES
+        for name, member in vars(role).items()
+        if inspect.isfunction(member) and not name.startswith("_")
+    }
+
+
+def traits() -> dict[str, object]:
+    """Return the class attributes by which an adapter says what its service is like."""
+    annotations: Mapping[str, object] = inspect.get_annotations(trio_nova.Adapter)
+    return {name: getattr(trio_nova.Adapter, name) for name, kind in annotations.items() if "ClassVar" in str(kind)}
+
+
+def test_every_hook_every_trait_and_every_reading_is_documented_and_no_other() -> None:
+    documented = rows("docs/reference/hooks.md")
+    readings = {kind.__name__ for kind in get_args(trio_nova.Reading)}
+    assert set(documented) == hooks() | set(traits()) | readings
+    assert [name for name, (meaning, *_) in documented.items() if not meaning] == []
+    assert {name: documented[name][0] for name in traits()} == {name: repr(value) for name, value in traits().items()}
+
+
+def test_a_hook_that_is_as_another_names_one_that_is_told() -> None:
+    documented = rows("docs/reference/hooks.md")
+    for name, (asked, *rest) in documented.items():
+        if (other := re.match(r"as of `([\w.]+)`", asked)) is not None:
+            assert documented[other[1]][1], name
+        elif "." in name:
+            assert rest[0], name
+
+
+def test_the_hooks_that_are_said_to_wait_are_those_that_do() -> None:
+    documented = rows("docs/reference/hooks.md")
+    waiting = {name for name, (asked, *_) in documented.items() if "." in name and "*async*" in asked}
+    may_wait = {"Adapter.connection_info", "ConnectionHandler.connection_info"}  # these may, and need not
+    roles = {role.__name__: role for role in ROLES[:2]}
+    for name in hooks():
+        owner, _, hook = name.partition(".")
+        if owner in roles:
+            awaited = inspect.iscoroutinefunction(vars(roles[owner])[hook])
+            assert (awaited or name in may_wait) == (name in waiting), name
 
 
 def test_the_tree_of_errors_is_the_codes_own() -> None:
