@@ -315,7 +315,7 @@ async def test_without_credentials_nobody_is_asked_who_we_are(autojump_clock: tr
         ) as conn:
             states.append(conn.state)
     assert states == [State.READY]
-    assert texts(server) == []
+    assert texts(server) == [{"op": "mode", "id": "mode-1"}]  # the hook that the given handler does not have
 
 
 class WaitsHook(Somewhere):
