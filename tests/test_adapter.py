@@ -24,9 +24,13 @@ from trio_nova import (
     ConnectFailed,
     ConnectionHandler,
     ConnectionInfo,
+    Data,
+    Dialect,
     Granted,
+    HeartbeatAsked,
     LinkLost,
     MessageHandler,
+    Reading,
     Registry,
     Reply,
     Retry,
@@ -174,13 +178,14 @@ def test_a_strategy_named_by_defaults_replaces_the_hook_of_the_class() -> None:
         def defaults(self) -> Mapping[str, Any]:
             return {"message_handler": Own}
 
-    assert settle(Both(), None, {})[1].message_handler is Own
-    assert settle(Both(), None, {"message_handler": MessageHandler})[1].message_handler is MessageHandler
+    assert settle(Both(), None, {}).config.message_handler is Own
+    assert settle(Both(), None, {"message_handler": MessageHandler}).config.message_handler is MessageHandler
 
 
 def test_hooks_that_are_not_overridden_leave_the_strategies_of_the_library() -> None:
-    url, config = settle(Somewhere(), None, {})
-    assert url == Url.parse("ws://localhost/")
+    settled = settle(Somewhere(), None, {})
+    config = settled.config
+    assert settled.url == Url.parse("ws://localhost/")
     assert attrs.evolve(config, codec=Config().codec) == Config(
         governor=config.governor, resolver=config.resolver, transport=config.transport
     )
@@ -199,8 +204,9 @@ def test_a_default_that_is_no_option_is_named() -> None:
 
 
 def test_every_public_method_of_an_adapter_is_a_hook_or_known() -> None:
-    methods = {name for name, member in vars(Adapter).items() if callable(member) and not name.startswith("_")}
-    assert methods == {*HOOKS, "url", "defaults", "options"}
+    members = {**vars(Dialect), **vars(Adapter)}
+    methods = {name for name, member in members.items() if callable(member) and not name.startswith("_")}
+    assert methods == {*HOOKS, "url", "defaults", "options", "open_link"}
 
 
 @attrs.define(eq=False, kw_only=True, slots=False)
@@ -234,14 +240,14 @@ class Everything(Somewhere):
     def handle_subscription_response(self, message: Any) -> Granted | None:
         return Granted(message["topic"]) if message.get("op") == "subbed" else None
 
-    def channel_of(self, message: Any) -> Any:
-        return message.get("about")
-
-    def data_of(self, message: Any) -> Any:
-        return message["data"]
-
-    def answer_heartbeat(self, message: Any) -> Any:
-        return {"op": "here"} if message.get("op") == "there?" else None
+    def read(self, message: Any) -> Reading | None:
+        match message:
+            case {"about": channel, "data": data}:
+                return Data(channel, data)
+            case {"op": "there?"}:
+                return HeartbeatAsked({"op": "here"})
+            case _:
+                return None
 
     def should_reconnect(self, error: Exception, attempt: int, advice: Retry | Stop) -> Retry | Stop:
         return Stop(error) if isinstance(error, LinkLost) and error.code == 4001 else advice
@@ -272,7 +278,7 @@ async def test_every_hook_that_is_overridden_is_wired(autojump_clock: trio.abc.C
             async with open_connection(
                 Everything(), stream_factory=server.stream_factory, credentials={"key": "k"}
             ) as conn:
-                async with conn.subscribe("a", depth=3) as feed:
+                async with conn.subscribe("a", params={"depth": 3}) as feed:
                     assert await feed.receive() == 1
                     assert await conn.receive() == {"say": "hi"}
                     await wait_all_tasks_blocked()
@@ -309,7 +315,7 @@ async def test_without_credentials_nobody_is_asked_who_we_are(autojump_clock: tr
         ) as conn:
             states.append(conn.state)
     assert states == [State.READY]
-    assert texts(server) == []
+    assert texts(server) == [{"op": "mode", "id": "mode-1"}]  # the hook that the given handler does not have
 
 
 class WaitsHook(Somewhere):
@@ -323,7 +329,7 @@ class TakesTooFew(Somewhere):
 
 
 class IsNoMethod(Somewhere):
-    channel_of = "channel"  # type: ignore[assignment]
+    read = "message"  # type: ignore[assignment]
 
 
 class UrlIsText(Somewhere):
@@ -335,7 +341,7 @@ class UrlIsText(Somewhere):
     [
         (WaitsHook, "handle_platform_message", "plain def"),
         (TakesTooFew, "encode_subscription_request", "must take channel, params"),
-        (IsNoMethod, "channel_of", "as a method"),
+        (IsNoMethod, "read", "as a method"),
         (UrlIsText, "url", "as a method"),
     ],
 )

@@ -197,17 +197,18 @@ def batch_decoder(codec: Codec) -> Callable[[Sequence[str | bytes]], Sequence[An
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
+_sorting_encoder = msgspec.json.Encoder(decimal_format="number", order="deterministic")
 
 
-def encode_json(message: Any) -> str:
-    """Return `message` as JSON text.
+def encode_json(message: Any, *, is_sorted: bool = False) -> str:
+    """Return `message` as JSON text, the members of its objects in their order, or `is_sorted`.
 
     Raises:
         BadMessage: JSON has no form for it, or for a number in it: NaN, or an infinity; or it is, or holds, an object
             of this library, such as what a hook answers with.
     """
     try:
-        text = _encoder.encode(message).decode()
+        text = (_sorting_encoder if is_sorted else _encoder).encode(message).decode()
         _refuse_own(message)
         # msgspec writes null for them: an order without a price, say, in place of one with a wrong price. Of a
         # Decimal, its older versions write the name.

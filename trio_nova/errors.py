@@ -377,8 +377,15 @@ class RequestFailed(NovaError):
     phase = "ready"
     hint = "The service received the request and refused it."
 
-    def __init__(self, message: str = "the service refused the request", *, reply: object = None) -> None:
-        super().__init__(message)
+    def __init__(
+        self,
+        message: str = "the service refused the request",
+        *,
+        reply: object = None,
+        retry: RetryAdvice | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, retry=retry, retry_after=retry_after)
         self.reply = reply
 
 

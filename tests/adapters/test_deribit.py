@@ -35,7 +35,7 @@ from trio_nova import (
     SubscriptionRejected,
     explain,
 )
-from trio_nova.adapters.deribit import Deribit, DeribitAuth, DeribitClient, DeribitSubscriptions, sign
+from trio_nova.adapters.deribit import Deribit, DeribitAuth, DeribitClient, sign
 from trio_nova.adapters.jsonrpc import JsonRpcError
 from trio_nova.testing import (
     RateLimit,
@@ -916,10 +916,10 @@ async def test_an_odd_error_is_a_typed_error_all_the_same(
 async def test_a_result_of_another_type_is_a_bad_message(result: Any, autojump_clock: MockClock) -> None:
     async with venue_of() as venue, trading(venue) as client:
         venue.twist("public/get_time", with_fields(result=result))
-        with pytest.raises(BadMessage, match="the service's time is a"):
+        with pytest.raises(BadMessage, match="the result of public/get_time is a"):
             await client.get_time()
         venue.twist("public/get_instruments", with_fields(result="none"))
-        with pytest.raises(BadMessage, match="instruments are a str"):
+        with pytest.raises(BadMessage, match="the result of public/get_instruments is a str, not a list"):
             await client.get_instruments("BTC")
 
 
@@ -1004,6 +1004,7 @@ async def test_a_call_that_cannot_be_right_is_refused_before_anything_is_sent(
         ("subscribe_to_trades", {"instrument": "a.b.c"}, "instrument"),
         ("subscribe_to_trades", {"instrument": "a."}, "instrument"),
         ("subscribe_to_book", {"instrument": BTC, "depth": 5}, "depth"),
+        ("subscribe_to_book", {"instrument": BTC, "depth": True}, "depth"),
         ("subscribe_to_book", {"instrument": BTC, "group": "none"}, "group"),
         ("subscribe_to_book", {"instrument": BTC, "group": 5, "depth": 10}, "group"),
         ("subscribe_to_orders", {"instrument": None}, "instrument"),
@@ -1021,9 +1022,9 @@ async def test_a_channel_that_cannot_be_is_refused_by_the_call_itself(
 
 def test_a_channel_has_no_params() -> None:
     with pytest.raises(ConfigError, match="a channel of Deribit takes none"):
-        DeribitSubscriptions().key(BOOK, {"depth": 10})
+        Deribit().key(BOOK, {"depth": 10})
     with pytest.raises(ConfigError, match="channel: must be a text"):
-        DeribitSubscriptions().key(5, {})  # type: ignore[arg-type]
+        Deribit().key(5, {})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,27 @@ async def test_a_greeting_is_not_taken_for_the_answer(autojump_clock: trio.abc.C
             assert await client.connection.receive() == b"Hello"
 
 
+async def test_the_greeting_of_the_public_service_is_waited_for_and_is_nobodys_answer(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async def greet(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(1)
+        await peer.send("Request served by 4d896d95b55478")
+        await peer.echo()
+
+    public = Echo(url="ws://localhost/", greets=True)
+    assert (Echo().greets, NEARBY.greets) == (True, False)
+    async with ScriptedServer(then=greet) as server:
+        async with open_connection(public, stream_factory=server.stream_factory, backoff=ListBackoff([1.0])) as conn:
+            assert trio.current_time() == 1.0
+            assert await conn.request("Hello") == "Hello"
+            await conn.reconnect()
+            assert await conn.request("Hello again") == "Hello again"
+            with pytest.raises(trio.WouldBlock):
+                conn.receive_nowait()
+
+
 async def test_a_message_that_was_given_up_does_not_answer_the_next(autojump_clock: trio.abc.Clock) -> None:
     async def slow(peer: Peer) -> None:
         await peer.accept()

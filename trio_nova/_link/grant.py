@@ -328,8 +328,11 @@ class Grant:
     async def _ask_handler(self, refresh: bool, on_trial: CredentialsSource) -> AuthOk:
         session = self.life.session
         credentials = await session.ask_credentials(session.config.credentials if on_trial is None else on_trial)
+        auth = self.life.handlers.auth
+        if credentials is None and auth.with_credentials_only:
+            return AuthOk()
         try:
-            ok = await self.life.handlers.auth.authenticate(_Exchange(self, refresh), credentials)
+            ok = await auth.authenticate(_Exchange(self, refresh), credentials)
             if not isinstance(ok, AuthOk):
                 raise TypeError(f"authenticate() returned {type(ok).__name__}, not AuthOk")
         except (AuthFailed, RequestFailed) as error:

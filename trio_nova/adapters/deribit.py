@@ -20,30 +20,26 @@ import hashlib
 import hmac
 import math
 import os
-import re
-import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from decimal import Decimal
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import attrs
 
 from trio_nova._feeds import Feed, FeedOptions
 from trio_nova.adapters.jsonrpc import JsonRpc, JsonRpcClient, make_request, read_error
-from trio_nova.codecs import JsonCodec
-from trio_nova.core import check_number
+from trio_nova.core import check_number, check_text, number, one_of
 from trio_nova.core.limits import TokenBucket
 from trio_nova.core.sequence import Step, Tracker
 from trio_nova.errors import AuthFailed, BadMessage, ConfigError, RequestFailed, RetryAdvice
 from trio_nova.handlers import AuthExchange, AuthHandler, Channel, ConnectionInfo, RateLimitHandler
-from trio_nova.handlers.auth import reveal
-from trio_nova.readings import AuthOk, Beat, Data, Granted, HeartbeatAsked, Other, Reading
+from trio_nova.handlers.auth import reveal_all
+from trio_nova.readings import AuthOk, Beat, Data, Granted, HeartbeatAsked, Reading
 from trio_nova.secrets import Secret, as_secret
 
 __all__ = ["Deribit", "DeribitAuth", "DeribitClient", "sign"]
-
 
 MAX_CHANNELS = 500
 """That one `public/subscribe` may name."""
@@ -62,22 +58,10 @@ BUSY = frozenset({10028, 10040, 10041, 10047, 10066, 11051, 13028})
 """too_many_requests, retry, settlement_in_progress, matching_engine_queue_full, too_many_concurrent_requests,
 system_maintenance, temporarily_unavailable: the same may succeed later (see "Error Codes")."""
 
+_CANCELS = ("cancel", "cancel_all", "cancel_all_by_currency", "cancel_all_by_instrument", "cancel_by_label")
 COSTS: Mapping[str, float] = {
-    **dict.fromkeys(("public/subscribe", "private/subscribe"), 9.0),
-    **dict.fromkeys(
-        (
-            "private/buy",
-            "private/sell",
-            "private/edit",
-            "private/cancel",
-            "private/cancel_all",
-            "private/cancel_all_by_currency",
-            "private/cancel_all_by_instrument",
-            "private/cancel_by_label",
-            "private/close_position",
-        ),
-        4.5,
-    ),
+    **{f"{side}/subscribe": 9.0 for side in ("public", "private")},
+    **{f"private/{verb}": 4.5 for verb in ("buy", "sell", "edit", "close_position", *_CANCELS)},
 }
 """What a request takes from a bucket of 90 that regains 19 a second, 1 where it is not listed here.
 
@@ -85,9 +69,13 @@ COSTS: Mapping[str, float] = {
 matching engine 20 and 5, and of those that subscribe 10 and 3.3. This stays below all three.
 """
 
+T = TypeVar("T")
 Grant: TypeAlias = Literal["client_credentials", "client_signature"]
-CancelScope: TypeAlias = Literal["connection", "account"]
+CancelScope: TypeAlias = Literal["connection", "account"] | None
 Interval: TypeAlias = Literal["raw", "100ms", "agg2"]
+Number: TypeAlias = float | Decimal
+Options: TypeAlias = FeedOptions | None
+Hearing: TypeAlias = AbstractAsyncContextManager[Feed[Any]]
 
 
 def sign(secret: str, timestamp: int, nonce: str, data: str = "") -> str:
@@ -100,6 +88,47 @@ def sign(secret: str, timestamp: int, nonce: str, data: str = "") -> str:
         data: what else is to be signed.
     """
     return hmac.new(secret.encode(), f"{timestamp}\n{nonce}\n{data}".encode(), hashlib.sha256).hexdigest()
+
+
+# --------------------------------------------------------------------------- what can be said
+
+
+def _instrument(name: str) -> str:
+    """Return the name of an instrument; a dot or a space in it would make another channel of it."""
+    return check_text("instrument", name, "[A-Za-z0-9_-]+", "a name like 'BTC-PERPETUAL'")
+
+
+def _instruments(name: str) -> str:
+    """Return the name of an instrument, or of all of a kind and a currency: "option.BTC", "any.any"."""
+    parts = check_text("instrument", name, r"[^.]+(\.[^.]+)?", "a name, or one like 'option.BTC'").split(".")
+    return ".".join(map(_instrument, parts))
+
+
+def _interval(value: str) -> str:
+    return check_text("interval", value, "raw|100ms|agg2", "'raw', '100ms' or 'agg2'")
+
+
+def _number(field: str, value: Number, above: float = -math.inf) -> Number:
+    """Return a finite number above `above`; a Decimal is one, and goes as it is."""
+    number = (math.nan if value.is_nan() else float(value)) if isinstance(value, Decimal) else value
+    check_number(field, number, at_least=-math.inf, above=above)
+    return value
+
+
+def _order(instrument: str, amount: Number, price: Number | None, label: str | None, more: dict[str, Any]) -> Any:
+    """Return the parameters of an order. NaN would arrive as null, and a limit that is null is none: it is refused."""
+    if "instrument_name" in more:
+        raise ConfigError("instrument_name", "is given twice")
+    if check_text("type", more.setdefault("type", "limit")) == "limit" and price is None:
+        raise ConfigError("price", "an order of the type 'limit' needs one")
+    order = {"instrument_name": _instrument(instrument), "amount": _number("amount", amount, above=0.0), **more}
+    if price is not None:
+        order["price"] = _number("price", price)  # that of a combination may be below 0
+    if label is not None:
+        words = f"a text of 1 to {LONGEST_LABEL} characters"
+        order["label"] = check_text("label", label, f".{{1,{LONGEST_LABEL}}}", words)
+    numbers = {name: _number(name, value) for name, value in order.items() if isinstance(value, float | Decimal)}
+    return {**order, **numbers}
 
 
 # --------------------------------------------------------------------------- strategies
@@ -123,60 +152,57 @@ class DeribitAuth(AuthHandler):
     scope: str = "connection"
     entropy: Callable[[int], bytes] = os.urandom
     """Unpredictable bytes, for nonces."""
-    _refresh_token: Secret[str] | None = attrs.field(default=None, init=False)
-    _granted_for: Secret[Any] | None = attrs.field(default=None, init=False)
-    """The credentials that gave it."""
+    _refresh: tuple[Secret[str], Secret[Any]] | None = attrs.field(default=None, init=False)
+    """The token that refreshes the grant, and the credentials that gave it."""
 
     async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
-        if credentials is None:
-            return AuthOk()
-        given, token = as_secret(credentials), self._refresh_token
-        self._refresh_token = None  # it is good for one use
-        lives = exchange.refresh or self.scope != "connection"
-        if token is not None and lives and given == self._granted_for:
-            refresh = make_request("public/auth", {"grant_type": "refresh_token", "refresh_token": token.reveal()})
+        given, refresh = as_secret(credentials), self._refresh
+        self._refresh = None  # it is good for one use
+        if refresh is not None and refresh[1] == given and (exchange.refresh or self.scope != "connection"):
+            params = {"grant_type": "refresh_token", "refresh_token": refresh[0].reveal()}
             try:
-                return self._read_grant(await exchange.request(refresh), given)
+                return self._read_grant(await exchange.request(make_request("public/auth", params)), given)
             except (RequestFailed, AuthFailed) as refused:
                 if refused.retry is not RetryAdvice.NEVER:  # the service is busy: no time to ask it even more
                     raise
         return self._read_grant(await exchange.request(self.encode_auth_request(credentials)), given)
 
     def encode_auth_request(self, credentials: Any) -> Any:
-        match reveal(credentials):
-            case {"client_id": client, "client_secret": secret}:
-                client, secret = reveal(client), reveal(secret)
+        match reveal_all(credentials):
+            case {"client_id": str(client), "client_secret": str(secret)} if client and secret:
+                proof: dict[str, Any] = {"client_secret": secret}
             case _:
-                client = secret = None
-        if not (isinstance(client, str) and isinstance(secret, str) and client and secret):
-            raise ConfigError("credentials", "Deribit takes a mapping: client_id and client_secret, both text")
+                raise ConfigError("credentials", "Deribit takes a mapping: client_id and client_secret, both text")
+        if self.grant == "client_signature":
+            proof = {"timestamp": round(self.wall_clock() * 1000), "nonce": self.entropy(8).hex(), "data": ""}
+            proof["signature"] = sign(secret, **proof)
         about = {"grant_type": self.grant, "client_id": client, "scope": self.scope}
-        if self.grant == "client_credentials":
-            return make_request("public/auth", {**about, "client_secret": secret})
-        timestamp, nonce = round(self.wall_clock() * 1000), self.entropy(8).hex()
-        proof = {"timestamp": timestamp, "nonce": nonce, "data": "", "signature": sign(secret, timestamp, nonce)}
         return make_request("public/auth", {**about, **proof})
 
     def handle_refusal(self, reply: Any) -> bool:
-        error = read_error(reply)
-        if error is None or error.code not in (UNAUTHORIZED, RAW_UNAUTHORIZED):
-            return False
-        self._refresh_token = None  # what the service thinks of us is in doubt: begin with the credentials
-        return True
+        is_stranger = getattr(read_error(reply), "code", 0) in (UNAUTHORIZED, RAW_UNAUTHORIZED)
+        self._refresh = None if is_stranger else self._refresh  # its view of us is in doubt: begin with the credentials
+        return is_stranger
 
     def _read_grant(self, reply: Any, given: Secret[Any]) -> AuthOk:
         match reply:
-            case {"result": {"access_token": str(access)} as result} if access:
-                refresh, seconds = result.get("refresh_token"), result.get("expires_in")
+            case {"result": {"access_token": str(access), **more}} if access:
+                refresh, seconds = more.get("refresh_token"), more.get("expires_in")
             case _:
                 raise AuthFailed("the answer brings no access_token")
-        tokens = [access]
-        if isinstance(refresh, str):
-            tokens.append(refresh)
-            self._refresh_token, self._granted_for = Secret(refresh), given
+        self._refresh = (Secret(refresh), given) if isinstance(refresh, str) else None
         if isinstance(seconds, bool) or not isinstance(seconds, int | float | Decimal) or seconds <= 0:
             seconds = self.lifetime
-        return AuthOk(float(min(seconds, LONGEST_GRANT)), tokens)
+        return AuthOk(float(min(seconds, LONGEST_GRANT)), [each for each in (access, refresh) if isinstance(each, str)])
+
+
+def _limiter() -> RateLimitHandler:
+    """Stay below what every account has, see `COSTS`, with some room for heartbeats."""
+    return RateLimitHandler([TokenBucket(capacity=90.0, rate=19.0)], costs=COSTS, reserve=10.0, queue_size=10_000)
+
+
+def _check_scope(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
+    check_text("scope", value, r"connection|session:.+", "'connection', or 'session:' and a name")
 
 
 @attrs.define(eq=False, kw_only=True, slots=False)
@@ -189,93 +215,64 @@ class Deribit(JsonRpc):
     """
 
     unsubscribes_by_id = False
-    max_batch = sys.maxsize
+    max_batch = 1_000_000_000
 
     testnet: bool = False
     overloaded: frozenset[int] = BUSY
-    host: str = attrs.field(
-        default=attrs.Factory(lambda self: f"{'test' if self.testnet else 'www'}.deribit.com", takes_self=True)
-    )
+    host: str = attrs.Factory(lambda self: f"{'test' if self.testnet else 'www'}.deribit.com", takes_self=True)
     path: str = "/ws/api/v2"
-    grant: Grant = "client_credentials"
+    grant: Grant = attrs.field(default="client_credentials", validator=one_of("client_credentials", "client_signature"))
     """How to authenticate; see `DeribitAuth`."""
-    scope: str = "connection"
+    scope: str = attrs.field(default="connection", validator=_check_scope)
     """"connection", or "session:" and a name: of the token."""
-    heartbeat_interval: float | None = 30
+    heartbeat_interval: float | None = attrs.field(default=30, validator=number(at_least=SHORTEST_HEARTBEAT, none=True))
     """Seconds between the service's heartbeats, at least 10; None: none are asked for."""
-    cancel_on_disconnect: CancelScope | None = None
+    cancel_on_disconnect: CancelScope = attrs.field(default=None, validator=one_of("connection", "account", None))
     """Whose orders the service cancels when the link is lost: those sent over it, or all of the account.
 
     None: it cancels none, unless the account's own settings say so. See `private/enable_cancel_on_disconnect`.
     """
 
-    def __attrs_post_init__(self) -> None:
-        if self.grant not in ("client_credentials", "client_signature"):
-            raise ConfigError("grant", f"must be 'client_credentials' or 'client_signature', not {self.grant!r}")
-        if not isinstance(self.scope, str) or not re.fullmatch(r"connection|session:.+", self.scope):
-            raise ConfigError("scope", f"must be 'connection', or 'session:' and a name, not {self.scope!r}")
-        if self.heartbeat_interval is not None:
-            check_number("heartbeat_interval", self.heartbeat_interval, at_least=SHORTEST_HEARTBEAT)
-        if self.cancel_on_disconnect not in (None, "connection", "account"):
-            raise ConfigError(
-                "cancel_on_disconnect", f"must be None, 'connection' or 'account', not {self.cancel_on_disconnect!r}"
-            )
-
     def defaults(self) -> Mapping[str, Any]:
-        return {
-            "codec": JsonCodec(),
-            "overflow": "drop_oldest",
-            "auth_handler": partial(DeribitAuth, grant=self.grant, scope=self.scope),
-            "rate_limit_handler": _limiter,
-        }
-
-    # ----------------------------------------------------------------- a new link
+        auth = partial(DeribitAuth, grant=self.grant, scope=self.scope)
+        return {**super().defaults(), "auth_handler": auth, "rate_limit_handler": _limiter}
 
     def setup_requests(self, info: ConnectionInfo) -> Sequence[Any]:
         """Ask for heartbeats, and for orders to be cancelled when the link is lost."""
-        requests: list[Any] = []
-        if self.heartbeat_interval is not None:
-            requests.append(make_request("public/set_heartbeat", {"interval": self.heartbeat_interval}))
-        if self.cancel_on_disconnect is not None:
-            scope = {"scope": self.cancel_on_disconnect}
-            requests.append(make_request("private/enable_cancel_on_disconnect", scope))
-        return requests
+        beats = {"interval": self.heartbeat_interval}, "public/set_heartbeat"
+        cancels = {"scope": self.cancel_on_disconnect}, "private/enable_cancel_on_disconnect"
+        return [make_request(method, params) for params, method in (beats, cancels) if None not in params.values()]
 
-    def read_notification(self, message: Mapping[str, Any]) -> Reading | None:
+    def read(self, message: Any) -> Reading | None:
         """Return data; or a heartbeat of the service's, of which it closes the link if one kind is not answered.
 
         `public/set_heartbeat` asks for both kinds; `public/test` is the answer that is wanted.
         """
         match message:
-            case {"method": "subscription", "params": {"channel": str(channel)} as params}:
-                data = params.get("data")
-                return Data(channel, data, _step(data) if channel.startswith("book.") else None)
+            case {"method": "subscription", "params": {"channel": str(channel), **more}}:
+                return Data(channel, more.get("data"), _step(channel, more.get("data")))
             case {"method": "heartbeat", "params": {"type": "test_request"}}:
                 return HeartbeatAsked(make_request("public/test", {}), asks=True)
             case {"method": "heartbeat"}:
                 return Beat()
-            case _:
-                return Other(message)
-
-    # ----------------------------------------------------------------- channels
+        return super().read(message)
 
     def key(self, channel: str, params: Mapping[str, Any]) -> Hashable:
         if params:
             raise ConfigError("params", f"a channel of Deribit takes none; its name says all: {channel!r}")
-        return _text("channel", channel)
+        return check_text("channel", channel)
 
     def split_batch(self, channels: Sequence[Channel]) -> Iterator[Sequence[Channel]]:
         """Group channels into large batches, public before private ones."""
-        for private in (False, True):
-            group = [channel for channel in channels if _is_private(channel.name) is private]
-            for start in range(0, len(group), MAX_CHANNELS):
-                yield group[start : start + MAX_CHANNELS]
+        for side in ("public", "private"):
+            group = [channel for channel in channels if _side(channel) == side]
+            yield from (group[start : start + MAX_CHANNELS] for start in range(0, len(group), MAX_CHANNELS))
 
     def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
-        return _about_channels("subscribe", [channel.name for channel in channels])
+        return make_request(f"{_side(channels[0])}/subscribe", {"channels": [channel.name for channel in channels]})
 
     def encode_unsubscription(self, channel: Channel, server_id: Hashable | None) -> Any:
-        return _about_channels("unsubscribe", [channel.name])
+        return make_request(f"{_side(channel)}/unsubscribe", {"channels": [channel.name]})
 
     def handle_subscription_response(self, message: Any) -> Sequence[Granted]:
         """Return what `public/subscribe` or `private/subscribe` lists in its result; the rest is not granted."""
@@ -287,26 +284,16 @@ class Deribit(JsonRpc):
         return Tracker(resync=True) if channel.name.startswith("book.") else None
 
 
-def _is_private(channel: str) -> bool:
-    return channel.startswith("user.")
+def _side(channel: Channel) -> str:
+    return "private" if channel.name.startswith("user.") else "public"
 
 
-def _about_channels(verb: str, names: Sequence[str]) -> dict[str, Any]:
-    side = "private" if any(map(_is_private, names)) else "public"
-    return make_request(f"{side}/{verb}", {"channels": list(names)})
-
-
-def _step(data: Any) -> Step | None:
+def _step(channel: str, data: Any) -> Step | None:
     """Return where a change of a book stands; a grouped book, which has neither type nor past, is whole each time."""
-    if not isinstance(data, Mapping) or "change_id" not in data:
+    if not channel.startswith("book.") or not isinstance(data, Mapping) or "change_id" not in data:
         return None
     is_whole = data.get("type") == "snapshot" or not {"type", "prev_change_id"} & data.keys()
     return Step(data["change_id"], previous=None if is_whole else data.get("prev_change_id"), snapshot=is_whole)
-
-
-def _limiter() -> RateLimitHandler:
-    """Stay below what every account has, see `COSTS`, with some room for heartbeats."""
-    return RateLimitHandler([TokenBucket(capacity=90.0, rate=19.0)], costs=COSTS, reserve=10.0, queue_size=10_000)
 
 
 # --------------------------------------------------------------------------- the client
@@ -319,7 +306,8 @@ class DeribitClient(JsonRpcClient):
     orders before you send it again. For methods that are not here there is `call`.
 
     All raise ConfigError, before anything is sent, for an argument that cannot be right; JsonRpcError, with the
-    `code` of "Error Codes", where the service refuses; else what `Connection.request` raises.
+    `code` of "Error Codes", where the service refuses; BadMessage where its answer is of another type; else what
+    `Connection.request` raises.
     """
 
     adapter = Deribit()
@@ -328,51 +316,35 @@ class DeribitClient(JsonRpcClient):
 
     async def get_time(self) -> int:
         """Return the service's clock, in milliseconds since 1970."""
-        match await self.call("public/get_time", {}, idempotent=True):
-            case int(milliseconds):
-                return milliseconds
-            case other:
-                raise BadMessage(f"the service's time is a {type(other).__name__}")
+        return await self._read("public/get_time", int)
 
     async def status(self) -> Any:
         """Return whether the platform, or some of its currencies, are locked."""
-        return await self.call("public/status", {}, idempotent=True)
+        return await self._read("public/status", object)
 
     async def hello(self, client_name: str, client_version: str) -> Any:
         """Introduce the program, and return the version of the API."""
-        params = {
-            "client_name": _text("client_name", client_name),
-            "client_version": _text("client_version", client_version),
-        }
-        return await self.call("public/hello", params, idempotent=True)
+        name, version = check_text("client_name", client_name), check_text("client_version", client_version)
+        return await self._read("public/hello", object, client_name=name, client_version=version)
 
     # ----------------------------------------------------------------- market data
 
     async def get_instruments(self, currency: str, kind: str | None = None) -> list[Any]:
         """Return the instruments of a currency, "any" for all; kind is "future", "option", "spot" and so on."""
-        params = {"currency": _text("currency", currency), **({} if kind is None else {"kind": _text("kind", kind)})}
-        match await self.call("public/get_instruments", params, idempotent=True):
-            case list(instruments):
-                return instruments
-            case other:
-                raise BadMessage(f"the service's instruments are a {type(other).__name__}")
+        more = {} if kind is None else {"kind": check_text("kind", kind)}
+        return await self._read("public/get_instruments", list, currency=check_text("currency", currency), **more)
 
     async def get_order_book(self, instrument: str, depth: int = 5) -> Any:
         """Return the order book: bids and asks as pairs of price and amount, `depth` of each."""
-        if isinstance(depth, bool) or not isinstance(depth, int) or depth < 1:
+        if type(depth) is not int or depth < 1:
             raise ConfigError("depth", f"must be a whole number above 0, not {depth!r}")
-        params = {"instrument_name": _instrument(instrument), "depth": depth}
-        return await self.call("public/get_order_book", params, idempotent=True)
+        return await self._read("public/get_order_book", object, instrument_name=_instrument(instrument), depth=depth)
 
-    def subscribe_to_ticker(
-        self, instrument: str, interval: Interval = "100ms", *, feed: FeedOptions | None = None
-    ) -> AbstractAsyncContextManager[Feed[Any]]:
+    def subscribe_to_ticker(self, instrument: str, interval: Interval = "100ms", *, feed: Options = None) -> Hearing:
         """Hear the ticker while in the block."""
         return self.subscribe(f"ticker.{_instrument(instrument)}.{_interval(interval)}", feed=feed)
 
-    def subscribe_to_trades(
-        self, instrument: str, interval: Interval = "100ms", *, feed: FeedOptions | None = None
-    ) -> AbstractAsyncContextManager[Feed[Any]]:
+    def subscribe_to_trades(self, instrument: str, interval: Interval = "100ms", *, feed: Options = None) -> Hearing:
         """Hear the trades, in lists, while in the block: of an instrument, or of "{kind}.{currency}"."""
         return self.subscribe(f"trades.{_instruments(instrument)}.{_interval(interval)}", feed=feed)
 
@@ -383,51 +355,48 @@ class DeribitClient(JsonRpcClient):
         *,
         group: str | None = None,
         depth: Literal[1, 10, 20] | None = None,
-        feed: FeedOptions | None = None,
-    ) -> AbstractAsyncContextManager[Feed[Any]]:
+        feed: Options = None,
+    ) -> Hearing:
         """Hear the order book while in the block: a snapshot first, then changes that follow it without a gap.
 
         Where a change is missing, the book is asked for anew, and the next message is a snapshot again. With
         a `depth` every message is the whole of so many levels, their prices in `group`, "none" by default.
         """
-        if depth not in (None, 1, 10, 20):
-            raise ConfigError("depth", f"must be 1, 10 or 20, or None for all levels, not {depth!r}")
+        levels = check_text("depth", str(depth), "None|1|10|20", "1, 10 or 20, or None for all levels")
         if depth is None and group is not None:
             raise ConfigError("group", "prices come in groups only where a depth is given")
-        grouped = "" if depth is None else f".{_text('group', group or 'none')}.{depth}"
+        grouped = "" if depth is None else f".{check_text('group', group or 'none')}.{levels}"
         return self.subscribe(f"book.{_instrument(instrument)}{grouped}.{_interval(interval)}", feed=feed)
 
     # ----------------------------------------------------------------- the account
 
     async def get_account_summary(self, currency: str) -> Any:
         """Return balance, equity and margins in a currency."""
-        return await self.call(
-            "private/get_account_summary", {"currency": _text("currency", currency)}, idempotent=True
-        )
+        return await self._read("private/get_account_summary", object, currency=check_text("currency", currency))
 
     def subscribe_to_orders(
-        self, instrument: str = "any.any", interval: Interval = "raw", *, feed: FeedOptions | None = None
-    ) -> AbstractAsyncContextManager[Feed[Any]]:
+        self, instrument: str = "any.any", interval: Interval = "raw", *, feed: Options = None
+    ) -> Hearing:
         """Hear of changes to one's orders while in the block: of an instrument, or of "{kind}.{currency}"."""
         return self.subscribe(f"user.orders.{_instruments(instrument)}.{_interval(interval)}", feed=feed)
 
     def subscribe_to_own_trades(
-        self, instrument: str = "any.any", interval: Interval = "raw", *, feed: FeedOptions | None = None
-    ) -> AbstractAsyncContextManager[Feed[Any]]:
+        self, instrument: str = "any.any", interval: Interval = "raw", *, feed: Options = None
+    ) -> Hearing:
         """Hear of one's trades while in the block: of an instrument, or of "{kind}.{currency}"."""
         return self.subscribe(f"user.trades.{_instruments(instrument)}.{_interval(interval)}", feed=feed)
 
     async def buy(
-        self,
-        instrument: str,
-        amount: float | Decimal,
-        *,
-        price: float | Decimal | None = None,
-        type: str = "limit",
-        label: str | None = None,
-        **params: Any,
+        self, instrument: str, amount: Number, *, price: Number | None = None, label: str | None = None, **params: Any
     ) -> Any:
-        """Place an order to buy, and return it with its trades; `params` is what else `private/buy` takes.
+        """Place an order to buy, and return it with its trades.
+
+        Args:
+            instrument: its name.
+            amount: above 0, in the unit of the instrument.
+            price: an order of the type "limit", which is the default, needs one.
+            label: a text of at most 64 characters of your own, to find the order by.
+            params: what else `private/buy` takes, such as `type="market"`.
 
         Raises:
             ConfigError: an argument cannot be right.
@@ -435,24 +404,17 @@ class DeribitClient(JsonRpcClient):
             NotSent: it did not leave.
             OutcomeUnknown: it left, and the link was lost before the answer.
         """
-        return await self.call("private/buy", _order(instrument, amount, price, type, label, params))
+        return await self.call("private/buy", _order(instrument, amount, price, label, params))
 
     async def sell(
-        self,
-        instrument: str,
-        amount: float | Decimal,
-        *,
-        price: float | Decimal | None = None,
-        type: str = "limit",
-        label: str | None = None,
-        **params: Any,
+        self, instrument: str, amount: Number, *, price: Number | None = None, label: str | None = None, **params: Any
     ) -> Any:
         """Place an order to sell; otherwise as `buy`."""
-        return await self.call("private/sell", _order(instrument, amount, price, type, label, params))
+        return await self.call("private/sell", _order(instrument, amount, price, label, params))
 
     async def cancel(self, order_id: str) -> Any:
         """Cancel an order, and return it; raises as `buy`."""
-        return await self.call("private/cancel", {"order_id": _text("order_id", order_id)})
+        return await self.call("private/cancel", {"order_id": check_text("order_id", order_id)})
 
     async def logout(self, *, invalidate_token: bool = True) -> None:
         """Tell the service that we leave in peace, so that orders stay, and close the session.
@@ -463,67 +425,9 @@ class DeribitClient(JsonRpcClient):
         await self.connection.send({**make_request("private/logout", params), "id": "logout"})
         await self.aclose()
 
-
-_INSTRUMENT = re.compile(r"[A-Za-z0-9_-]+")
-_INTERVALS = ("raw", "100ms", "agg2")
-
-
-def _text(field: str, value: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(field, f"must be a text that is not empty, not {value!r}")
-    return value
-
-
-def _instrument(name: str) -> str:
-    """Return the name of an instrument; a dot or a space in it would make another channel of it."""
-    if not _INSTRUMENT.fullmatch(_text("instrument", name)):
-        raise ConfigError("instrument", f"must be a name like 'BTC-PERPETUAL', not {name!r}")
-    return name
-
-
-def _instruments(name: str) -> str:
-    """Return the name of an instrument, or of all of a kind and a currency: "option.BTC", "any.any"."""
-    kind, dot, currency = _text("instrument", name).partition(".")
-    return f"{_instrument(kind)}.{_instrument(currency)}" if dot else _instrument(name)
-
-
-def _interval(value: str) -> str:
-    if value not in _INTERVALS:
-        raise ConfigError("interval", f"must be one of {', '.join(map(repr, _INTERVALS))}, not {value!r}")
-    return value
-
-
-def _order(
-    instrument: str,
-    amount: float | Decimal,
-    price: float | Decimal | None,
-    type: str,
-    label: str | None,
-    params: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Return the parameters of an order. NaN would arrive as null, and a limit that is null is none: it is refused."""
-    _check_number("amount", amount, above=0.0)
-    order = {"instrument_name": _instrument(instrument), "amount": amount, "type": _text("type", type)}
-    if price is not None:
-        _check_number("price", price)  # that of a combination may be below 0
-        order["price"] = price
-    elif type == "limit":
-        raise ConfigError("price", "an order of the type 'limit' needs one")
-    if label is not None:
-        if len(_text("label", label)) > LONGEST_LABEL:
-            raise ConfigError("label", f"may have {LONGEST_LABEL} characters, not {len(label)}")
-        order["label"] = label
-    for name, value in params.items():
-        if name in order:
-            raise ConfigError(name, "is given twice")
-        if isinstance(value, float | Decimal):
-            _check_number(name, value)
-    return {**order, **params}
-
-
-def _check_number(field: str, value: float | Decimal, above: float = -math.inf) -> None:
-    """Raise ConfigError unless `value` is a finite number above `above`; a Decimal is one, and goes as it is."""
-    if isinstance(value, Decimal) and not value.is_finite():
-        raise ConfigError(field, f"must be a finite number, not {value}")
-    number = float(value) if isinstance(value, Decimal) else value
-    check_number(field, number, at_least=-math.inf, above=above)
+    async def _read(self, method: str, type: type[T], /, **params: Any) -> T:
+        """Call a method that changes nothing, and return its result; BadMessage where that is not of a type."""
+        result = await self.call(method, params, idempotent=True)
+        if not isinstance(result, type):
+            raise BadMessage(f"the result of {method} is a {result.__class__.__name__}, not a {type.__name__}")
+        return result

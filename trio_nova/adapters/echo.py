@@ -11,6 +11,7 @@ from trio_nova.adapter import Adapter
 from trio_nova.client import Client
 from trio_nova.codecs import RawCodec
 from trio_nova.handlers import AuthExchange, InOrder
+from trio_nova.handlers.auth import reveal
 from trio_nova.readings import AuthOk
 
 __all__ = ["Echo", "EchoClient"]
@@ -24,7 +25,7 @@ class Echo(Adapter):
     """
 
     host: str = "echo.websocket.org"
-    greets: bool = attrs.field(default=attrs.Factory(lambda self: self._address is None, takes_self=True))
+    greets: bool = attrs.field(default=attrs.Factory(lambda self: reveal(self._address) is None, takes_self=True))
     """Whether the server says something first, as the public one does: that is no answer, and is waited for."""
 
     def defaults(self) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -37,12 +38,26 @@ def check_number(
         raise ConfigError(field, f"must be at most {at_most:g}, not {number:g}")
 
 
-def number(
-    *, at_least: float = 0.0, above: float = -math.inf, at_most: float = math.inf, finite: bool = True
-) -> Callable[[object, attrs.Attribute[Any], float], None]:
-    """Return an attrs validator that applies `check_number`."""
+def check_text(field: str, value: object, form: str = ".+", what: str = "a text that is not empty") -> str:
+    """Return a text that has the form of a regular expression, of which `what` is the name; else raise ConfigError."""
+    if not isinstance(value, str) or not re.fullmatch(form, value, re.DOTALL):
+        raise ConfigError(field, f"must be {what}, not {value!r}")
+    return value
 
-    def validate(instance: object, attribute: attrs.Attribute[Any], value: float) -> None:
+
+def number(
+    *,
+    at_least: float = 0.0,
+    above: float = -math.inf,
+    at_most: float = math.inf,
+    finite: bool = True,
+    none: bool = False,
+) -> Callable[[object, attrs.Attribute[Any], float | None], None]:
+    """Return an attrs validator that applies `check_number`, and where `none` may be, lets None pass."""
+
+    def validate(instance: object, attribute: attrs.Attribute[Any], value: float | None) -> None:
+        if none and value is None:
+            return
         check_number(attribute.name, value, at_least=at_least, above=above, at_most=at_most, finite=finite)
 
     return validate
@@ -74,7 +89,7 @@ def check_callable(instance: object, attribute: attrs.Attribute[Any], value: obj
         raise ConfigError(attribute.name, f"must be callable, not {value!r}")
 
 
-def one_of(*choices: str) -> Callable[[object, attrs.Attribute[Any], object], None]:
+def one_of(*choices: str | None) -> Callable[[object, attrs.Attribute[Any], object], None]:
     """Return an attrs validator of a field that holds one of `choices`."""
 
     def validate(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
