@@ -995,6 +995,25 @@ async def test_the_address_of_a_dial_is_asked_for_elsewhere_within_the_time_of_t
     assert [dial.request.target for dial in server.dials if dial.request] == ["/?ticket=1"]
 
 
+async def test_an_address_that_cannot_be_had_is_a_failed_attempt_and_not_the_end(
+    autojump_clock: trio.abc.Clock, transport: Transport
+) -> None:
+    tries = 0
+
+    class Asks(Plain):
+        async def connection_info(self, info: ConnectionInfo) -> ConnectionInfo:
+            nonlocal tries
+            tries += 1
+            if tries in (2, 3):
+                raise OSError("the ticket office is closed")
+            return info
+
+    service = Service()
+    async with ScriptedServer(service, then=service) as server, connect(server, Asks(), transport=transport) as conn:
+        await soon(conn.reconnect())
+        assert (tries, conn.epoch) == (4, 2)
+
+
 async def test_a_channels_token_is_asked_for_on_each_link_several_at_once_and_in_order(
     autojump_clock: trio.abc.Clock,
 ) -> None:

@@ -236,8 +236,13 @@ class Supervisor:
         )
         try:
             answer = session.handlers.connection.connection_info(info)
-            if inspect.isawaitable(answer):
-                answer = await answer
+        except Exception as exc:
+            session.handler_failed(exc)
+            return info
+        if inspect.isawaitable(answer):  # what is asked elsewhere may fail: that is worth another attempt
+            asked = answer
+            answer = await ask_provider(lambda: asked, "connection_info", "connect")
+        try:
             if not isinstance(answer, ConnectionInfo):
                 raise ConfigError("connection_info", f"answered a {type(answer).__name__}, which is no ConnectionInfo")
         except Exception as exc:
