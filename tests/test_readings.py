@@ -751,7 +751,7 @@ async def test_no_message_of_a_peer_ends_a_session_by_its_form(
         def read_all(self, messages: Sequence[Any]) -> Sequence[Reading | None]:
             return [None] * len(messages)
 
-    strange = [[], {}, [1], {"a": []}, None, True, 1.5, 10**30, "", "subscribed"]
+    strange: list[Any] = [[], {}, [1], {"a": []}, None, True, 1.5, 10**30, "", "subscribed"]
     fields = ("type", "channel", "id", "method", "result", "channels", "error", "is", "of", "subscription_id", "reason")
     messages = [*strange, *({field: each} for field in fields for each in strange)]
     of_types = itertools.product(("subscribed", "error"), fields, strange)
