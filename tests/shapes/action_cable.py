@@ -29,7 +29,7 @@ def perform(channel: str, action: str, params: Mapping[str, Any] | None = None, 
 
 @attrs.define(eq=False, kw_only=True, slots=False)
 class ActionCable(nova.Adapter):
-    """A cable of an application on Rails; who we are say the URL, or the headers."""
+    """A cable of an application on Rails. Who we are is said by the URL or the headers; it checks `origin`, too."""
 
     path: str = "/cable"
 

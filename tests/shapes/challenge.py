@@ -51,7 +51,7 @@ class Challenging(nova.Adapter):
         return {"op": "subscribe", "channels": [channel], **params}
 
     def handle_subscription_response(self, message: Any) -> list[nova.Granted | nova.Refused]:
-        return [nova.Granted(name) for name in message["granted"]]
+        return [nova.Granted(name) for name in message.get("granted", []) if isinstance(name, str)]
 
     def encode_unsubscription_request(self, channel: str) -> Any:
         return {"op": "unsubscribe", "channels": [channel]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -72,18 +72,26 @@ class _Operations(nova.Dialect):
                 return nova.HeartbeatAsked({"type": "pong"})
             case {"type": "pong"}:
                 return nova.Beat(answers=True)
-            case {"type": kind, "id": str(id)}:
+            case {"type": "next" | "error" | "complete" as kind, "id": str(id)}:
                 return self._read_stream(id, kind, message.get("payload"))
             case _:
                 return nova.Other(message)
 
-    def _read_stream(self, id: Hashable, kind: str, payload: Any) -> nova.Reading:
-        reason = str(payload[0].get("message", "")) or "no reason given" if kind == "error" else ""
-        channel = self._channels.get(str(id))
+    def _read_stream(self, id: str, kind: str, payload: Any) -> nova.Reading:
+        reason = _reason(payload) if kind == "error" else ""
+        channel = self._channels.get(id)
         if channel is None:  # of a request, or of a stream that was given up
-            is_answer = kind != "complete" and not str(id).startswith("s")
+            is_answer = kind in ("next", "error") and not id.startswith("s")
             return nova.Answer(payload, id, reason or None) if is_answer else nova.Many([])
         if kind == "next":
             return nova.Data(channel, payload)
-        del self._channels[str(id)]
+        del self._channels[id]
         return nova.Ended(channel, reason)
+
+
+def _reason(errors: Any) -> str:
+    match errors:
+        case [{"message": str(message)}, *_]:
+            return message
+        case _:
+            return "no reason given"

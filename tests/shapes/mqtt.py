@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 import trio_nova as nova
-from tests.shapes.packets import MqttPackets
+from tests.shapes.packets import Packets
 from trio_nova.handlers.auth import reveal_all
 
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK = 1, 2, 3, 4, 8, 9, 10, 11
@@ -28,6 +28,17 @@ def packet(kind: int, body: bytes, flags: int = 0) -> bytes:
     return head + bytes([size]) + body
 
 
+def body_at(head: bytes) -> int | None:
+    """Return where the body of a packet begins: behind the digits of its length (section 2.2.3)."""
+    return next((at + 1 for at in range(1, len(head)) if head[at] < 128), None)
+
+
+def length(head: bytes) -> int | None:
+    """Return the size of the packet that begins so; None: it takes more of it to tell."""
+    body = body_at(head)
+    return None if body is None else body + sum((head[at] & 127) << 7 * (at - 1) for at in range(1, body))
+
+
 def text(value: str | bytes) -> bytes:
     data = value.encode() if isinstance(value, str) else value
     return len(data).to_bytes(2) + data
@@ -40,7 +51,7 @@ def publish(topic: str, payload: bytes, qos: int = 0, *, retain: bool = False) -
 
 def split(message: bytes) -> tuple[int, int, int | None]:
     """Return the kind of a packet, where its body begins, and where its id stands; None: its kind has none."""
-    kind, start = message[0] >> 4, next(at for at in range(1, 5) if message[at] < 128) + 1
+    kind, start = message[0] >> 4, body_at(message) or 2
     if kind == PUBLISH:
         return kind, start, start + 2 + int.from_bytes(message[start : start + 2]) if message[0] & 6 else None
     return kind, start, start if kind in (PUBACK, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK) else None
@@ -57,7 +68,7 @@ class Mqtt(nova.Adapter):
     def defaults(self) -> Mapping[str, Any]:
         beats = {"heartbeat": nova.MessageHeartbeat(PINGREQ), "ping_interval": KEEP_ALIVE / 2}
         ids = {"correlation": nova.Correlation(first=1, last=65_535)}
-        return {"subprotocols": ["mqtt"], "codec": MqttPackets(), **beats, **ids}
+        return {"subprotocols": ["mqtt"], "codec": Packets(nova.RawCodec(), length, head=5), **beats, **ids}
 
     async def authenticate(self, exchange: nova.AuthExchange, credentials: Any) -> nova.AuthOk:
         login = [text((reveal_all(credentials) or {})[name]) for name in ("username", "password") if credentials]
@@ -65,16 +76,24 @@ class Mqtt(nova.Adapter):
         head = text("MQTT") + bytes([4, flags]) + KEEP_ALIVE.to_bytes(2) + text(self.client_id)
         return await exchange.ask(packet(CONNECT, head + b"".join(login)))
 
-    def read(self, message: bytes) -> nova.Reading | None:
+    def read(self, message: bytes) -> nova.Reading:
+        try:
+            return self._read(message)
+        except (LookupError, UnicodeDecodeError):  # it is cut short, or no packet of this version
+            return nova.Other(message)
+
+    def _read(self, message: bytes) -> nova.Reading:
         kind, start, at = split(message)
         if kind == CONNACK:
             code = message[start + 1]
             return nova.AuthRefused(REASONS.get(code, str(code)), retry=code == UNAVAILABLE) if code else nova.AuthOk()
         if kind == PUBLISH:
-            topic = message[start + 2 :][: int.from_bytes(message[start : start + 2])]
-            payload = start + 2 + len(topic) + (0 if at is None else 2)
+            end = start + 2 + int.from_bytes(message[start : start + 2])
+            payload = end if at is None else end + 2
+            if payload > len(message):
+                raise IndexError
             ack = None if at is None else packet(PUBACK, message[at : at + 2])
-            return nova.Data(topic.decode(), message[payload:], ack=ack)
+            return nova.Data(message[start + 2 : end].decode(), message[payload:], ack=ack)
         return nova.Beat(answers=True) if message == PINGRESP else nova.Answer(message, self.request_id(message))
 
     def request_id(self, message: bytes) -> Hashable | None:

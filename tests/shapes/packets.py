@@ -1,63 +1,60 @@
-"""Packets of MQTT, which need not begin and end where frames do (MQTT 3.1.1 section 6)."""
+"""Packets that need not begin and end where frames do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
 
-import trio_nova as nova
-
-LONGEST_HEAD = 5
-"""Bytes: the kind, and a length of at most four digits of seven bits (section 2.2.3)."""
+from trio_nova import BadMessage, Codec
 
 
 @attrs.frozen
-class MqttPackets:
-    """A codec whose messages are whole packets, as bytes."""
+class Packets:
+    """A codec for packets that tell their length in their first bytes; `inner` makes messages of whole ones."""
+
+    inner: Codec
+    length: Callable[[bytes], int | None]
+    """From the first bytes of a packet to the number of all of them; None: it needs more to tell."""
+    head: int = 16
+    """Bytes within which the length can be told."""
 
     def open_link(self, max_message_size: int) -> _Stream:
-        return _Stream(max_message_size)
+        return _Stream(self, max_message_size)
 
-    def encode(self, message: Any) -> bytes:
-        return bytes(message)
+    def encode(self, message: Any) -> str | bytes:
+        return self.inner.encode(message)
 
     def decode(self, payload: str | bytes) -> Any:
-        return payload
+        return self.inner.decode(payload)
 
 
 @attrs.define
 class _Stream:
     """The packets of one link."""
 
+    _codec: Packets
     _max_size: int
-    _begun: bytearray = attrs.field(factory=bytearray)
+    _begun: bytes = b""
     """The packet of which a part has come."""
 
-    def encode(self, message: Any) -> Sequence[bytes]:
-        return [bytes(message)]
+    def encode(self, message: Any) -> Sequence[str | bytes]:
+        return [self._codec.inner.encode(message)]
 
-    def decode(self, payload: str | bytes) -> Sequence[bytes]:
+    def decode(self, payload: str | bytes) -> Sequence[Any]:
         if isinstance(payload, str):
-            raise nova.BadMessage("MQTT is binary (section 6)")
+            raise BadMessage("a text frame, where there is a stream of binary ones")
         self._begun += payload
-        whole: list[bytes] = []
+        whole: list[Any] = []
         while (size := self._size()) is not None and len(self._begun) >= size:
-            whole.append(bytes(self._begun[:size]))
-            del self._begun[:size]
+            whole.append(self._codec.inner.decode(self._begun[:size]))
+            self._begun = self._begun[size:]
         return whole
 
     def _size(self) -> int | None:
-        """Return the size of the packet that has begun; None: too little of it has come to say."""
-        length, factor = 0, 1
-        for place in range(1, min(len(self._begun), LONGEST_HEAD)):
-            digit = self._begun[place]
-            length, factor = length + (digit & 127) * factor, factor * 128
-            if digit < 128:
-                if length > self._max_size:
-                    raise nova.BadMessage(f"a packet of {length} bytes is too big")
-                return place + 1 + length
-        if len(self._begun) >= LONGEST_HEAD:
-            raise nova.BadMessage("a length of more than four digits (section 2.2.3)")
-        return None
+        head = self._begun[: self._codec.head]
+        size = self._codec.length(head) if head else None
+        if (size or 0) > self._max_size or (size is None and len(head) == self._codec.head):
+            raise BadMessage("a packet that is too big, or does not tell its length")
+        return size

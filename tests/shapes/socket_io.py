@@ -79,14 +79,14 @@ class SocketIo(nova.Adapter):
             case Packet("40", data):
                 return nova.Answer(data)
             case Packet("44", data):
-                return nova.Answer(data, error=str(data.get("message", "")))
+                return nova.Answer(data, error=str(data.get("message")) if isinstance(data, dict) else "refused")
             case Packet("41"):
                 return nova.GoAway(reason="the namespace was left")
             case Packet("43", data, id):
                 return nova.Answer(data, id)
-            case Packet("42", [name, *args], int(id)) if name in self.questions:
+            case Packet("42", [str(name), *args], int(id)) if name in self.questions:
                 return nova.Call(id, [name, *args])
-            case Packet("42", [name, *args], id):
+            case Packet("42", [str(name), *args], id):
                 return nova.Data(name, args, ack=None if id is None else Packet(ACK, [], id))
             case _:
                 return nova.Many([])

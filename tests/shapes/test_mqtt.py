@@ -8,12 +8,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tests.shapes.mqtt import DISCONNECT, PINGREQ, PINGRESP, Mqtt, packet, publish, text
-from tests.shapes.packets import MqttPackets
+from tests.shapes.mqtt import DISCONNECT, PINGREQ, PINGRESP, Mqtt, length, packet, publish, text
 from tests.shapes.stage import next_of, open_on
 from trio_nova import (
     AuthFailed,
-    BadMessage,
     ConnectionBlock,
     Correlation,
     NotSent,
@@ -257,14 +255,26 @@ async def test_pings_are_packets_and_their_answers_tell_the_latency(autojump_clo
         assert (await next_of(events, PongReceived)).rtt == pytest.approx(0.25)
 
 
-def test_a_packet_that_cannot_be_one_is_refused() -> None:
-    stream = MqttPackets().open_link(1000)
-    with pytest.raises(BadMessage, match="four digits"):
-        stream.decode(b"\x30\xff\xff\xff\xff\x01")
-    with pytest.raises(BadMessage, match="too big"):
-        MqttPackets().open_link(1000).decode(b"\x30\xe9\x07")
-    with pytest.raises(BadMessage, match="binary"):
-        stream.decode("text")
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152])
+def test_a_packet_says_how_long_it_is(size: int) -> None:
+    whole = packet(3, bytes(size))
+    assert length(whole[:5]) == len(whole)
+    assert length(whole[:1]) is None
+
+
+async def test_packets_that_make_no_sense_are_received_as_they_came_and_harm_nobody(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    async def broker(peer: Peer) -> None:
+        await greet(peer)
+        await peer.send(
+            packet(3, b"\0\x09cut"), packet(3, b"\0\2\xff\xfe"), packet(4, b""), packet(2, b""), packet(15, b"")
+        )
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(broker) as server, connect(server) as conn:
+        came = [await conn.receive() for _ in range(5)]
+        assert [message[0] >> 4 for message in came] == [3, 3, 4, 2, 15]
 
 
 @pytest.mark.parametrize(

@@ -88,19 +88,19 @@ class _Session(nova.Dialect):
         match message:
             case [int(kind), *_] if kind in (WELCOME, CHALLENGE):
                 return nova.Answer(message)
-            case [int(kind), _, reason] if kind == ABORT:
+            case [int(kind), _, str(reason)] if kind == ABORT:
                 return nova.Answer(message, error=reason)
-            case [int(kind), id, _, *payload] if kind == RESULT:
+            case [int(kind), int(id), _, *payload] if kind == RESULT:
                 return nova.Answer(Payload(*payload[:2]), id)
-            case [int(kind), _, id, _, reason, *_] if kind == ERROR:
+            case [int(kind), _, int(id), _, str(reason), *_] if kind == ERROR:
                 return nova.Answer(message, id, reason)
             case [int(kind), int(id), *_] if kind in (PUBLISHED, SUBSCRIBED, UNSUBSCRIBED, REGISTERED, UNREGISTERED):
                 return nova.Answer(message, id)
-            case [int(kind), subscription, publication, _, *payload] if kind == EVENT:
+            case [int(kind), int(subscription), int(publication), _, *payload] if kind == EVENT:
                 return nova.Data(nova.ByServerId(subscription), Payload(*payload[:2]), id=publication)
-            case [int(kind), id, *_] if kind == INVOCATION:
+            case [int(kind), int(id), *_] if kind == INVOCATION:
                 return nova.Call(id, message)
-            case [int(kind), _, reason] if kind == GOODBYE:
+            case [int(kind), _, str(reason)] if kind == GOODBYE:
                 self._farewell = "wamp.close.goodbye_and_out"
                 return nova.GoAway(reason=reason)
             case _:
