@@ -364,7 +364,7 @@ def test_the_table_of_events_is_the_codes_own() -> None:
     assert set(documented) == {f"`{each.__name__}`" for each in event_classes()}
     for each in event_classes():
         family, level, _, *fields = documented[f"`{each.__name__}`"]
-        kind = {MessageEvent: "message", ErrorEvent: "error"}.get(each, "connection")
+        kind = {MessageEvent: "message", ErrorEvent: "error", events.SecretRevealed: "audit"}.get(each, "connection")
         assert family.split(";")[0] == kind, each.__name__
         own = {field.name for field in attrs.fields(each)}
         assert own == set(re.findall(r"`(\w+)`", "".join(fields))), each.__name__

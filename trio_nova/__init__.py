@@ -122,6 +122,7 @@ from trio_nova.events import RequestSent as RequestSent
 from trio_nova.events import RequestUnresolved as RequestUnresolved
 from trio_nova.events import Resynced as Resynced
 from trio_nova.events import RetryScheduled as RetryScheduled
+from trio_nova.events import SecretRevealed as SecretRevealed
 from trio_nova.events import SessionEnded as SessionEnded
 from trio_nova.events import StateChanged as StateChanged
 from trio_nova.events import SubscriptionConfirmed as SubscriptionConfirmed

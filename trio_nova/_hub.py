@@ -13,7 +13,7 @@ import trio
 from trio_nova._mailbox import Mailbox, Receiver
 from trio_nova.core.bounded import Overflow
 from trio_nova.errors import ConfigError, Lagged, SessionOver
-from trio_nova.events import PER_MESSAGE, Dropped, Event, MessageEvent, Observation, Observer
+from trio_nova.events import ONLY_WHERE_NAMED, Dropped, Event, MessageEvent, Observation, Observer
 from trio_nova.observe import LoggingHandler, MetricsCollector
 
 __all__ = ["Hub", "Listener", "ListenerOverflow"]
@@ -91,8 +91,8 @@ class Listener:
 
 
 def _names(kinds: tuple[type[Event], ...] | None, kind: type[Event]) -> bool:
-    """Return whether an event of `kind` is among `kinds`; None names all but what is made for each message."""
-    return not issubclass(kind, PER_MESSAGE) if kinds is None else issubclass(kind, kinds)
+    """Return whether an event of `kind` is among `kinds`; None names all but `ONLY_WHERE_NAMED`."""
+    return not issubclass(kind, ONLY_WHERE_NAMED) if kinds is None else issubclass(kind, kinds)
 
 
 @attrs.define(eq=False)

@@ -27,7 +27,7 @@ from trio_nova.core.recovery import wait_wished_for
 from trio_nova.core.session import TERMINAL, SessionEvent, State, StateMachine
 from trio_nova.core.verdict import Attempts
 from trio_nova.errors import ConfigError, LinkLost, NovaError, SessionOver
-from trio_nova.events import BecameReady, ErrorEvent, Event, Reconfigured, Reconnected, StateChanged
+from trio_nova.events import BecameReady, ErrorEvent, Event, Reconfigured, Reconnected, SecretRevealed, StateChanged
 from trio_nova.messages import ACTIONS, Action, CloseInfo, Reconnect, Retry
 from trio_nova.secrets import (
     CredentialsSource,
@@ -484,6 +484,7 @@ class Session:
         if credentials is not None:
             owner = "credentials" if source is self.config.credentials else "credentials on trial"
             self.redactor.keep(owner, secrets_in(credentials))
+            self.tell(SecretRevealed(secret=owner, to=f"{type(self.handlers.auth).__name__}.authenticate"))
         return credentials
 
     def protect(self, error: BaseException) -> None:

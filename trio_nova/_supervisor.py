@@ -43,6 +43,7 @@ from trio_nova.events import (
     LinkClosed,
     LinkOpened,
     RetryScheduled,
+    SecretRevealed,
     SessionEnded,
 )
 from trio_nova.handlers import ConnectionInfo
@@ -294,6 +295,7 @@ class Supervisor:
             close_timeout=config.close_timeout,
             wall_clock=config.wall_clock,
             on_phase=self._enter_phase,
+            on_reveal=self._revealed if self._session.hub.hears(SecretRevealed) else None,
         )
 
     def _turn(self, dial: Dial, within: float) -> Turn:
@@ -305,6 +307,9 @@ class Supervisor:
         if turn.must_wait:
             session.tell(DialQueued(url=str(dial.url), under_way=turn.under_way))
         return turn
+
+    def _revealed(self, secret: str, to: str) -> None:
+        self._session.tell(SecretRevealed(secret=secret, to=to))
 
     def _enter_phase(self, phase: Phase) -> None:
         self._phase = phase

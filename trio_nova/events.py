@@ -13,7 +13,7 @@ import attrs
 
 T = TypeVar("T")
 
-Family: TypeAlias = Literal["connection", "message", "error"]
+Family: TypeAlias = Literal["connection", "message", "error", "audit"]
 
 
 @attrs.frozen(kw_only=True)
@@ -42,7 +42,7 @@ class Observation:
 Observer: TypeAlias = Callable[[Observation], object]
 """A plain function that is told what happens, as it happens, and in order. A strategy: `Config.observers`.
 
-It hears what `hears` has named, else all but the `PER_MESSAGE` events. It must not call into the session. One that
+It hears what `hears` has named, else all but the `ONLY_WHERE_NAMED` events. It must not call into the session. One that
 raises is told nothing any more; that it failed is told to the others, as an `ErrorEvent`.
 """
 
@@ -558,6 +558,21 @@ class MessageEvent(Event):
 
 
 @attrs.frozen(kw_only=True)
+class SecretRevealed(Event):
+    """A secret was handed on: to who writes it to the network, or to a hook. Never its value. Only told who names it.
+
+    Of a dial it is told where the bytes of the request are made, for each request, those of redirects included.
+    """
+
+    family: ClassVar[Family] = "audit"
+
+    secret: str
+    """In words, by its place or name: "header authorization", "parameter token", "login of the URL", "credentials"."""
+    to: str
+    """The origin of the server, the URL of the proxy without its login, or the hook."""
+
+
+@attrs.frozen(kw_only=True)
 class ErrorEvent(Event):
     """Something went wrong: logged by `log_error_event`."""
 
@@ -575,3 +590,6 @@ Category: TypeAlias = Literal[
 
 PER_MESSAGE: tuple[type[Event], ...] = (MessageEvent, RateConsumed)
 """Events that would be made for each message, or batch of them: made only where an observer names them."""
+
+ONLY_WHERE_NAMED: tuple[type[Event], ...] = (*PER_MESSAGE, SecretRevealed)
+"""Events that observers and listeners are told only if they name them."""

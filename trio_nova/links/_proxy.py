@@ -111,6 +111,8 @@ async def connect_through(
     dial.on_phase("proxy")
     if context is not None:
         stream = await _lay_tls(stream, proxy, context)
+    if proxy.wants_login and dial.on_reveal is not None:
+        dial.on_reveal("login of the proxy", f"{proxy.scheme}://{proxy}")
     try:
         await connect(stream, dial, proxy)
     except (OSError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:

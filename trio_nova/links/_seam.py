@@ -92,9 +92,11 @@ class Dial:
     wall_clock: Callable[[], float] = attrs.field(default=time.time, repr=False)
     """Seconds since the epoch of Unix: for the dates of a Retry-After."""
     on_phase: Callable[[Phase], None] = attrs.field(default=lambda phase: None, repr=False)
+    """Told each phase as it begins, so that a time-out can say how far the attempt got."""
+    on_reveal: Callable[[str, str], None] | None = attrs.field(default=None, repr=False)
+    """Told of each secret that bytes are made of: its name or place, and where it goes; never its value."""
     session: str = ""
     """The id of the session, for the names of tasks."""
-    """Told each phase as it begins, so that a time-out can say how far the attempt got."""
 
     @property
     def offered(self) -> tuple[str, ...]:

@@ -6,14 +6,15 @@ import base64
 import hashlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from urllib.parse import unquote_to_bytes
 
 import attrs
 
-from trio_nova.errors import HandshakeInvalid
+from trio_nova.errors import HandshakeInvalid, printable
 from trio_nova.links._cookies import cookie_header
 from trio_nova.links._seam import Dial
+from trio_nova.secrets import Secret, secret_parameter, secrets_in_headers, secrets_in_url
 
 __all__ = [
     "HEAD_LIMIT",
@@ -181,6 +182,9 @@ def upgrade_headers(dial: Dial) -> tuple[str, list[tuple[bytes, bytes]]]:
 
     That is the headers, the cookies of redirects, and the login of the URL where there is no Authorization.
     """
+    if dial.on_reveal is not None:
+        for secret in _secrets_of(dial):
+            dial.on_reveal(secret, dial.url.origin)
     given = {name.lower(): value.reveal() for name, value in dial.headers}
     headers = [
         (name.encode("ascii"), value.reveal().encode("latin-1"))
@@ -194,6 +198,22 @@ def upgrade_headers(dial: Dial) -> tuple[str, list[tuple[bytes, bytes]]]:
         login = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
         headers.append((b"Authorization", b"Basic " + base64.b64encode(login)))  # RFC 7617
     return given.get("host", dial.url.authority), headers
+
+
+def _secrets_of(dial: Dial) -> Iterator[str]:
+    """Yield the names, or the places, of what is secret in the request."""
+    for name, value in dial.headers:
+        if any(secrets_in_headers({name: value.reveal()})):
+            yield f"header {name.lower()}"
+    if cookie_header(dial.cookies, dial.url, ""):
+        yield "cookies of a redirect"
+    if dial.url.userinfo:
+        yield "login of the URL"
+    if any(secrets_in_url(attrs.evolve(dial.url, userinfo="").full)):
+        parameter = secret_parameter(dial.url.query)
+        yield "query of the URL" if parameter is None else f"parameter {printable(parameter, 40)}"
+    if any(isinstance(name, Secret) for name in dial.subprotocols):
+        yield "token among the subprotocols"
 
 
 def upgrade_request(dial: Dial, key: str, extensions: str = "") -> bytes:

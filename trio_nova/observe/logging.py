@@ -137,6 +137,7 @@ _SENTENCES: Mapping[type[Event], str] = {
     events.AuthStarted: "authenticates",
     events.Authenticated: "is authenticated after {duration} s",
     events.AuthUnsuccessful: "is not authenticated: {error}",
+    events.SecretRevealed: "handed {secret} to {to}",
     events.MessageEvent: "{direction} {kind} of {size} bytes, type {message_type!r}",
     events.ErrorEvent: "{category} error ({context}): {error}",
 }
