@@ -267,6 +267,7 @@ async def test_packets_that_make_no_sense_are_received_as_they_came_and_harm_nob
 ) -> None:
     async def broker(peer: Peer) -> None:
         await greet(peer)
+        await trio.sleep(1.0)  # the login is done by then
         await peer.send(
             packet(3, b"\0\x09cut"), packet(3, b"\0\2\xff\xfe"), packet(4, b""), packet(2, b""), packet(15, b"")
         )
