@@ -24,6 +24,7 @@ DEBIAN_PACKAGES = {
 """Where the programs come from that the live tests run."""
 
 BY_VERSIONS = [
+    "tests/codecs",
     "tests/demo",
     "tests/links",
     "tests/testing",
@@ -76,7 +77,9 @@ def floors(session: nox.Session) -> None:
     """Run what depends on versions on the lowest ones that pyproject.toml allows; `-- tests` runs all."""
     project = nox.project.load_toml("pyproject.toml")["project"]
     extras = project["optional-dependencies"]
-    wanted = project["dependencies"] + extras["cli"] + extras["proxy"] + extras["testing"] + extras["test"]
+    wanted = (
+        project["dependencies"] + extras["cli"] + extras["proxy"] + extras["testing"] + extras["zstd"] + extras["test"]
+    )
     session.install(".", *(each.replace(">=", "==") for each in wanted if ">=" in each))
     session.run("pytest", "-n", "auto", *(session.posargs or BY_VERSIONS))
 

@@ -1,0 +1,84 @@
+"""MessagePack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import msgspec
+
+from trio_nova.codecs._json import UNREADABLE
+from trio_nova.codecs._own import refuse_own
+from trio_nova.codecs._weights import MARK_WEIGHT, weigh_json
+from trio_nova.core import check_callable
+from trio_nova.errors import BadMessage, ConfigError
+
+
+def _refuse_extension(code: int, data: memoryview) -> Any:
+    raise BadMessage(f"MessagePack of the extension type {code}, for which there is no ext_hook")
+
+
+@attrs.frozen
+class MsgpackCodec:
+    """MessagePack in binary frames, both ways.
+
+    `type` makes decoding typed: any type that msgspec knows, a Struct say. Decoding is strict: no trailing bytes,
+    bounded nesting, text that is UTF-8. A text frame is a `BadMessage`, and so is an extension type that the hook
+    does not know. Timestamps, extension type -1, are `datetime` without a hook.
+    """
+
+    type: Any = Any
+    ext_hook: Callable[[int, memoryview], Any] = attrs.field(
+        default=_refuse_extension, validator=check_callable, kw_only=True
+    )
+    """Given the code and the bytes of an extension type, returns its value; what it raises is a `BadMessage`."""
+    enc_hook: Callable[[Any], Any] | None = attrs.field(
+        default=None, validator=attrs.validators.optional(check_callable), kw_only=True
+    )
+    """Given an object that MessagePack has no form for, returns one that it has, `msgspec.msgpack.Ext` say."""
+    _decoder: msgspec.msgpack.Decoder[Any] = attrs.field(init=False, repr=False, eq=False)
+    _encoder: msgspec.msgpack.Encoder = attrs.field(init=False, repr=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        try:
+            decoder = msgspec.msgpack.Decoder(self.type, ext_hook=self.ext_hook)
+        except TypeError as exc:
+            raise ConfigError("type", str(exc)) from exc
+        object.__setattr__(self, "_decoder", decoder)
+        object.__setattr__(self, "_encoder", msgspec.msgpack.Encoder(enc_hook=self.enc_hook))
+
+    def encode(self, message: Any) -> bytes:
+        try:
+            payload = self._encoder.encode(message)
+            refuse_own(message)
+        except BadMessage:
+            raise
+        except Exception as exc:  # of the hook, too
+            kind = type(message).__name__
+            raise BadMessage(f"a value of type {kind} cannot be sent as MessagePack: {exc}") from exc
+        return payload
+
+    def decode(self, payload: str | bytes) -> Any:
+        if isinstance(payload, str):
+            raise BadMessage("a text frame, where MessagePack was expected")
+        try:
+            return self._decoder.decode(payload)
+        except BadMessage:
+            raise
+        except Exception as exc:
+            raise BadMessage(f"not the MessagePack that was expected: {type(exc).__name__}") from exc
+
+    def decode_all(self, payloads: Sequence[str | bytes]) -> Sequence[Any]:
+        """Return the messages of all `payloads`; raises like `decode`, if any of them is bad."""
+        return list(map(self.decode, payloads))
+
+    def weigh(self, payload: str | bytes, message: Any) -> int:
+        """Return about what the message takes in memory."""
+        try:
+            return max(len(payload), weigh_json(_as_json.encode(message)))
+        except (*UNREADABLE, TypeError):
+            return MARK_WEIGHT * len(payload)  # each byte an array
+
+
+_as_json = msgspec.json.Encoder(enc_hook=lambda value: None)
