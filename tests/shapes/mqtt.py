@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 import trio_nova as nova
-from tests.shapes.packets import Packets
+from trio_nova.codecs import Packets
 from trio_nova.handlers.auth import reveal_all
 
 CONNECT, CONNACK, PUBLISH, PUBACK, SUBSCRIBE, SUBACK, UNSUBSCRIBE, UNSUBACK = 1, 2, 3, 4, 8, 9, 10, 11
