@@ -14,13 +14,14 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import (
     Channel,
+    Data,
     FeedOptions,
     Gap,
     JsonCodec,
     ListBackoff,
     Resynced,
-    SequenceNumber,
     State,
+    Step,
     SubscriptionHandler,
     SubscriptionRejected,
     Tracker,
@@ -68,11 +69,14 @@ class Books(SubscriptionHandler):
     """Watches `seq` of changes that are worth nothing without a snapshot."""
 
     def tracker(self, channel: Channel) -> Tracker:
-        return Tracker(SequenceNumber(read_number, is_snapshot=is_snapshot), resync=True)
+        return Tracker(resync=True)
 
-
-def read_number(message: Any) -> int | None:
-    return message.get("seq")  # type: ignore[no-any-return]
+    def read(self, message: Any) -> Data | None:
+        match message:
+            case {"channel": channel, "seq": number}:
+                return Data(channel, message, Step(number, snapshot=is_snapshot(message)))
+            case _:
+                return None
 
 
 def is_snapshot(message: Any) -> bool:
@@ -419,7 +423,10 @@ async def test_channels_that_are_no_books_are_not_asked_for_anew(autojump_clock:
     @attrs.define(eq=False)
     class Numbered(SubscriptionHandler):
         def tracker(self, channel: Channel) -> Tracker:
-            return Tracker(SequenceNumber(read_number))
+            return Tracker()
+
+        def read(self, message: Any) -> Data | None:
+            return Data(message["channel"], message, message["seq"]) if "seq" in message else None
 
     async with GenericVenue() as venue, connect(venue, Numbered) as conn:
         async with conn.subscribe("a"), conn.subscribe("a") as second:

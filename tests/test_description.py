@@ -219,7 +219,7 @@ async def test_a_platform_adapter_speaks_as_its_hooks_say(autojump_clock: trio.a
             stream_factory=server.stream_factory,
             ssl_context=server.client_ssl_context,
         ) as conn:
-            async with conn.subscribe("trades.BTC", depth=10):
+            async with conn.subscribe("trades.BTC", params={"depth": 10}):
                 assert await conn.receive() == {"type": "news", "n": 1}
                 assert await conn.receive() == "plain text"
                 await wait_all_tasks_blocked()
@@ -251,7 +251,7 @@ async def test_a_platform_adapter_signs_in_and_subscribes_again_on_every_link(au
             stream_factory=server.stream_factory,
             ssl_context=server.client_ssl_context,
         ) as conn:
-            async with conn.subscribe("trades.BTC", depth=10):
+            async with conn.subscribe("trades.BTC", params={"depth": 10}):
                 await conn.reconnect()
             await wait_all_tasks_blocked()
         await server.dials[1].wait_ended()

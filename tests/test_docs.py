@@ -438,6 +438,7 @@ def test_the_table_of_limits_is_the_codes_own(page: str) -> None:
 NO_LIMITS = {
     "__main__": "of the demo",
     "_link.grant._FIRST": "a priority",
+    "_subscriptions.MAX_NAMED": "what an error names",
     "_mailbox._HIGH_WATER": "when an event tells of the inbox",
     "_mailbox._LOW_WATER": "when an event tells of the inbox",
     "adapters.deribit.UNAUTHORIZED": "a code of the service",

@@ -11,15 +11,17 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import (
+    Beat,
     Channel,
+    Data,
     FeedOptions,
     FeedStale,
     Gap,
     JsonCodec,
     ListBackoff,
     PingHeartbeat,
-    SequenceNumber,
     State,
+    Step,
     SubscriptionHandler,
     open_connection,
 )
@@ -49,7 +51,10 @@ class Numbered(SubscriptionHandler):
     """Watches `seq`, which goes on across links."""
 
     def tracker(self, channel: Channel) -> Tracker:
-        return Tracker(SequenceNumber(lambda message: message["seq"]))
+        return Tracker()
+
+    def read(self, message: Any) -> Data | None:
+        return Data(message["channel"], message, message["seq"]) if "seq" in message else None
 
 
 @attrs.define(eq=False)
@@ -57,10 +62,18 @@ class Book(SubscriptionHandler):
     """Watches `seq` of changes that are worth nothing without a snapshot."""
 
     def tracker(self, channel: Channel) -> Tracker:
-        numbers = SequenceNumber(
-            lambda message: message["seq"], is_snapshot=lambda message: message["data"] == "snapshot"
-        )
-        return Tracker(numbers, resync=True)
+        return Tracker(resync=True)
+
+    def read(self, message: Any) -> Data | None:
+        return read_change(message)
+
+
+def read_change(message: Any) -> Data | None:
+    match message:
+        case {"channel": channel, "seq": number, "data": data}:
+            return Data(channel, message, Step(number, snapshot=data == "snapshot"))
+        case _:
+            return None
 
 
 def shown(items: list[Any]) -> list[Any]:
@@ -213,16 +226,14 @@ async def test_a_gap_is_told_where_data_came_before_a_confirmation_that_never_ca
 class OverAll(SubscriptionHandler):
     """Watches `n`, which counts all messages of a link; those of books are snapshots or changes."""
 
-    def link_tracker(self) -> Tracker:
-        return Tracker(SequenceNumber(lambda message: message.get("n")))
+    def link_step(self, message: Any) -> int | None:
+        return message.get("n")  # type: ignore[no-any-return]
 
     def tracker(self, channel: Channel) -> Tracker | None:
-        if channel.name != "book":
-            return None
-        changes = SequenceNumber(
-            lambda message: message.get("seq"), is_snapshot=lambda message: message["data"] == "snapshot"
-        )
-        return Tracker(changes, resync=True)
+        return Tracker(resync=True) if channel.name == "book" else None
+
+    def read(self, message: Any) -> Data | None:
+        return read_change(message)
 
 
 class Counting:
@@ -317,5 +328,5 @@ async def test_a_gap_in_the_sequence_of_a_link_has_its_books_asked_for_anew(auto
 class Beats(PingHeartbeat):
     """Takes messages of one type for the service's heartbeat."""
 
-    def is_beat(self, message: Any) -> bool:
-        return bool(message.get("type") == "beat")
+    def read(self, message: Any) -> Beat | None:
+        return Beat() if message.get("type") == "beat" else None

@@ -473,7 +473,7 @@ async def ask_badly(conn: trio_nova.Connection) -> None:
 
 
 async def subscribe_badly(conn: trio_nova.Connection) -> None:
-    async with conn.subscribe("ticks", feed=5, depth=object()):  # type: ignore[arg-type]
+    async with conn.subscribe("ticks", feed=5, params={"depth": object()}):  # type: ignore[arg-type]
         pytest.fail("it was subscribed to")
 
 
@@ -1250,9 +1250,6 @@ class Refuses(trio_nova.SubscriptionHandler):
     def handle_subscription_response(self, message: Any) -> Any:
         refused = isinstance(message, dict) and message.get("type") == "error" and message.get("channel")
         return trio_nova.Refused("ticks", message["error"]) if refused else None
-
-    def channel_of(self, message: Any) -> Any:
-        return message.get("channel") if isinstance(message, dict) and "data" in message else None
 
 
 @pytest.mark.parametrize("echo", ECHOES)

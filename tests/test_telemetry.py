@@ -636,6 +636,8 @@ def hole(outcome: Literal["resumed", "lost", "unknown"], lost: int | None) -> Ev
         epoch_to=2,
         since=0.0,
         until=1.0,
+        wall_since=0.0,
+        wall_until=0.0,
         cause="link 1 lost, code 1006",
         outcome=outcome,
         lost=lost,
@@ -664,6 +666,14 @@ SENTENCES: tuple[tuple[Event, str], ...] = (
         "is over: link 2 lost (4000 \\x1b[2J)",
     ),
     (events.SessionEnded(error=None), "is over"),
+    (
+        events.SubscriptionEnded(id=3, channel="trades", reason="expired"),
+        "subscription 3 to trades was ended by the service, which says 'expired'",
+    ),
+    (
+        events.MoveAsked(within=None, to="", reason="a new version"),
+        "link 1: the service asks for another one, and says 'a new version'",
+    ),
     (events.RequestUnresolved(id=7, error=None), "request 7 was given up"),
     (events.LinkOpened(connect_time=0.123456), "link 1 is up after 0.123 s"),
 )

@@ -71,7 +71,7 @@ async def test_the_greeting_of_the_public_service_is_waited_for_and_is_nobodys_a
         await peer.echo()
 
     public = Echo(url="ws://localhost/", greets=True)
-    assert (Echo().greets, NEARBY.greets) == (True, False)
+    assert (Echo().greets, NEARBY.greets, Echo(host="localhost").greets) == (True, False, False)
     async with ScriptedServer(then=greet) as server:
         async with open_connection(public, stream_factory=server.stream_factory, backoff=ListBackoff([1.0])) as conn:
             assert trio.current_time() == 1.0
@@ -80,6 +80,14 @@ async def test_the_greeting_of_the_public_service_is_waited_for_and_is_nobodys_a
             assert await conn.request("Hello again") == "Hello again"
             with pytest.raises(trio.WouldBlock):
                 conn.receive_nowait()
+
+
+async def test_a_service_that_has_ceased_to_greet_is_spoken_to_all_the_same(autojump_clock: trio.abc.Clock) -> None:
+    async with ScriptedServer(echo) as server:
+        silent = Echo(url="ws://localhost/", greets=True)
+        async with open_connection(silent, stream_factory=server.stream_factory) as conn:
+            assert trio.current_time() == 2.0
+            assert await conn.request("Hello") == "Hello"
 
 
 async def test_a_message_that_was_given_up_does_not_answer_the_next(autojump_clock: trio.abc.Clock) -> None:

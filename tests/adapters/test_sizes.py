@@ -30,6 +30,6 @@ def test_docstrings_comments_and_empty_lines_are_no_code() -> None:
     assert count_code(source) == 5
 
 
-@pytest.mark.parametrize(("name", "most"), [("echo", 26), ("jsonrpc", 115), ("deribit", 230)])
+@pytest.mark.parametrize(("name", "most"), [("echo", 30), ("jsonrpc", 115), ("deribit", 230)])
 def test_an_adapter_that_comes_with_the_library_is_short(name: str, most: int) -> None:
     assert count_code((ADAPTERS / f"{name}.py").read_text()) <= most

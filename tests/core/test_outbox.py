@@ -238,15 +238,15 @@ def test_what_is_for_a_link_that_is_lost_is_refused_and_the_rest_waits_on() -> N
 def test_a_frame_is_made_once_for_the_link_that_writes_it() -> None:
     made: list[tuple[Any, Any]] = []
 
-    def make(what: Any, link: Any) -> str:
+    def make(what: Any, link: Any) -> list[str]:
         made.append((what, link))
-        return "frame"
+        return ["frame", "and its rest"]
 
     late = message("", size=0, message={"n": 1}, make=make)
     for link in ("first", "second"):
         late.prepare(link)
     assert made == [({"n": 1}, "first")]
-    assert (late.frame, late.size, late.message) == ("frame", 5, None)
+    assert (late.frame, late.rest, late.size, late.message) == ("frame", ["and its rest"], 17, None)
 
 
 # --------------------------------------------------------------------------- bounds and expiry

@@ -54,6 +54,8 @@ def gap(lost: int | None, *epochs: int, outcome: Any = "lost", channel: str = "t
         epoch_to=after,
         since=0.0,
         until=0.0,
+        wall_since=0.0,
+        wall_until=0.0,
         cause="",
         outcome=outcome,
         lost=lost,

@@ -17,6 +17,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import trio_nova
 from trio_nova import (
     Channel,
+    Data,
     FeedOptions,
     Gap,
     JsonCodec,
@@ -24,7 +25,6 @@ from trio_nova import (
     MessageHandler,
     NotSent,
     OutcomeUnknown,
-    SequenceNumber,
     State,
     SubscriptionHandler,
     SubscriptionRejected,
@@ -239,7 +239,10 @@ class Resuming(SubscriptionHandler):
     resumes = True
 
     def tracker(self, channel: Channel) -> Tracker:
-        return Tracker(SequenceNumber(lambda message: message["seq"]))
+        return Tracker()
+
+    def read(self, message: Any) -> Data | None:
+        return Data(message["channel"], message, message["seq"]) if "seq" in message else None
 
     def resume(self, channel: Channel, last: Any) -> Mapping[str, Any]:
         return {**channel.params, "from": last["seq"] + 1}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
+import trio
 
 from trio_nova.adapter import Adapter
 from trio_nova.client import Client
@@ -16,6 +17,10 @@ from trio_nova.readings import AuthOk
 
 __all__ = ["Echo", "EchoClient"]
 
+PUBLIC = "echo.websocket.org"
+GREETS_WITHIN = 2.0
+"""Seconds. A service that was silent for so long does not greet any more."""
+
 
 @attrs.define(eq=False, kw_only=True, slots=False)
 class Echo(Adapter):
@@ -24,16 +29,17 @@ class Echo(Adapter):
     Text stays `str` and binary stays `bytes`; the first answer belongs to the first question.
     """
 
-    host: str = "echo.websocket.org"
-    greets: bool = attrs.field(default=attrs.Factory(lambda self: reveal(self._address) is None, takes_self=True))
-    """Whether the server says something first, as the public one does: that is no answer, and is waited for."""
+    host: str = PUBLIC
+    greets: bool = attrs.Factory(lambda self: (self.host, reveal(self._address)) == (PUBLIC, None), takes_self=True)
+    """Whether the server says something first, as the public one does: that is no answer, and is awaited for 2 s."""
 
     def defaults(self) -> Mapping[str, Any]:
         return {"codec": RawCodec(), "correlation": InOrder()}
 
     async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
         if self.greets:
-            await exchange.receive()
+            with trio.move_on_after(GREETS_WITHIN):
+                await exchange.receive()
         return AuthOk()
 
 

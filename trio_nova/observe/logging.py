@@ -130,6 +130,8 @@ _SENTENCES: Mapping[type[Event], str] = {
     events.AnswerUnmatched: "an answer came to no request under way",
     events.SubscriptionConfirmed: "subscription {id} to {channel} is confirmed",
     events.SubscriptionRefused: "subscription {id} to {channel} was refused: {reason}",
+    events.SubscriptionEnded: "subscription {id} to {channel} was ended by the service, which says {reason!r}",
+    events.MoveAsked: "link {epoch}: the service asks for another one, and says {reason!r}",
     events.SubscriptionsRestored: "{confirmed} subscriptions restored, {rejected} refused, in {duration} s",
     events.Resynced: "{channel} is whole again",
     events.FeedStale: "nothing came on {channel} for {age} s",
