@@ -518,6 +518,16 @@ async def test_other_messages_do_not_answer_a_batch(autojump_clock: trio.abc.Clo
         assert len(await node.connection.receive_batch()) == 4
 
 
+async def test_an_answer_to_a_batch_may_stand_behind_one_to_another(autojump_clock: trio.abc.Clock) -> None:
+    async def answer(peer: Peer, asked: Any) -> None:
+        await peer.send_json(
+            [result("batch-0-0", "of another"), *(result(call["id"], call["method"]) for call in asked)]
+        )
+
+    async with ScriptedServer(answering(answer)) as server, connect(server) as node:
+        assert await node.batch([("a", None), ("b", None)]) == ["a", "b"]
+
+
 async def test_two_clients_of_one_connection_keep_their_batches_apart(autojump_clock: trio.abc.Clock) -> None:
     held: list[Any] = []
 

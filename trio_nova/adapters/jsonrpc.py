@@ -211,7 +211,7 @@ class JsonRpcClient(Client):
 
         def is_answer(message: Any) -> bool:
             if isinstance(message, tuple):
-                return bool(message[0]["id"].startswith(prefix))
+                return any(answer["id"].startswith(prefix) for answer in message)
             # Or the one error that answers an array which was not understood.
             is_nobodys = isinstance(message, dict) and message.get("id") is message.get("method") is None
             return is_nobodys and getattr(read_error(message), "kind", "") in ("parse error", "invalid request")
