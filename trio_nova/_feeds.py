@@ -48,6 +48,8 @@ __all__ = [
 
 T_co = TypeVar("T_co", covariant=True)
 
+MAX_KNOWN_IDS = 10_000
+"""Ids of messages of a channel that can be back-filled, by which repetitions are told; the oldest is forgotten."""
 NOTICE_SIZE = 512
 """Bytes that a notice between the messages of a feed is charged."""
 FeedOverflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "fail"]
@@ -81,11 +83,16 @@ class FeedOptions:
 
 
 class Carrier(Protocol):
-    """The link that has brought a message."""
+    """The link that has brought a message, or the one on which a message came to be asked for elsewhere."""
 
     @property
     def epoch(self) -> int:
-        """Its number."""
+        """The number of the link that brought the message; 0: none did."""
+        ...
+
+    @property
+    def link(self) -> Carrier:
+        """The carrier of what the link itself brings."""
         ...
 
     def acknowledge(self, message: Any) -> None:
@@ -348,6 +355,10 @@ class Subscription:
     """The loss of a link over which messages may have been missed; None once that is told."""
     _lost_at: float = attrs.field(default=0.0, init=False)
     _lost_wall: float = attrs.field(default=0.0, init=False)
+    _is_filling: bool = attrs.field(default=False, init=False)
+    """Whether the message at hand was missed, and is brought now: the gap is told when all are."""
+    _known: dict[Hashable, None] = attrs.field(factory=dict, init=False)
+    """Ids of messages that were delivered, where they may be brought again by a back-fill."""
 
     @property
     def label(self) -> str:
@@ -373,6 +384,7 @@ class Subscription:
             and self._lost is None
             and self.max_age == math.inf
             and not self._session.hooks.resumes_after
+            and not self._session.hooks.backfills
         )
 
     @property
@@ -490,7 +502,12 @@ class Subscription:
     @property
     def has_hole(self) -> bool:
         """Whether messages may be missing over the loss of a link, which could be brought from elsewhere."""
-        return self._lost is not None and bool(self.feeds) and (self.tracker is None or not self.tracker.resync)
+        return self._lost is not None and bool(self.feeds) and self._is_filled
+
+    @property
+    def _is_filled(self) -> bool:
+        """Whether what is missed is brought from elsewhere: not so of a book, which a snapshot mends."""
+        return self._session.hooks.backfills and (self.tracker is None or not self.tracker.resync)
 
     @property
     def wanted_channel(self) -> Channel:
@@ -507,21 +524,22 @@ class Subscription:
     def fill(self, data: Data, carrier: Carrier) -> None:
         """Give a message that was missed to those who read, unless they have it."""
         step = as_step(data.step)
-        if self.tracker is None or step is None or step.last is None:
-            self._put(data, None, None, trio.current_time(), carrier)
-        elif self.tracker.last is None or step.last > self.tracker.last:
-            lost, self._lost = self._lost, None  # told when the fill has come to its end
+        if self.tracker is not None and step is not None and step.last is not None and not self.tracker.is_ahead(step):
+            acknowledge_unread(data, carrier)
+            return
+        self._is_filling = True
+        try:
             self.deliver(data, None, None, trio.current_time(), carrier)
-            self._lost = lost
+        finally:
+            self._is_filling = False
 
     def filled(self, *, is_whole: bool) -> None:
-        """Tell the gap over a loss, when what was missed has been brought, or cannot be."""
-        if self._lost is None:
-            return
-        if self.tracker is None:
+        """Tell the gap over a loss, when what was missed has been brought, or cannot be.
+
+        Where there are numbers, that of the next message tells what became of it.
+        """
+        if self._lost is not None and self.tracker is None:
             self.tell_gap("unknown" if is_whole else "lost")
-        elif is_whole:
-            self.tell_gap("resumed")
 
     # ----------------------------------------------------------------- data
 
@@ -529,11 +547,24 @@ class Subscription:
         """Give a message to those who read; return whether a snapshot must be asked for. See `Feed._give`."""
         if self.max_age < math.inf:
             self.heard_at, self.is_stale = now, False
+        if data.id is not None and self._is_filled and self._knows(data.id):
+            self.duplicates += 1
+            acknowledge_unread(data, carrier)
+            return False
         if self.tracker is not None:
             return self._deliver_in_sequence(self.tracker, data, frame, charge, now, carrier)
-        if self._lost is not None:
+        if self._lost is not None and not self._is_filling:
             self.tell_gap("unknown")
         self._put(data, frame, charge, now, carrier)
+        return False
+
+    def _knows(self, id: Hashable) -> bool:
+        """Return whether a message of this id was delivered; from now on it is known."""
+        if id in self._known:
+            return True
+        self._known[id] = None
+        if len(self._known) > MAX_KNOWN_IDS:
+            del self._known[next(iter(self._known))]
         return False
 
     def _deliver_in_sequence(
@@ -553,7 +584,7 @@ class Subscription:
             return False
         match verdict:
             case Deliver():
-                if self._lost is not None:
+                if self._lost is not None and not self._is_filling:
                     self.tell_gap("unknown" if self.last is None else "resumed")
                 self._put(data, frame, charge, now, carrier)
             case Duplicate():
@@ -568,9 +599,11 @@ class Subscription:
                 return True
             case Held():
                 pass
-            case Renewed(known):
+            case Renewed(known, following):
                 newcomers, self.newcomers = self.newcomers, ()
                 self._put(data, frame, charge, now, carrier, newcomers if known else self.feeds)
+                for each in following:
+                    self._put(each, None, None, now, carrier.link, newcomers)
             case BackInStep(messages, gap):
                 if self._lost is not None or (gap is not None and not gap.held):
                     self.tell_gap("lost" if gap is not None else "unknown")
@@ -578,7 +611,7 @@ class Subscription:
                     self._notify(Resynced(id=self.id, channel=self.label))
                 self.newcomers = ()
                 for each in messages:
-                    self._put(each, None, None, now, carrier)
+                    self._put(each, None, None, now, carrier if each is data else carrier.link)
         return False
 
     def _put(

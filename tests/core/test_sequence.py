@@ -25,6 +25,7 @@ from trio_nova.core.sequence import (
     Verdict,
 )
 from trio_nova.errors import BadMessage, ConfigError
+from trio_nova.readings import Data
 
 DELIVER, DUPLICATE, NEED_SNAPSHOT, HELD = Deliver(), Duplicate(), NeedSnapshot(), Held()
 
@@ -463,6 +464,36 @@ def test_what_comes_before_a_snapshot_that_was_asked_for_though_all_was_well_is_
     assert see(tracker, snap(7)) == DELIVER
 
 
+def test_a_snapshot_from_elsewhere_is_joined_for_who_waits_to_what_others_got_since_it_was_announced() -> None:
+    tracker = in_step(at=500)
+    tracker.renew()
+    assert seen(tracker, *range(501, 1000)) == [DELIVER] * 499
+    assert see(tracker, snap(499)) == NEED_SNAPSHOT  # 500 was delivered before
+    assert tracker.awaits_snapshot
+    joined = Renewed(known=True, following=tuple(map(change, range(601, 1000))))
+    assert see(tracker, snap(600)) == joined  # however far behind it is
+    assert not tracker.awaits_snapshot
+    assert see(tracker, snap(998)) == DUPLICATE
+    assert seen(tracker, 1000) == [DELIVER]
+
+
+def test_no_more_is_kept_for_a_snapshot_that_was_announced_than_may_be_held_back() -> None:
+    tracker = Tracker(True, max_held=3)
+    see(tracker, snap(5))
+    tracker.renew()
+    seen(tracker, 6, 7, 8, 9)
+    assert see(tracker, snap(5)) == NEED_SNAPSHOT
+    assert see(tracker, snap(6)) == Renewed(known=True, following=(change(7), change(8), change(9)))
+
+
+def test_what_came_on_the_link_before_is_not_joined_to_a_snapshot() -> None:
+    tracker = in_step(at=5)
+    tracker.renew()
+    seen(tracker, 6, 7)
+    tracker.restart()
+    assert see(tracker, snap(6)) == BackInStep((snap(6),), None)
+
+
 def test_a_gap_before_a_snapshot_that_is_to_come_anyway_is_closed_by_it() -> None:
     tracker = in_step(at=5)
     tracker.renew()
@@ -688,6 +719,23 @@ def test_each_snapshot_begins_a_book_of_its_own() -> None:
     tracker.restart()
     assert tracker.see(*first(70, 3)) == BackInStep((70,), None)
     assert tracker.see(*amount(5, 75, 4)) == DELIVER
+
+
+def test_a_snapshot_that_does_not_fit_what_was_delivered_since_leaves_those_who_read_as_they_are() -> None:
+    tracker = summed()
+    tracker.see(*first(100, 1))
+    tracker.renew()
+    assert tracker.see(*amount(5, 105, 2)) == DELIVER
+    assert tracker.see(*first(99, 1)) == NEED_SNAPSHOT
+    assert tracker.see(*amount(5, 110, 3)) == DELIVER
+    assert tracker.see(*first(105, 2)) == Renewed(known=True, following=(5,))
+    assert tracker.see(*amount(5, 115, 4)) == DELIVER
+
+
+def test_a_book_is_built_of_what_the_consumer_gets_of_a_reading() -> None:
+    tracker = summed()
+    assert tracker.see(Step(None, snapshot=True), Data("book", 100)) == BackInStep((Data("book", 100),), None)
+    assert tracker.see(Step(None, checksum=105), Data("book", 5)) == DELIVER
 
 
 @pytest.mark.parametrize("renewing", [False, True])

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Any, TypeVar
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import attrs
+import msgspec
 import trio
 
-from trio_nova._feeds import Subscription, acknowledge_unread
+from trio_nova._feeds import Carrier, Subscription
 from trio_nova._link.life import LinkLife
 from trio_nova._link.writer import Writer
 from trio_nova.codecs import weigh_message
 from trio_nova.core.bounded import OVERHEAD, BoundedQueue
 from trio_nova.errors import ConfigError, NovaError
 from trio_nova.handlers import Channel, Page
-from trio_nova.readings import Data, as_step
+from trio_nova.readings import Data, Step, as_step
 
 __all__ = ["Fills"]
-
-T = TypeVar("T")
-
-MAX_KNOWN_IDS = 100_000
-"""Ids of messages that a back-fill has brought, of which the link may bring some again; the oldest is forgotten."""
 
 
 @attrs.define(eq=False)
@@ -31,7 +28,17 @@ class _Fill:
 
     held: BoundedQueue[tuple[Data, str | bytes | None, int]]
     scope: trio.CancelScope
-    ids: dict[Hashable, None] = attrs.field(factory=dict)
+
+
+@attrs.frozen
+class _Elsewhere:
+    """The carrier of a message that was asked for elsewhere, while a link brings the others."""
+
+    link: Carrier
+    epoch: int = 0
+
+    def acknowledge(self, message: Any) -> None:
+        self.link.acknowledge(message)
 
 
 @attrs.define(eq=False)
@@ -41,6 +48,8 @@ class Fills:
     _life: LinkLife
     _writer: Writer
     _fills: dict[Subscription, _Fill] = attrs.field(factory=dict, init=False)
+    _tried: set[Subscription] = attrs.field(factory=set, init=False)
+    """Subscriptions whose hole was filled on this link, or could not be."""
     _fetching: set[Subscription] = attrs.field(factory=set, init=False)
     """Subscriptions whose snapshot is being asked for."""
 
@@ -68,7 +77,7 @@ class Fills:
         """Fill the hole that the loss of a link has left in a channel; False where there is none to be filled."""
         if subscription in self._fills:
             return True
-        if not self._life.hooks.backfills or not subscription.has_hole:
+        if not subscription.has_hole or subscription in self._tried:
             return False
         session = self._life.session
         scope = trio.CancelScope(deadline=trio.current_time() + session.config.subscription_timeout)
@@ -92,33 +101,39 @@ class Fills:
             raise
         finally:
             del self._fills[subscription]
+        self._tried.add(subscription)
         subscription.filled(is_whole=is_whole)
         now = trio.current_time()
         while fill.held.items:
             data, frame, size = fill.held.pop()
-            if data.id is None or data.id not in fill.ids:
-                subscription.deliver(data, frame, size, now, self._writer)
-            else:
-                acknowledge_unread(data, self._writer)
+            subscription.deliver(data, frame, size, now, self._writer)
+        life.session.settled.ring()  # a drain waits for this, too
 
     async def _fetch_pages(self, subscription: Subscription, fill: _Fill) -> bool:
-        hole = subscription.hole()
-        while True:
+        """Ask for what was missed, page by page; return whether that was all, or nobody wants it any more."""
+        hole, carrier = subscription.hole(), _Elsewhere(self._writer)
+        while subscription.feeds:
             first = as_step(fill.held.items[0][0].step) if fill.held.items else None
             before = None if first is None else (first.last if first.first is None else first.first)
             page = await self._life.handlers.subscription.backfill(attrs.evolve(hole, before=before))
             if not isinstance(page, Page):
                 raise ConfigError("backfill", f"answered a {type(page).__name__}, which is no Page")
             for data in page.readings:
-                if data.id is not None:
-                    fill.ids[data.id] = None
-                    if len(fill.ids) > MAX_KNOWN_IDS:
-                        del fill.ids[next(iter(fill.ids))]
-                subscription.fill(data, self._writer)
+                subscription.fill(data, carrier)
             if page.more is None:
                 return True
             hole = attrs.evolve(hole, start=page.more)
-            await trio.lowlevel.checkpoint()
+            await self._wait_for_room(subscription, fill)
+        return True
+
+    async def _wait_for_room(self, subscription: Subscription, fill: _Fill) -> None:
+        """Wait until less waits to be taken: that is the consumer's time, and not the back-fill's."""
+        await trio.lowlevel.checkpoint()
+        session, scope = self._life.session, fill.scope
+        left, scope.deadline = scope.deadline - trio.current_time(), math.inf
+        while session.room.is_full and subscription.feeds:
+            await session.taken.wait()
+        scope.deadline = trio.current_time() + left
 
     # ----------------------------------------------------------------- snapshots
 
@@ -133,14 +148,15 @@ class Fills:
         try:
             while subscription.is_wanted and not is_joined():
                 data = await self._within(life.handlers.subscription.snapshot, subscription.wanted_channel)
-                if data is not None:
-                    subscription.deliver(data, None, None, trio.current_time(), self._writer)
-                    if is_joined():
-                        return
+                if data is not None and not is_joined():
+                    subscription.deliver(_whole(data), None, None, trio.current_time(), _Elsewhere(self._writer))
+                if is_joined():
+                    return
                 failures += 1
                 await trio.sleep(config.backoff.delay(failures, config.spread()) or 1.0)
         finally:
             self._fetching.discard(subscription)
+            life.session.settled.ring()
 
     async def _within(self, hook: Callable[[Channel], Awaitable[Any]], channel: Channel) -> Data | None:
         """Ask a hook, and return its answer; None where there is none in time, or it fails, which is reported."""
@@ -157,3 +173,9 @@ class Fills:
         else:
             return data
         return None
+
+
+def _whole(data: Data) -> Data:
+    """Return data as a snapshot, which the answer of that hook is, whether it says so or not."""
+    step = as_step(data.step) or Step(None)
+    return data if step.snapshot else msgspec.structs.replace(data, step=msgspec.structs.replace(step, snapshot=True))

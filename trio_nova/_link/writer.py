@@ -45,6 +45,11 @@ class Writer:
         """The number of the link."""
         return self._life.epoch
 
+    @property
+    def link(self) -> Writer:
+        """The carrier of what the link brings."""
+        return self
+
     def acknowledge(self, message: Any) -> None:
         """Send what acknowledges a message of the link; raises as `put`."""
         self.put(self._outbound.outgoing_message(message, lane=Lane.SETUP, purpose="message"))

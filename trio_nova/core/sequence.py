@@ -133,6 +133,8 @@ class Renewed:
     """
 
     known: bool
+    following: tuple[Any, ...] = ()
+    """Messages that continue the snapshot, and that the others have: those who wait get them after it."""
 
 
 Verdict: TypeAlias = Deliver | Duplicate | GapFound | NeedSnapshot | Held | BackInStep | Renewed
@@ -150,7 +152,7 @@ class BookBuilder(Protocol):
     """
 
     def apply(self, message: Any, snapshot: bool, /) -> None:
-        """Take a message in; a `snapshot` is the first one."""
+        """Take a message in, as the consumer of the feed gets it; a `snapshot` is the first one."""
         ...
 
     def checksum(self) -> int:
@@ -203,6 +205,8 @@ class Tracker:
     """The one that the snapshot will close."""
     _renewing: bool = attrs.field(default=False, init=False)
     """Whether a snapshot is to come though all is well."""
+    _since: _Run = attrs.field(factory=lambda: _Run(), init=False)
+    """Delivered since that snapshot was announced: one from elsewhere may be older than the newest of them."""
     _resumed: bool | None = attrs.field(default=None, init=False)
     """What `restart` was told, until the new link has shown where it stands; then None."""
     _book: BookBuilder | None = attrs.field(default=None, init=False)
@@ -230,6 +234,10 @@ class Tracker:
     def awaits_snapshot(self) -> bool:
         """Whether a snapshot is to come: it was asked for, or the link is new and the service does not resume."""
         return self._held is not None or (self.resync and (self._renewing or self._resumed is False))
+
+    def is_ahead(self, step: Step) -> bool:
+        """Return whether a numbered step is ahead of all that was delivered."""
+        return self.last is None or step.last is None or self._distance(step.last, self.last) > 0
 
     def see(self, step: Step | None, message: Any) -> Verdict:
         """Say what to do with a message that arrived, and stands where `step` says.
@@ -268,7 +276,8 @@ class Tracker:
         * `BackInStep`: it was awaited, or is the first sign of a new link, or the server began to count anew.
         * `Deliver`: all was well, and it contains what was delivered.
         * `Duplicate`: all was well, and it is older than what was delivered.
-        * `Renewed`, or `BackInStep` where it skips something: all was well, and `renew` has announced it.
+        * `Renewed`, or `BackInStep` where it skips something: all was well, and `renew` has announced it. From
+          elsewhere it may be older than what was delivered since; then that follows it for those who wait.
         * `NeedSnapshot`: it is too old for what was held back, or comes next, to continue it; ask for another.
         * `GapFound` with a `checksum`: that of the snapshot does not hold, or of what was held back; ask for another.
 
@@ -284,6 +293,8 @@ class Tracker:
             return self._resume_from(step, message, self._held)
         gap, new_link = None, self._resumed is not None
         if step.last is not None and self.last is not None and self._distance(step.last, self.last) < 0:
+            if (renewed := self._renew_behind(step, message)) is not None:
+                return renewed
             if self._is_repetition(step.last, self.last):
                 return _NEED_SNAPSHOT if self._renewing else _DUPLICATE
             if not new_link:
@@ -305,6 +316,7 @@ class Tracker:
         continues what was built only where the service `resumed`.
         """
         self._resumed = resumed
+        self._since.clear()
         if self._held is not None:
             self._held.clear()
             self._asked = False
@@ -313,6 +325,7 @@ class Tracker:
         """Hold back all that follows until a snapshot comes: what was built so far is wrong. Ask for one."""
         if self._held is None:
             self._held, self._asked, self._book = _Run(), True, None
+            self._since.clear()
 
     # ----------------------------------------------------------------- numbers
 
@@ -395,6 +408,10 @@ class Tracker:
             self._advance(step.last)
         elif self.last is None:
             self._resumed = None
+        if self._renewing:
+            self._since.append(step, message)
+            if len(self._since.entries) > self.max_held:
+                self._since.entries.popleft()
         return _DELIVER
 
     def _replace(self, step: Step, message: Any, verdict: Verdict) -> Verdict:
@@ -403,8 +420,12 @@ class Tracker:
         if misfit is not None:
             return self._fall_out(self._misfits(step, self.last, misfit[1]), _Run())
         self._advance(step.last, snapshot=True)
-        self._renewing = False
+        self._end_renewal()
         return verdict
+
+    def _end_renewal(self) -> None:
+        self._renewing = False
+        self._since.clear()
 
     def _renew_from(self, step: Step, message: Any) -> Verdict:
         if step.last is None or self.last is None:
@@ -415,6 +436,23 @@ class Tracker:
         # What came while nothing was subscribed to is in the snapshot, and was not told by itself.
         return self._replace(step, message, BackInStep((message,), self._skipped(step.last, self.last)))
 
+    def _renew_behind(self, step: Step, message: Any) -> Verdict | None:
+        """Join a snapshot that was announced to what came since; None where it has nothing to do with that."""
+        position, since = step.last, self._since
+        assert position is not None
+        since.drop_until(lambda entry: self._follows(entry, position))
+        if not since.entries:
+            return None
+        begin = since.entries[0][0]
+        if not self._continues(begin, position, joins=True):
+            is_older = begin.last is not None and self._is_near(self._distance(begin.last, position))
+            return _NEED_SNAPSHOT if is_older else None
+        if self._rebuild([(step, message), *since.entries]) is not None:
+            return _NEED_SNAPSHOT  # the ones who read already have what fits
+        following = tuple(each for _, each in since.entries)
+        self._end_renewal()
+        return Renewed(known=True, following=following)
+
     def _advance(self, position: int | None, *, snapshot: bool = False) -> None:
         self.last, self._resumed, self._is_snapshot, self._has_begun = position, None, snapshot, True
 
@@ -423,6 +461,7 @@ class Tracker:
     def _fall_out(self, gap: GapFound, held: _Run) -> GapFound:
         """Hold back all that follows, until the snapshot comes that the caller asks for now."""
         self._held, self._asked, self._book = held, True, None
+        self._since.clear()
         if self._gap is None:
             self._gap = gap
         return gap
@@ -454,7 +493,8 @@ class Tracker:
         if misfit is not None:
             return self._remain_out(step, held, *misfit)
         following = tuple(each for _, each in held.entries)
-        gap, self._gap, self._held, self._asked, self._renewing = self._gap, None, None, False, False
+        gap, self._gap, self._held, self._asked = self._gap, None, None, False
+        self._end_renewal()
         self._advance(held.newest if following else position, snapshot=not following)
         return BackInStep((message, *following), gap)
 
@@ -542,7 +582,7 @@ class _Run:
 def _misfit(book: BookBuilder, step: Step, message: Any, *, snapshot: bool = False) -> str | None:
     """Let `book` take the message in; return why it then is not what the service has, None if it is."""
     try:
-        book.apply(message, snapshot)
+        book.apply(getattr(message, "payload", message), snapshot)  # what a session shows has more to it
         checksum = step.checksum if step.checksum is None else book.checksum()
     except Exception as exc:
         return _in_words(exc)

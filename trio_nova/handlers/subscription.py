@@ -205,8 +205,10 @@ class SubscriptionHandler:
         """Return messages that were missed, the oldest first, page by page.
 
         Where this is overridden it is asked when a channel is confirmed again, before what comes then is delivered,
-        which is held back meanwhile. Cancelled with the link, and after `Config.subscription_timeout` in all: then the
-        gap is told as lost, and what is held back is delivered.
+        which is held back meanwhile. More than what was missed may be returned: what is known by its number, or by its
+        id (of the last 10,000), is dropped. Cancelled with the link, and after `Config.subscription_timeout` in all,
+        without the time for which the consumer takes nothing: then what is held back is delivered. The gap is told as
+        lost then, unless the numbers show that nothing is missing; the next link begins anew.
         """
         raise NotImplementedError
 
