@@ -19,9 +19,11 @@ from trio_nova import (
     Answered,
     AnswerUnmatched,
     AuthExchange,
+    AuthFailed,
     AuthHandler,
     AuthOk,
     AuthRefused,
+    BadMessage,
     Beat,
     ByServerId,
     Call,
@@ -534,6 +536,24 @@ async def test_a_greeting_is_no_answer_where_the_login_waits_for_it(autojump_clo
             assert await soon(conn.request("Hello")) == "Hello"
 
 
+@pytest.mark.parametrize("asks", [False, True])
+async def test_a_service_that_refuses_before_it_was_asked_is_not_waited_for(
+    autojump_clock: trio.abc.Clock, asks: bool
+) -> None:
+    class Waits(Plain):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            if asks:
+                await trio.sleep(1.0)
+                return await exchange.ask({"token": "t"})
+            return AuthOk(await exchange.receive())
+
+    async with ScriptedServer(Service(first=[{"is": "no", "why": "you are banned"}])) as server:
+        with pytest.raises(AuthFailed, match="you are banned"):
+            async with connect(server, Waits()):
+                raise AssertionError("it was refused")
+    assert trio.current_time() < 2.0
+
+
 async def test_a_refused_login_says_the_services_reason(autojump_clock: trio.abc.Clock) -> None:
     class Asks(Plain):
         def encode_auth_request(self, credentials: Any) -> Any:
@@ -703,6 +723,8 @@ async def test_a_read_that_fails_or_answers_nonsense_loses_no_message_and_the_re
                     raise LookupError("a defect")
                 case {"nonsense": _}:
                     return 5  # type: ignore[return-value]
+                case {"bad": _}:
+                    raise BadMessage("of no use")
                 case _:
                     return Other(message)
 
@@ -711,9 +733,9 @@ async def test_a_read_that_fails_or_answers_nonsense_loses_no_message_and_the_re
         ScriptedServer(service) as server,
         connect(server, Broken(), transport=transport, on_handler_error="log") as conn,
     ):
-        await service.say({"fail": 1}, {"nonsense": 1}, {"plain": 1})
+        await service.say({"fail": 1}, {"bad": 1}, {"nonsense": 1}, {"plain": 1})
         assert [await soon(conn.receive()) for _ in range(3)] == [{"fail": 1}, {"nonsense": 1}, {"plain": 1}]
-        assert conn.statistics().errors == 2
+        assert conn.statistics().errors == 3
 
 
 async def test_a_whole_batch_may_be_read_at_once_and_what_it_leaves_open_is_read_by_default(
@@ -905,6 +927,27 @@ async def test_ids_are_in_the_range_and_form_of_the_service_and_come_round_past_
         with pytest.raises(NotSent, match="all ids that the service takes are in use"):
             await soon(conn.request({"n": 1}))
         nursery.cancel_scope.cancel()
+
+
+async def test_ids_may_begin_again_on_each_link_and_a_message_without_one_uses_none_up(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class PerLink(Plain):
+        def defaults(self) -> Mapping[str, Any]:
+            return {**super().defaults(), "correlation": Correlation(per_link=True)}
+
+        def tag(self, message: Any, id: Any) -> Any:
+            return None if "no id" in message else {**message, "id": id}
+
+    def says(message: Any) -> list[Any]:
+        return [{"is": "answer", "x": message.get("id"), "id": message.get("id")}]
+
+    service = Service(says)
+    async with ScriptedServer(service, then=service) as server, connect(server, PerLink()) as conn:
+        asked = [{"n": 1}, {"no id": 1}, {"n": 2}]
+        assert [await soon(conn.request(message)) for message in asked] == [1, None, 2]
+        await soon(conn.reconnect())
+        assert await soon(conn.request({"n": 3})) == 1
 
 
 # --------------------------------------------------------------------------- several actions, last words, async hooks

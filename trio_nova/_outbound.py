@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -15,7 +14,7 @@ import trio
 from trio_nova._limiter import Limiter
 from trio_nova._session import Session
 from trio_nova._signal import Bell, Signal
-from trio_nova.codecs import weigh_message
+from trio_nova.codecs import as_plain, weigh_message
 from trio_nova.core.outbox import Backlog, Buffer, Idle, Lane, Outbox, Outgoing, Purpose, Status, WaitUntil, Write
 from trio_nova.errors import BadMessage, LinkLost, NotSent, NovaError
 from trio_nova.events import MessageEvent
@@ -111,14 +110,14 @@ class Outbound:
 
     def __attrs_post_init__(self) -> None:
         correlation = self._session.handlers.correlation
-        self.ids = itertools.chain.from_iterable(itertools.repeat(range(correlation.first, correlation.last + 1)))
+        self.ids = correlation.count()
         self._type_matters = self._session.hooks.checks_rate or bool(self._session.handlers.rate_limit.costs)
 
     # ----------------------------------------------------------------- what is sent
 
     def encode(self, message: Any) -> str | bytes:
         """Return the payload of a message whose encoding is the same on any link; BadMessage where there is none."""
-        return check_payload(encode_with(self._session.config.codec.encode, message))
+        return check_payload(encode_with(as_plain(self._session.config.codec).encode, message))
 
     def kind_of(self, message: Any) -> str:
         """Return the message's type, where a rate limit depends on it or somebody listens to messages."""

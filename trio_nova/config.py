@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import attrs
 
-from trio_nova.codecs import Codec, RawCodec
+from trio_nova.codecs import Codec, RawCodec, StreamCodec, check_codec
 from trio_nova.core import check_bool, check_callable, one_of
 from trio_nova.core.backoff import Backoff, ExponentialBackoff
 from trio_nova.core.bounded import OVERFLOWS, Overflow
@@ -153,10 +153,6 @@ def _has(*methods: str) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
                 _fail(attribute, f"{value!r} has no method {method}()")
 
     return validate
-
-
-def _codec(config: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
-    (_has("open_link") if hasattr(value, "open_link") else _has("encode", "decode"))(config, attribute, value)
 
 
 def _is_spelt_like(role: type) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
@@ -633,7 +629,7 @@ class Config:
     """
     overflow: Overflow = attrs.field(default="block", validator=one_of(*OVERFLOWS))
     """What a full inbox does: "block" stops reading, so that the peer feels it; "drop_oldest"; "drop_newest"."""
-    codec: Codec = attrs.field(factory=RawCodec, validator=_codec)
+    codec: Codec | StreamCodec = attrs.field(factory=RawCodec, validator=check_codec)
     """Between messages and payloads; one with a method `open_link` makes what does this for each link."""
     correlation: Correlation = attrs.field(
         factory=Correlation,

@@ -29,6 +29,9 @@ class Dialect:
         """Return what a message is, as the codec decoded it; None: as the strategies have it.
 
         Asked once for each message, in the order of the wire.
+
+        Raises:
+            BadMessage: it is not acceptable. It is then reported, and goes nowhere; the link stays.
         """
         return None
 

@@ -87,10 +87,10 @@ async def test_events_of_a_feed_come_in_order_and_are_acknowledged_once_processe
 async def test_questions_are_answered_in_both_directions(autojump_clock: trio.abc.Clock) -> None:
     async def first(peer: Peer) -> None:
         await greet(peer)
-        await peer.expect('422["add",1,2]')
-        await peer.send('4212["who","are","you"]', "432[3]")
+        await peer.expect('421["add",1,2]')
+        await peer.send('4212["who","are","you"]', "431[3]")
         await peer.expect('4312["me"]')
-        await peer.expect('423["slow"]')
+        await peer.expect('422["slow"]')
         await peer.drop()
 
     async def second(peer: Peer) -> None:
@@ -131,8 +131,8 @@ async def test_a_namespace_is_joined_with_credentials_and_left(autojump_clock: t
         await peer.send(HELLO)
         await peer.expect('40/admin,{"token":"open sesame"}')
         await peer.send('40/admin,{"sid":"def"}')
-        await peer.expect('42/admin,2["add",1]')
-        await peer.send("43/admin,2[1]")
+        await peer.expect('42/admin,1["add",1]')
+        await peer.send("43/admin,1[1]")
         await peer.expect("41/admin,")
         await peer.expect_close(1000)
 

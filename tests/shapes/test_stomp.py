@@ -69,18 +69,18 @@ async def bid_farewell(peer: Peer) -> None:
 async def test_messages_come_in_order_and_are_acknowledged_once_over_a_cut(autojump_clock: trio.abc.Clock) -> None:
     async def first(peer: Peer) -> None:
         await greet(peer)
-        assert await hear(peer) == subscription(2, "/queue/jobs")
-        await say(peer, receipt(2), message("/queue/jobs", 1, "a"), message("/queue/jobs", 2, "b:\0\n"))
+        assert await hear(peer) == subscription(1, "/queue/jobs")
+        await say(peer, receipt(1), message("/queue/jobs", 1, "a"), message("/queue/jobs", 2, "b:\0\n"))
         assert await hear(peer) == Frame("ACK", {"id": "a1"})
         await peer.drop()
 
     async def second(peer: Peer) -> None:
         await greet(peer)
-        assert await hear(peer) == subscription(4, "/queue/jobs")
-        await say(peer, receipt(4), message("/queue/jobs", 3, "b:\0\n"))
+        assert await hear(peer) == subscription(2, "/queue/jobs")
+        await say(peer, receipt(2), message("/queue/jobs", 3, "b:\0\n"))
         assert await hear(peer) == Frame("ACK", {"id": "a3"})
-        assert await hear(peer) == Frame("UNSUBSCRIBE", {"id": "/queue/jobs", "receipt": "5"})
-        await say(peer, receipt(5))
+        assert await hear(peer) == Frame("UNSUBSCRIBE", {"id": "/queue/jobs", "receipt": "3"})
+        await say(peer, receipt(3))
         await bid_farewell(peer)
 
     async with ScriptedServer(first, second) as server:
@@ -103,14 +103,14 @@ async def test_messages_come_in_order_and_are_acknowledged_once_over_a_cut(autoj
 async def test_a_send_with_a_receipt_is_a_request(autojump_clock: trio.abc.Clock) -> None:
     async def broker(peer: Peer) -> None:
         await greet(peer)
-        await peer.expect("SEND\ndestination:/queue/a\\nb\nreceipt:2\ncontent-length:4\n\nh\u00f6i\0")
-        await say(peer, receipt(2))
+        await peer.expect("SEND\ndestination:/queue/a\\nb\nreceipt:1\ncontent-length:4\n\nh\u00f6i\0")
+        await say(peer, receipt(1))
         await hear(peer)
-        await say(peer, Frame("ERROR", {"receipt-id": "3", "message": "no such queue"}, "It is not there."))
+        await say(peer, Frame("ERROR", {"receipt-id": "2", "message": "no such queue"}, "It is not there."))
         await peer.close()
 
     async with ScriptedServer(broker, greet) as server, connect(server, **LOGIN) as conn:
-        assert await conn.request(Frame("SEND", {"destination": "/queue/a\nb"}, "h\u00f6i")) == receipt(2)
+        assert await conn.request(Frame("SEND", {"destination": "/queue/a\nb"}, "h\u00f6i")) == receipt(1)
         with pytest.raises(RequestFailed, match="no such queue"):
             await conn.request(Frame("SEND", {"destination": "/queue/none"}, "hi"))
 

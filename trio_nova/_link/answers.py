@@ -209,7 +209,8 @@ class Answers:
     """Questions that were given up as reading stood still: only while it goes on can their answers be late."""
 
     def __attrs_post_init__(self) -> None:
-        self._ledger = Ledger(self._outbound.ids)
+        correlation = self._life.handlers.correlation
+        self._ledger = Ledger(correlation.count() if correlation.per_link else self._outbound.ids)
 
     @property
     def epoch(self) -> int:
@@ -255,10 +256,11 @@ class Answers:
         if (own := own_id(handlers, message)) is not None:
             return message, (own,)
         correlation = handlers.correlation
-        id = self._ledger.allot(str if correlation.text else int)
+        id = self._ledger.peek(str if correlation.text else int)
         tagged = correlation.tag(message, id)
         if tagged is None:
             return message, ()
+        self._ledger.allot()
         return tagged, _written_ids(self._finders, partial(correlation.tag, message), id, tagged)
 
     def _as_written(self, ids: tuple[Hashable, ...], frames: Sequence[Any]) -> tuple[Identity, ...]:

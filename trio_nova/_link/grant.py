@@ -56,20 +56,15 @@ class _Exchange:
         except RequestFailed as error:
             verdict = error.reply if judge is None else judge(error.reply)
             if isinstance(verdict, AuthRefused):
-                raise self._refused(verdict, error.retry) from error
+                raise _refused(verdict, self._grant.life, error.retry) from error
             raise
         match reply if isinstance(reply, AuthOk | AuthRefused) or judge is None else judge(reply):
             case AuthOk() as ok:
                 return ok
             case AuthRefused() as refused:
-                raise self._refused(refused)
+                raise _refused(refused, self._grant.life)
             case _:
                 raise AuthFailed("the service's answer was not understood")
-
-    def _refused(self, refused: AuthRefused, retry: RetryAdvice = RetryAdvice.NEVER) -> AuthFailed:
-        said = self._grant.life.session.redactor.show(refused.reason)
-        words = f"the service refuses the credentials: {said}"
-        return AuthFailed(words, retry=RetryAdvice.BACKOFF if refused.retry else retry)
 
     async def request(self, message: Any) -> Any:
         return await self._grant.ask_unknown(message)
@@ -107,6 +102,8 @@ class Grant:
     """Wakes the login that waits for a message, or the task that keeps the grant fresh."""
     _early: list[tuple[Any, Callable[[], object]]] = attrs.field(factory=list, init=False)
     """Messages that the login may read, each with what receives it as an ordinary one."""
+    _refusal: AuthRefused | None = attrs.field(default=None, init=False)
+    """The service's refusal, where it came before the login had asked anything."""
     _asking: Ask | None = attrs.field(default=None, init=False)
     """The login's own question, whose answer may be read as AuthOk or AuthRefused."""
     _turn: trio.Lock | None = attrs.field(default=None, init=False)
@@ -132,6 +129,10 @@ class Grant:
     def take(self, verdict: AuthOk | AuthRefused) -> bool:
         """Take in the answer to the login; False where nobody waits for it."""
         ask, self._asking = self._asking, None
+        if ask is None and isinstance(verdict, AuthRefused) and self._listens:
+            self._refusal = verdict
+            self._changed.set()
+            return True
         return ask is not None and self._answers.settle_at_once(ask, verdict)
 
     def take_early(self, payload: Any, receive: Callable[[], object]) -> bool:
@@ -151,6 +152,8 @@ class Grant:
         """Return the next of the messages that were kept for the login, waiting for it if need be."""
         await trio.lowlevel.checkpoint()
         while not self._early:
+            if self._refusal is not None:
+                raise _refused(self._refusal, self.life)
             if self.is_given:
                 raise AuthFailed("a living link is authenticated: the service says nothing first")
             await self._changed.wait()
@@ -171,6 +174,8 @@ class Grant:
     async def ask_login(self, message: Any, judge: Callable[[Any], AuthOk | AuthRefused | None] | None) -> Any:
         """Ask as `ask_unknown` does, and return the answer, or what a message is read as: AuthOk, or AuthRefused."""
         # Where nobody judges, the answer is read as what it is, and so the question bears no id of ours.
+        if self._refusal is not None:
+            raise _refused(self._refusal, self.life)
         matches: Callable[[Any], bool] = _never if judge is None else lambda reply: judge(reply) is not None
         ask = Ask(session=self.life.session, outbound=self._outbound, matches=matches)
         self._asking = ask
@@ -406,6 +411,11 @@ class Grant:
         except Exception as exc:
             self.life.session.handler_failed(exc)
             return True
+
+
+def _refused(refused: AuthRefused, life: LinkLife, retry: RetryAdvice = RetryAdvice.NEVER) -> AuthFailed:
+    words = f"the service refuses the credentials: {life.session.redactor.show(refused.reason)}"
+    return AuthFailed(words, retry=RetryAdvice.BACKOFF if refused.retry else retry)
 
 
 def _never(message: Any) -> bool:

@@ -11,7 +11,7 @@ import trio
 from trio_nova._hooks import Handlers, Hooks
 from trio_nova._outbound import check_payload, encode_with
 from trio_nova._session import Session
-from trio_nova.codecs import LinkCodec, open_link_codec
+from trio_nova.codecs import LinkCodec, as_plain, open_link_codec
 from trio_nova.core.link import LinkEvent, LinkState, state_after
 from trio_nova.errors import BadMessage, LinkLost, NotSent, NovaError, SessionOver
 from trio_nova.events import Event
@@ -57,7 +57,7 @@ class LinkLife:
         if self.hooks.encodes:
             message = encode_with(self.handlers.message.encode_message, message)
         if self.coder is None:
-            return (check_payload(encode_with(self.session.config.codec.encode, message)),)
+            return (check_payload(encode_with(as_plain(self.session.config.codec).encode, message)),)
         frames = [check_payload(frame) for frame in encode_with(self.coder.encode, message)]
         if not frames:
             raise BadMessage("the codec made no frame of the message")

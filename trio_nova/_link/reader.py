@@ -18,7 +18,7 @@ from trio_nova._link.readings import Readings
 from trio_nova._link.standing import Standing
 from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
-from trio_nova.codecs import batch_decoder
+from trio_nova.codecs import BadFrame, StreamBroken, as_plain, batch_decoder, share_of
 from trio_nova.core.bounded import OVERHEAD
 from trio_nova.errors import BadMessage, LinkLost
 from trio_nova.events import ConsumerCaughtUp, ConsumerLagged, MessageEvent, MoveAsked
@@ -155,25 +155,39 @@ class Intake:
 
     def _take_in_one(self, frame: str | bytes, now: float) -> int:
         """Take in what came in one frame; return the number of messages that it has brought."""
+        broken: BadFrame | None = None
         try:
             messages = self._decode(frame)
+        except BadFrame as exc:
+            messages, broken = exc.messages, exc
         except Exception as exc:
             self._refuse(exc)
             return 1
         rest: Rest = []
         self._is_shown = False
-        for message in messages:
-            charge = None
-            if len(messages) > 1:
-                charge = self._life.session.room.weigh(frame, message) // len(messages) + OVERHEAD
-            self._take_in_message(_Arrived(frame, message, charge), len(frame) // len(messages), now, rest)
+        if messages:
+            coder, size = self._life.coder, len(frame) // len(messages)
+            charge = None if coder is None else share_of(coder, frame, messages) + OVERHEAD
+            for message in messages:
+                self._take_in_message(_Arrived(frame, message, charge), size, now, rest)
         if rest:
             self._take(rest)
+        if broken is not None:
+            self._refuse_parts(broken)
         return len(messages)
 
     def _decode(self, frame: str | bytes) -> Sequence[Any]:
         coder = self._life.coder
-        return (self._life.session.config.codec.decode(frame),) if coder is None else coder.decode(frame)
+        return (as_plain(self._life.session.config.codec).decode(frame),) if coder is None else coder.decode(frame)
+
+    def _refuse_parts(self, broken: BadFrame) -> None:
+        """Report what could not be read of a frame, and end a link on which nothing more can be."""
+        for error in broken.bad:
+            self._refuse(error)
+        if isinstance(broken, StreamBroken):
+            self._refuse(broken)
+            life = self._life
+            life.lose(LinkLost(1006, "", life.epoch, detail=f"nothing more can be read: {broken}"))
 
     def _take_in_message(self, arrived: _Arrived, size: int, now: float, rest: Rest) -> None:
         life = self._life

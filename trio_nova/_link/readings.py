@@ -11,6 +11,7 @@ from trio_nova._link.answers import Answers, Unjudged
 from trio_nova._link.grant import Grant
 from trio_nova._link.life import LinkLife
 from trio_nova._link.standing import Standing
+from trio_nova.errors import BadMessage
 from trio_nova.handlers import SubscriptionHandler, overrides
 from trio_nova.handlers.subscription import ANSWERS, SubscriptionAnswer
 from trio_nova.readings import Answer, AuthOk, AuthRefused, Data, Many, Other, Reading
@@ -102,6 +103,9 @@ class Readings:
                 if reading is not None:
                     return reading
             return self._read_by_default(message)
+        except BadMessage as exc:
+            self._life.session.note(exc, "message")
+            return Many(())
         except Exception as exc:
             self._life.session.handler_failed(exc)
             return Other(message)

@@ -14,6 +14,7 @@ from trio_nova.codecs._seam import Codec as Codec
 from trio_nova.codecs._seam import LinkCodec as LinkCodec
 from trio_nova.codecs._seam import StreamBroken as StreamBroken
 from trio_nova.codecs._seam import StreamCodec as StreamCodec
+from trio_nova.codecs._seam import as_plain as as_plain
 from trio_nova.codecs._seam import batch_decoder as batch_decoder
 from trio_nova.codecs._seam import open_link_codec as open_link_codec
 from trio_nova.codecs._seam import share_of as share_of

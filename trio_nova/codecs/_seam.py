@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from sys import getsizeof
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import attrs
 
@@ -109,6 +109,11 @@ def open_link_codec(codec: Codec | StreamCodec, max_message_size: int) -> LinkCo
     """Return what encodes and decodes on one new link; None for a plain codec, which is the same on all."""
     open_link: Callable[[int], LinkCodec] | None = getattr(codec, "open_link", None)
     return None if open_link is None else open_link(max_message_size)
+
+
+def as_plain(codec: Codec | StreamCodec) -> Codec:
+    """Return a codec that is known to be the same on all links as one."""
+    return cast(Codec, codec)
 
 
 @attrs.frozen(eq=False)

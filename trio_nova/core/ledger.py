@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 import attrs
@@ -80,6 +80,8 @@ class Ledger:
     _ids: Iterator[int] = attrs.field(factory=lambda: count(1))
     """Ids of which none was used yet: they rise, on each link, in the order in which requests are written."""
 
+    _next: int | None = attrs.field(default=None, init=False)
+    """The one to be allotted next; None: the next of `_ids`."""
     _by_id: dict[Identity, Pending] = attrs.field(factory=dict, init=False)
     """Those that were given up too, until they are forgotten."""
     _given_up: OrderedDict[Pending, None] = attrs.field(factory=OrderedDict, init=False)
@@ -98,16 +100,25 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._by_id) + len(self.matchers) + len(self.in_order)
 
-    def allot(self, form: Callable[[int], Hashable] = int) -> Any:
-        """Return an id under which no answer is awaited, nor may come late, in the form that the service has it in.
+    def peek(self, form: Callable[[int], Hashable] = int) -> Any:
+        """Return the id to be allotted next, in the form that the service has it in: none that may still be answered.
 
         Raises:
             NotSent: there is none.
         """
-        for id in islice(self._ids, len(self._by_id) + 1):
-            if identity(form(id)) not in self._by_id:
-                return form(id)
+        for _ in range(len(self._by_id) + 1):
+            if self._next is None:
+                self._next = next(self._ids)
+            if identity(form(self._next)) not in self._by_id:
+                return form(self._next)
+            self._next = None
         raise NotSent(f"all ids that the service takes are in use, by {len(self._by_id)} requests")
+
+    def allot(self, form: Callable[[int], Hashable] = int) -> Any:
+        """Return the id that `peek` returns, and use it up; raises like that."""
+        id = self.peek(form)
+        self._next = None
+        return id
 
     def awaits(self, id: Hashable, now: float) -> bool:
         """Return whether an answer under this id is awaited, or may come late."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+import itertools
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import attrs
@@ -35,6 +36,13 @@ class Correlation:
     """The largest one, after which they begin again; by default the largest that JSON keeps (RFC 7493 section 2.2)."""
     text: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
     """Whether the ids that the session allots are texts."""
+
+    per_link: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
+    """Whether ids begin with the first one again on each link."""
+
+    def count(self) -> Iterator[int]:
+        """Return the ids to be allotted: each comes round only after all others."""
+        return itertools.chain.from_iterable(itertools.repeat(range(self.first, self.last + 1)))
 
     def __attrs_post_init__(self) -> None:
         if self.last <= self.first:
