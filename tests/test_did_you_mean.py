@@ -85,7 +85,7 @@ def kind(base: Any, *methods: str, **members: Any) -> Any:
         ("error_handler", kind(ErrorHandler, "on_error"), "handle_error"),
         ("error_handler", kind(ErrorHandler, "should_reconect"), "should_reconnect"),
         ("auth_handler", kind(AuthHandler, "encode_auth_requests"), "encode_auth_request"),
-        ("subscription_handler", kind(SubscriptionHandler, "chanel_of"), "channel_of"),
+        ("subscription_handler", kind(SubscriptionHandler, "link_steps"), "link_step"),
     ],
 )
 def test_a_hook_that_nobody_would_call_is_refused(field: str, mine: Any, right: str) -> None:
@@ -140,8 +140,8 @@ def test_a_method_of_ones_own_is_let_be(field: str, mine: Any) -> None:
 
 def test_a_strategy_that_is_not_for_hooks_may_have_methods_of_any_name() -> None:
     open_connection(URL, correlation=kind(Correlation, "parse")())
-    with pytest.raises(ConfigError, match="did you mean reply_id"):
-        open_connection(URL, correlation=kind(Correlation, "reply_ids")())
+    with pytest.raises(ConfigError, match="did you mean request_id"):
+        open_connection(URL, correlation=kind(Correlation, "request_ids")())
 
 
 # --------------------------------------------------------------------------- addresses

@@ -225,7 +225,8 @@ def _nobody_calls(kind: type, role: type) -> tuple[str, str] | None:
     """Return a method that nobody calls, and the hook that it was to be; asked for every session, so remembered."""
     ours = [each for each in kind.__mro__ if each.__module__.partition(".")[0] == "trio_nova"]
     known = {name for each in ours for name in vars(each)}
-    wanted = [name for name in vars(role) if not name.startswith("_") and _is_inherited(name, kind, role)]
+    names = {name: None for each in reversed(role.__mro__[:-1]) for name in vars(each) if not name.startswith("_")}
+    wanted = [name for name in names if _is_inherited(name, kind, role)]
     for each in kind.__mro__:
         if each in ours:
             continue
