@@ -18,6 +18,7 @@ from trio_nova.codecs import as_plain, weigh_message
 from trio_nova.core.outbox import Backlog, Buffer, Idle, Lane, Outbox, Outgoing, Purpose, Status, WaitUntil, Write
 from trio_nova.errors import BadMessage, LinkLost, NotSent, NovaError
 from trio_nova.events import MessageEvent
+from trio_nova.handlers.correlation import count_ids
 from trio_nova.messages import Frame, Ping, Pong, frame_kind, frame_size
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Outbound:
 
     def __attrs_post_init__(self) -> None:
         correlation = self._session.handlers.correlation
-        self.ids = correlation.count()
+        self.ids = count_ids(correlation)
         self._type_matters = self._session.hooks.checks_rate or bool(self._session.handlers.rate_limit.costs)
 
     # ----------------------------------------------------------------- what is sent

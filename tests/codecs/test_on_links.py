@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from trio_nova import ErrorEvent, JsonCodec, ListBackoff, open_connection
-from trio_nova.codecs import LengthPrefixed, Lines, ZlibStream
+from trio_nova.codecs import LengthPrefixed, Lines, StreamBroken, ZlibStream
 from trio_nova.links import Transport
 from trio_nova.testing import Peer, ScriptedServer
 
@@ -156,3 +156,12 @@ async def test_a_cancelled_send_leaves_a_compressed_stream_whole(autojump_clock:
                 scope.cancel()
             await conn.send({"n": 2})
     assert got == ([{"n": 2}] if when == "before" else [{"n": 1}, {"n": 2}])
+
+
+def test_a_frame_of_millions_of_messages_is_not_decoded_to_its_end() -> None:
+    codec = Lines(JsonCodec()).open_link(16 * 1024 * 1024)
+    with pytest.raises(StreamBroken, match="more than 65536 messages") as broken:
+        codec.decode("1\n" * 8_000_000)
+    assert len(broken.value.messages) < 200_000
+    with pytest.raises(StreamBroken):
+        codec.decode("1\n")

@@ -21,6 +21,7 @@ from trio_nova.core.ledger import MAX_GIVEN_UP, Identity, Late, Ledger, Pending,
 from trio_nova.core.outbox import Lane, Outgoing, Purpose
 from trio_nova.errors import BadMessage, ConfigError, LinkLost, NovaError, OutcomeUnknown, RequestFailed
 from trio_nova.events import AnswerUnmatched, Event, RequestResolved, RequestSent, RequestUnresolved
+from trio_nova.handlers.correlation import count_ids
 from trio_nova.messages import Frame
 from trio_nova.readings import Answer
 
@@ -210,7 +211,7 @@ class Answers:
 
     def __attrs_post_init__(self) -> None:
         correlation = self._life.handlers.correlation
-        self._ledger = Ledger(correlation.count() if correlation.per_link else self._outbound.ids)
+        self._ledger = Ledger(count_ids(correlation) if correlation.per_link else self._outbound.ids)
 
     @property
     def epoch(self) -> int:

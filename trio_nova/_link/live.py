@@ -22,6 +22,7 @@ from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
 from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
+from trio_nova.config import check_spelling
 from trio_nova.core.link import LinkEvent
 from trio_nova.dialect import Dialect
 from trio_nova.errors import AuthFailed, ConfigError, ConnectFailed, LinkLost, NovaError, RequestFailed
@@ -86,6 +87,7 @@ class LiveLink:
             dialect = adapter.open_link(self._info)
             if not isinstance(dialect, Dialect):
                 raise ConfigError("open_link", f"answered a {type(dialect).__name__}, which is no Dialect")
+            check_spelling(type(dialect), Dialect)
         except Exception as exc:
             session.handler_failed(exc)
             dialect = adapter

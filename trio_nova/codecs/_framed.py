@@ -29,6 +29,10 @@ everything else for half a minute.
 """
 
 
+MAX_MESSAGES = 65_536
+"""Messages that one frame may bring: while they are decoded nothing else runs."""
+
+
 class Cutter(Protocol):
     """Cuts payloads into those of single messages, over the frames of one link, and the other way round."""
 
@@ -130,6 +134,8 @@ class FramedLink:
             elif not self._read_at_once(parts, messages):
                 for part in parts:
                     self._read(part, messages, bad)
+            if len(messages) > MAX_MESSAGES:
+                raise OutOfStep(f"one frame brings more than {MAX_MESSAGES} messages")
 
     def _read_at_once(self, parts: Sequence[str | bytes], messages: list[Any]) -> bool:
         """Decode parts; False where they are to be decoded one by one: that shows which is bad, and why."""

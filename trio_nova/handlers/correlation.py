@@ -12,7 +12,7 @@ from trio_nova.core import check_bool, check_whole
 from trio_nova.errors import ConfigError, RequestFailed
 from trio_nova.readings import Answer
 
-__all__ = ["Correlation", "InOrder"]
+__all__ = ["Correlation", "InOrder", "count_ids"]
 
 
 def _as_tuple(names: Iterable[str]) -> tuple[str, ...]:
@@ -39,10 +39,6 @@ class Correlation:
 
     per_link: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
     """Whether ids begin with the first one again on each link."""
-
-    def count(self) -> Iterator[int]:
-        """Return the ids to be allotted: each comes round only after all others."""
-        return itertools.chain.from_iterable(itertools.repeat(range(self.first, self.last + 1)))
 
     def __attrs_post_init__(self) -> None:
         if self.last <= self.first:
@@ -94,3 +90,8 @@ class InOrder(Correlation):
 
     def read(self, message: Any) -> None:
         return None
+
+
+def count_ids(correlation: Correlation) -> Iterator[int]:
+    """Return the ids that are allotted: each comes round only after all others."""
+    return itertools.chain.from_iterable(itertools.repeat(range(correlation.first, correlation.last + 1)))
