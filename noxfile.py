@@ -32,6 +32,7 @@ BY_VERSIONS = [
     "tests/test_codecs.py",
     "tests/test_connection.py",
     "tests/test_errors.py",
+    "tests/test_http_client.py",
     "tests/test_stories.py",
     "tests/test_telemetry.py",
     "tests/test_ways_out.py",
@@ -77,9 +78,8 @@ def floors(session: nox.Session) -> None:
     """Run what depends on versions on the lowest ones that pyproject.toml allows; `-- tests` runs all."""
     project = nox.project.load_toml("pyproject.toml")["project"]
     extras = project["optional-dependencies"]
-    wanted = (
-        project["dependencies"] + extras["cli"] + extras["proxy"] + extras["testing"] + extras["zstd"] + extras["test"]
-    )
+    names = ("cli", "http", "proxy", "testing", "zstd", "test")
+    wanted = [*project["dependencies"], *(each for name in names for each in extras[name])]
     session.install(".", *(each.replace(">=", "==") for each in wanted if ">=" in each))
     session.run("pytest", "-n", "auto", *(session.posargs or BY_VERSIONS))
 
