@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from sys import getsizeof
-from typing import Any
+from typing import Any, Generic, overload
 
 import attrs
 import msgspec
@@ -15,6 +16,7 @@ from trio_nova.codecs._own import refuse_own
 from trio_nova.codecs._weights import weigh_json
 from trio_nova.core import check_bool
 from trio_nova.errors import BadMessage
+from trio_nova.messages import M_co
 
 # What msgspec raises at a payload; an exponent of 19 digits is too much even for a Decimal.
 UNREADABLE = (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError)
@@ -45,8 +47,8 @@ class RawCodec:
         return payloads
 
 
-@attrs.frozen
-class JsonCodec:
+@attrs.frozen(init=False)
+class JsonCodec(Generic[M_co]):
     """JSON in text frames (RFC 8259), both ways.
 
     `type` makes decoding typed: any type that msgspec knows, a Struct say. Decoding is strict: no
@@ -60,7 +62,14 @@ class JsonCodec:
     """Whether numbers with a fraction or an exponent become `Decimal`, with all their digits, where the type leaves
     open what they become. A fixed type may ask for `Decimal` by itself.
     """
-    _decoder: msgspec.json.Decoder[Any] = attrs.field(init=False, repr=False, eq=False)
+    _decoder: msgspec.json.Decoder[M_co] = attrs.field(init=False, repr=False, eq=False)
+
+    @overload
+    def __init__(self, type: builtins.type[M_co], *, decimals: bool = False) -> None: ...
+    @overload
+    def __init__(self: JsonCodec[Any], type: Any = Any, *, decimals: bool = False) -> None: ...  # a union is no `type`
+    def __init__(self, type: Any = Any, *, decimals: bool = False) -> None:
+        self.__attrs_init__(type, decimals=decimals)  # pyright: ignore[reportAttributeAccessIssue]
 
     def __attrs_post_init__(self) -> None:
         object.__setattr__(self, "_decoder", msgspec.json.Decoder(self.type, float_hook=_float_hook(self.decimals)))
@@ -68,13 +77,13 @@ class JsonCodec:
     def encode(self, message: Any) -> str:
         return encode_json(message)
 
-    def decode(self, payload: str | bytes) -> Any:
+    def decode(self, payload: str | bytes) -> M_co:
         try:
             return self._decoder.decode(payload)
         except UNREADABLE as exc:
             raise BadMessage(f"not the JSON that was expected: {type(exc).__name__}") from exc
 
-    def decode_all(self, payloads: Sequence[str | bytes]) -> Sequence[Any]:
+    def decode_all(self, payloads: Sequence[str | bytes]) -> Sequence[M_co]:
         """Return the messages of all `payloads`; raises like `decode`, if any of them is bad."""
         try:
             return list(map(self._decoder.decode, payloads))
