@@ -27,6 +27,7 @@ import attrs
 
 from trio_nova.codecs import MixedCodec
 from trio_nova.config import Config, check_spelling, configure, default_config, target_url
+from trio_nova.core import Strategy
 from trio_nova.core.sequence import Tracker
 from trio_nova.dialect import Dialect
 from trio_nova.errors import ConfigError
@@ -61,7 +62,7 @@ def _hidden(value: str | Mapping[str, str | Secret[str]] | Secret[Any] | None) -
 
 
 @attrs.define(eq=False, kw_only=True, slots=False)
-class Adapter(Dialect, Generic[M_co]):
+class Adapter(Strategy, Dialect, Generic[M_co]):
     """One service. Subclass it; set fields by class attributes, or when you make an instance.
 
     Its hooks are those of `Dialect`, and some of the session's. An instance serves any number of sessions, so it

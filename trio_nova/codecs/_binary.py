@@ -8,12 +8,13 @@ from typing import Any, Generic
 import attrs
 
 from trio_nova.codecs._checks import check_function
+from trio_nova.core import Strategy
 from trio_nova.errors import BadMessage
 from trio_nova.messages import M_co
 
 
-@attrs.frozen
-class BinaryCodec(Generic[M_co]):
+@attrs.define(unsafe_hash=True)
+class BinaryCodec(Strategy, Generic[M_co]):
     """Binary frames, each of which is one message, by two functions.
 
     With Protocol Buffers: `BinaryCodec(encode=Order.SerializeToString, decode=Event.FromString)`.

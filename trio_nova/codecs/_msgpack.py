@@ -8,11 +8,12 @@ from typing import Any, Generic, TypeAlias, overload
 
 import attrs
 import msgspec
+from attrs.setters import validate
 
 from trio_nova.codecs._json import UNREADABLE
 from trio_nova.codecs._own import refuse_own
 from trio_nova.codecs._weights import MARK_WEIGHT, weigh_json
-from trio_nova.core import check_callable
+from trio_nova.core import Strategy, check_callable, derive
 from trio_nova.errors import BadMessage, ConfigError
 from trio_nova.messages import M_co
 
@@ -24,8 +25,8 @@ def _refuse_extension(code: int, data: memoryview) -> Any:
     raise BadMessage(f"MessagePack of the extension type {code}, for which there is no ext_hook")
 
 
-@attrs.frozen(init=False)
-class MsgpackCodec(Generic[M_co]):
+@attrs.define(unsafe_hash=True, init=False)
+class MsgpackCodec(Strategy, Generic[M_co]):
     """MessagePack in binary frames, both ways.
 
     `type` makes decoding typed: any type that msgspec knows, a Struct say. Decoding is strict: no trailing bytes,
@@ -33,10 +34,14 @@ class MsgpackCodec(Generic[M_co]):
     does not know. Timestamps, extension type -1, are `datetime` without a hook.
     """
 
-    type: Any = Any
-    ext_hook: _ExtHook = attrs.field(default=_refuse_extension, validator=check_callable, kw_only=True)
+    type: Any = attrs.field(default=Any, on_setattr=derive)
+    ext_hook: _ExtHook = attrs.field(
+        default=_refuse_extension, validator=check_callable, kw_only=True, on_setattr=[validate, derive]
+    )
     """Given the code and the bytes of an extension type, returns its value; what it raises is a `BadMessage`."""
-    enc_hook: _EncHook = attrs.field(default=None, validator=attrs.validators.optional(check_callable), kw_only=True)
+    enc_hook: _EncHook = attrs.field(
+        default=None, validator=attrs.validators.optional(check_callable), kw_only=True, on_setattr=[validate, derive]
+    )
     """Given an object that MessagePack has no form for, returns one that it has, `msgspec.msgpack.Ext` say."""
     _decoder: msgspec.msgpack.Decoder[M_co] = attrs.field(init=False, repr=False, eq=False)
     _encoder: msgspec.msgpack.Encoder = attrs.field(init=False, repr=False, eq=False)
@@ -57,8 +62,8 @@ class MsgpackCodec(Generic[M_co]):
             decoder = msgspec.msgpack.Decoder(self.type, ext_hook=self.ext_hook)
         except TypeError as exc:
             raise ConfigError("type", str(exc)) from exc
-        object.__setattr__(self, "_decoder", decoder)
-        object.__setattr__(self, "_encoder", msgspec.msgpack.Encoder(enc_hook=self.enc_hook))
+        self._decoder = decoder
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=self.enc_hook)
 
     def encode(self, message: Any) -> bytes:
         try:

@@ -10,7 +10,7 @@ import attrs
 from trio_nova.codecs._checks import check_codec, check_function, whole
 from trio_nova.codecs._framed import OutOfStep, as_bytes, framed, too_big
 from trio_nova.codecs._seam import Codec, LinkCodec, StreamCodec
-from trio_nova.core import one_of
+from trio_nova.core import Strategy, one_of
 from trio_nova.errors import BadMessage, ConfigError
 from trio_nova.messages import M_co
 
@@ -29,8 +29,8 @@ def _check_size(instance: object, attribute: attrs.Attribute[Any], value: object
         raise ConfigError(attribute.name, f'must be a number of bytes from 1 to 8, or "varint", not {value!r}')
 
 
-@attrs.frozen
-class LengthPrefixed(Generic[M_co]):
+@attrs.define(unsafe_hash=True)
+class LengthPrefixed(Strategy, Generic[M_co]):
     """Messages with their length before each, in binary frames, of which one may bring several, a half, or none.
 
     The length counts the bytes that follow it. Text that the codec inside makes is sent as UTF-8; what comes is handed
@@ -82,8 +82,8 @@ def _to_varint(payload: bytes) -> bytes:
     return bytes(coded)
 
 
-@attrs.frozen
-class Packets(Generic[M_co]):
+@attrs.define(unsafe_hash=True)
+class Packets(Strategy, Generic[M_co]):
     """Packets that tell their length in their head, in binary frames, of which one may bring several, a half, or none.
 
     MQTT is such a protocol (MQTT 5.0 section 6.0). The codec inside is given whole packets, with their heads, and makes

@@ -11,7 +11,7 @@ import attrs
 from trio_nova.codecs._checks import check_codec
 from trio_nova.codecs._framed import Cutter, framed, too_big
 from trio_nova.codecs._seam import Codec, LinkCodec, StreamCodec
-from trio_nova.core import check_bool
+from trio_nova.core import Strategy, check_bool
 from trio_nova.errors import BadMessage, ConfigError
 from trio_nova.messages import M_co
 
@@ -19,8 +19,8 @@ _CHUNK = 32_768
 """Characters of a frame that are cut at once, where messages are short."""
 
 
-@attrs.frozen
-class Lines(Generic[M_co]):
+@attrs.define(unsafe_hash=True)
+class Lines(Strategy, Generic[M_co]):
     r"""Messages that end in a newline; "\r\n" ends one, too. A frame may bring several, a half, or none.
 
     Text and binary frames are taken; a message is handed to the codec inside as what it came in, without the newline.
@@ -47,8 +47,8 @@ def _check_separator(instance: object, attribute: attrs.Attribute[str], value: o
         raise ConfigError(attribute.name, f"must be one ASCII character, not {value!r}")
 
 
-@attrs.frozen
-class Records(Generic[M_co]):
+@attrs.define(unsafe_hash=True)
+class Records(Strategy, Generic[M_co]):
     """Messages with a separator behind each, as SignalR has it, or before each: JSON text sequences (RFC 7464).
 
     Text and binary frames are taken, and what is too long or of both kinds is refused, as `Lines` does it. Empty

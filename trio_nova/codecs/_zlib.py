@@ -12,7 +12,7 @@ import attrs
 from trio_nova.codecs._checks import check_codec, whole
 from trio_nova.codecs._framed import OutOfStep, as_bytes, framed, too_big
 from trio_nova.codecs._seam import Codec, LinkCodec, StreamCodec
-from trio_nova.core import check_bool, one_of
+from trio_nova.core import Strategy, check_bool, one_of
 from trio_nova.errors import BadMessage
 from trio_nova.messages import M_co
 
@@ -24,8 +24,8 @@ _DICTIONARY = 0x20
 _WIDEST = 15
 
 
-@attrs.frozen
-class ZlibStream(Generic[M_co]):
+@attrs.define(unsafe_hash=True)
+class ZlibStream(Strategy, Generic[M_co]):
     """Messages in one zlib stream that lasts as long as the link (RFC 1950), as Discord's `compress=zlib-stream`.
 
     A message ends where a frame ends in a Z_SYNC_FLUSH, bytes 00 00 FF FF; it may lie in several binary frames. It is

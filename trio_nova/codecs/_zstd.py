@@ -13,7 +13,7 @@ from trio_nova.codecs._checks import check_codec, whole
 from trio_nova.codecs._framed import OutOfStep, as_bytes, framed, too_big
 from trio_nova.codecs._seam import Codec, LinkCodec, StreamCodec
 from trio_nova.codecs._zlib import as_text
-from trio_nova.core import check_bool
+from trio_nova.core import Strategy, check_bool
 from trio_nova.errors import BadMessage, ConfigError
 from trio_nova.messages import M_co
 
@@ -29,8 +29,8 @@ def _library() -> Any:
         raise ConfigError("codec", 'ZstdStream needs another package: pip install "trio-nova[zstd]"') from None
 
 
-@attrs.frozen
-class ZstdStream(Generic[M_co]):
+@attrs.define(unsafe_hash=True)
+class ZstdStream(Strategy, Generic[M_co]):
     """Messages in one Zstandard stream that lasts as long as the link (RFC 8878), as Discord's `compress=zstd-stream`.
 
     Each binary frame ends a message: the service flushes it. Frames of Zstandard may end anywhere between messages, or
