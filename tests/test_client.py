@@ -53,7 +53,7 @@ def test_what_is_wrong_is_said_by_the_call_itself() -> None:
     with pytest.raises(ConfigError, match="Homeless has none"):
         Homeless.open()
     with pytest.raises(ConfigError, match="did you mean when_down"):
-        Parrot.open(when_dwn="wait")
+        Parrot.open(when_dwn="wait")  # type: ignore[call-arg]
 
 
 async def test_what_the_block_raises_leaves_it_bare(autojump_clock: trio.abc.Clock) -> None:

@@ -149,7 +149,9 @@ def test_a_struct_that_refuses_its_own_value_makes_a_bad_message() -> None:
 
 
 def test_codecs_are_values() -> None:
-    assert JsonCodec(Trade) == JsonCodec(Trade) != JsonCodec(Positive)
+    codec: JsonCodec = JsonCodec(Trade)
+    assert codec == JsonCodec(Trade)
+    assert codec != JsonCodec(Positive)
     assert RawCodec() == RawCodec()
     assert "Decoder" not in repr(JsonCodec(Trade))
 

@@ -53,6 +53,7 @@ from trio_nova import (
     open_connection,
     run_connection,
 )
+from trio_nova.core.bounded import Overflow
 from trio_nova.links import Transport
 from trio_nova.testing import ClosePayload, HangDial, Peer, ScriptedServer, echo
 
@@ -263,7 +264,8 @@ async def test_several_tasks_share_what_is_received(autojump_clock: trio.abc.Clo
 
 @pytest.mark.fault("F62", "F56", where="memory")
 async def test_a_full_inbox_drops_what_its_policy_says_and_says_so(autojump_clock: trio.abc.Clock) -> None:
-    for overflow, kept in (("drop_oldest", list("789")), ("drop_newest", list("012"))):
+    policies: list[tuple[Overflow, list[str]]] = [("drop_oldest", list("789")), ("drop_newest", list("012"))]
+    for overflow, kept in policies:
         async with (
             ScriptedServer(send_ten) as server,
             open_connection(URL, stream_factory=server.stream_factory, inbox_size=3, overflow=overflow) as conn,
@@ -366,11 +368,11 @@ async def test_the_receive_side_is_handed_over_without_loss(autojump_clock: trio
             await peer.send(str(number))
             await trio.sleep(1)
 
-    async def heir(receiver: Receiver[str], got: list[str]) -> None:
+    async def heir(receiver: Receiver[str | bytes], got: list[str | bytes]) -> None:
         async for message in receiver:
             got.append(message)
 
-    got: list[str] = []
+    got: list[str | bytes] = []
     async with (
         ScriptedServer(send) as server,
         open_connection(URL, stream_factory=server.stream_factory) as conn,

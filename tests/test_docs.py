@@ -323,7 +323,7 @@ def test_the_table_of_options_is_the_codes_own() -> None:
     assert list(documented) == [field.name for field in fields]
     for field in fields:
         kind, default, unit, live, meaning = documented[field.name]
-        assert kind == f"`{field.type}`", field.name
+        assert kind == f"`{str(field.type).replace('[M_co]', '')}`", field.name
         assert default == f"`{shown(field.default)}`", field.name
         assert unit, field.name
         assert live == ("yes" if field.name in config.RECONFIGURABLE else "no"), field.name

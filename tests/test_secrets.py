@@ -473,7 +473,7 @@ async def ask_badly(conn: trio_nova.Connection) -> None:
 
 
 async def subscribe_badly(conn: trio_nova.Connection) -> None:
-    async with conn.subscribe("ticks", feed=5, params={"depth": object()}):  # type: ignore[arg-type]
+    async with conn.subscribe("ticks", feed=5, params={"depth": object()}):  # type: ignore[call-overload]
         pytest.fail("it was subscribed to")
 
 

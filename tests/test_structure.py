@@ -32,6 +32,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"handlers", "observe"}),
     frozenset({"_signal"}),
     frozenset({"links"}),
+    frozenset({"options"}),
     frozenset({"config", "profiles", "dialect"}),
     frozenset({"adapter"}),
     frozenset({SHELL, "registry"}),

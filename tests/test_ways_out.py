@@ -856,7 +856,7 @@ async def chatty(peer: Peer) -> None:
 
 
 async def test_after_a_break_the_connection_is_as_good_as_before(autojump_clock: trio.testing.MockClock) -> None:
-    seen: list[str] = []
+    seen: list[str | bytes] = []
     async with (
         ScriptedServer(chatty) as server,
         open_connection(URL, stream_factory=server.stream_factory) as conn,

@@ -184,6 +184,8 @@ from trio_nova.observe import LoggingHandler as LoggingHandler
 from trio_nova.observe import MetricsCollector as MetricsCollector
 from trio_nova.observe import StateTrace as StateTrace
 from trio_nova.observe import TracedChange as TracedChange
+from trio_nova.options import ConfigOptions as ConfigOptions
+from trio_nova.options import ReconfigurableOptions as ReconfigurableOptions
 from trio_nova.readings import Answer as Answer
 from trio_nova.readings import AuthOk as AuthOk
 from trio_nova.readings import AuthRefused as AuthRefused

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar, Unpack, overload
 
 import attrs
 import msgspec
@@ -29,11 +29,14 @@ from trio_nova.config import RECONFIGURABLE, Config, configure
 from trio_nova.core.session import State
 from trio_nova.errors import BadMessage, ConfigError, LinkLost, NotSent, NovaError, OutcomeUnknown, SessionOver
 from trio_nova.events import Event, OwnershipTransferred
-from trio_nova.messages import CloseInfo, Ping, Pong, check_close
+from trio_nova.messages import CloseInfo, M_co, MessageOrRaw, Ping, Pong, check_close
+from trio_nova.options import ConfigOptions, ReconfigurableOptions
 from trio_nova.secrets import discreet, discreet_if_asked, forget_locals
 
 __all__ = ["Connection", "ConnectionBlock", "Health", "Statistics", "open_connection", "run_connection"]
 
+
+T = TypeVar("T")
 
 _PLAIN_FEED = FeedOptions()
 
@@ -112,20 +115,22 @@ class Health:
     """What `ConnectionHandler.status` adds."""
 
 
-class Connection:
+class Connection(Generic[M_co]):
     """A session with a WebSocket service, stable across reconnects. Made by `open_connection`.
+
+    `Connection[Trade]` receives what its codec decodes as a `Trade`.
 
     Any task of the same `trio.run` may use it. No call takes a time-out: the caller's cancel scope is
     the time-out.
     """
 
-    def __init__(self, block: ConnectionBlock) -> None:
+    def __init__(self, block: ConnectionBlock[M_co]) -> None:
         self._session = block.session
         self._inbound = block.inbound
         self._outbound = block.outbound
         self._requests = block.requests
         self._subscriptions = block.subscriptions
-        self._receiver = block.inbound.receiver
+        self._receiver: Receiver[M_co] = block.inbound.receiver
 
     def __repr__(self) -> str:
         session = self._session
@@ -283,6 +288,26 @@ class Connection:
             self._session.sign(error)
             raise
 
+    @overload
+    async def request(
+        self,
+        message: Any,
+        *,
+        matches: Callable[[Any], bool] | None = None,
+        idempotent: bool = False,
+        priority: int = 0,
+        type: type[T],
+    ) -> T: ...
+    @overload
+    async def request(
+        self,
+        message: Any,
+        *,
+        matches: Callable[[Any], bool] | None = None,
+        idempotent: bool = False,
+        priority: int = 0,
+        type: Any = None,
+    ) -> Any: ...
     async def request(
         self,
         message: Any,
@@ -330,6 +355,26 @@ class Connection:
             self._session.sign(error)
             raise
 
+    @overload
+    def subscribe(
+        self,
+        channel: str | Sequence[str],
+        /,
+        *,
+        params: Mapping[str, Any] | None = None,
+        feed: FeedOptions | None = None,
+        type: type[T],
+    ) -> AbstractAsyncContextManager[Feed[T]]: ...
+    @overload
+    def subscribe(
+        self,
+        channel: str | Sequence[str],
+        /,
+        *,
+        params: Mapping[str, Any] | None = None,
+        feed: FeedOptions | None = None,
+        type: Any = None,
+    ) -> AbstractAsyncContextManager[Feed[Any]]: ...
     @asynccontextmanager
     async def subscribe(
         self,
@@ -461,7 +506,7 @@ class Connection:
 
     # ----------------------------------------------------------------- receiving
 
-    async def receive(self) -> Any:
+    async def receive(self) -> M_co:
         """Return the next message, waiting for it if need be. Cancelling loses nothing.
 
         What has been received can still be taken after the session has ended. A call that does not wait
@@ -478,7 +523,7 @@ class Connection:
             self._session.sign(error)
             raise
 
-    def receive_nowait(self) -> Any:
+    def receive_nowait(self) -> M_co:
         """Return the next message; raises trio.WouldBlock where there is none, else like `receive`."""
         self._session.check_run()
         try:
@@ -487,7 +532,7 @@ class Connection:
             self._session.sign(error)
             raise
 
-    async def receive_batch(self) -> list[Any]:
+    async def receive_batch(self) -> list[M_co]:
         """Return all messages there are, at least one, waiting for it if need be; raises like `receive`."""
         self._session.check_run()
         try:
@@ -496,12 +541,12 @@ class Connection:
             self._session.sign(error)
             raise
 
-    def __aiter__(self) -> Receiver[Any]:
+    def __aiter__(self) -> Receiver[M_co]:
         """Iterate over messages until the session is over."""
         self._session.check_run()
         return self._receiver
 
-    def deliveries(self) -> Receiver[Delivery[Any]]:
+    def deliveries(self) -> Receiver[Delivery[M_co]]:
         """Return a receiver of ordinary messages, each a `Delivery`: with the link that brought it, and when.
 
         To be called before anything is received, and once for all: then `receive` raises ConfigError.
@@ -513,7 +558,7 @@ class Connection:
         self._session.check_run()
         return self._inbound.deliveries()
 
-    def hand_over(self, to: str = "") -> Receiver[Any]:
+    def hand_over(self, to: str = "") -> Receiver[M_co]:
         """Give the receive side away: return a `Receiver` for another task, and let nobody else receive.
 
         Calls that wait here, and later ones, raise ReceiverMoved. No message is lost or seen twice.
@@ -610,7 +655,7 @@ class Connection:
         while session.epoch == epoch or not session.ready:
             await session.wait_state(State.READY if not session.ready else State.DISCONNECTED)
 
-    def reconfigure(self, **changes: Any) -> None:
+    def reconfigure(self, **changes: Unpack[ReconfigurableOptions]) -> None:
         """Change options of the living session; those about the dial count from the next one.
 
         Raises:
@@ -668,7 +713,7 @@ class Connection:
         await self._session.over.wait()
 
 
-class ScrubbingConnection(Connection):
+class ScrubbingConnection(Connection[M_co]):
     """A connection whose calls' errors leave without the locals of our frames: where `scrub_tracebacks` is on."""
 
     @asynccontextmanager
@@ -687,7 +732,12 @@ for _name, _method in vars(Connection).items():
 
 
 @discreet_if_asked
-def open_connection(target: Target, *, config: Config | None = None, **overrides: Any) -> ConnectionBlock:
+def open_connection(
+    target: Target[MessageOrRaw],
+    *,
+    config: Config[MessageOrRaw] | None = None,
+    **overrides: Unpack[ConfigOptions[MessageOrRaw]],
+) -> ConnectionBlock[MessageOrRaw]:
     """Open a session that stays up while the block lasts.
 
     Use it as `async with open_connection("wss://host/path") as conn`.
@@ -720,8 +770,8 @@ async def run_connection(
     target: Target,
     *,
     config: Config | None = None,
-    task_status: trio.TaskStatus[Connection] = trio.TASK_STATUS_IGNORED,
-    **overrides: Any,
+    task_status: trio.TaskStatus[Connection[Any]] = trio.TASK_STATUS_IGNORED,
+    **overrides: Unpack[ConfigOptions],
 ) -> None:
     """Run a session as a task: `conn = await nursery.start(run_connection, target)`.
 
@@ -733,7 +783,7 @@ async def run_connection(
         await conn.wait_closed()
 
 
-class ConnectionBlock:
+class ConnectionBlock(Generic[M_co]):
     """The block of `open_connection`: `async with` enters and leaves it, once.
 
     The tasks of the session are shielded, so that on leaving the user's code unwinds before them, and
@@ -762,7 +812,7 @@ class ConnectionBlock:
 
     # Left in the middle by a KeyboardInterrupt, either of these would leave Trio's scopes misnested.
     @trio.lowlevel.enable_ki_protection
-    async def __aenter__(self) -> Connection:
+    async def __aenter__(self) -> Connection[M_co]:
         session = self.session
         if self._manager is not None:
             raise ConfigError("target", "a connection block can be entered once; call open_connection again")
@@ -788,7 +838,7 @@ class ConnectionBlock:
             await self._leave(self._manager)
             raise session.session_over()
         session.block.__enter__()
-        return (ScrubbingConnection if session.config.scrub_tracebacks else Connection)(self)
+        return ScrubbingConnection(self) if session.config.scrub_tracebacks else Connection(self)
 
     @trio.lowlevel.enable_ki_protection
     async def __aexit__(

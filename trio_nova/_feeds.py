@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias
 
 import attrs
 import msgspec
 import trio
 
-from trio_nova._mailbox import Mailbox, Receiver, T
+from trio_nova._mailbox import Mailbox, Receiver
 from trio_nova._session import Session
 from trio_nova._signal import Bell
 from trio_nova.codecs import encode_json, weigh_message
@@ -33,6 +33,7 @@ from trio_nova.events import (
     SubscriptionRefused,
 )
 from trio_nova.handlers import Channel, Hole
+from trio_nova.messages import M_co
 from trio_nova.readings import Data, Step, as_step
 
 __all__ = [
@@ -45,8 +46,6 @@ __all__ = [
     "receive_plainly",
     "share",
 ]
-
-T_co = TypeVar("T_co", covariant=True)
 
 MAX_KNOWN_IDS = 10_000
 """Ids of messages of a channel that can be back-filled, by which repetitions are told; the oldest is forgotten."""
@@ -135,10 +134,10 @@ def acknowledge_unread(data: Data, carrier: Carrier) -> None:
         acknowledge(data.ack, carrier)
 
 
-class Delivery(msgspec.Struct, Generic[T_co]):
+class Delivery(msgspec.Struct, Generic[M_co]):
     """A message, and what is known about it."""
 
-    payload: T_co
+    payload: M_co
     channel: str
     """The channel of the feed that it belongs to; "" for an ordinary message."""
     step: Step | None
@@ -171,7 +170,7 @@ class Delivery(msgspec.Struct, Generic[T_co]):
 
 
 @attrs.define(eq=False)
-class Feed(Receiver[T]):
+class Feed(Receiver[M_co]):
     """The messages of one subscription, or of several, for one consumer. Made by `Connection.subscribe`.
 
     Iteration ends with the session, with the block, or where the service says that there is no more to come. It raises
@@ -213,7 +212,7 @@ class Feed(Receiver[T]):
         mailbox.prepare()
         return cls(mailbox, channel=channel, options=options, session=session, type=type)
 
-    def deliveries(self) -> Receiver[Delivery[T]]:
+    def deliveries(self) -> Receiver[Delivery[M_co]]:
         """Return the feed as a receiver of `Delivery`, each with what is known about it, and with its `ack`.
 
         To be called before anything is received, and once for all: then payloads are not to be had by `receive`.

@@ -105,9 +105,9 @@ class Handlers:
     heartbeat: Heartbeat
     dialects: tuple[Dialect, ...] = ()
     """What speaks for them: that of the link, and the adapter."""
-    _given: frozenset[str] = frozenset()
+    _given: frozenset[str] = attrs.field(default=frozenset(), alias="given")
     """The strategies that were given at the call, by the name of their option."""
-    _plain: Handlers | None = None
+    _plain: Handlers | None = attrs.field(default=None, alias="plain")
     """The same without a dialect."""
 
     @classmethod

@@ -14,6 +14,7 @@ import trio
 from trio_nova._signal import Bell
 from trio_nova.core.bounded import BoundedQueue
 from trio_nova.errors import ConfigError, ReceiverMoved, SessionOver
+from trio_nova.messages import M_co
 
 __all__ = ["Mailbox", "Mode", "Receiver"]
 
@@ -257,14 +258,14 @@ class Mailbox(BoundedQueue[T]):
 
 
 @attrs.define(eq=False)
-class Receiver(Generic[T]):
+class Receiver(Generic[M_co]):
     """The receive side of a mailbox: any task may use it; cancelling any of its calls loses nothing."""
 
-    _mailbox: Mailbox[T]
+    _mailbox: Mailbox[M_co]
     _takes: Mode = attrs.field(default="payloads", kw_only=True, alias="takes")
     _moved: bool = attrs.field(default=False, init=False)
 
-    async def receive(self) -> T:
+    async def receive(self) -> M_co:
         """Return the next item, waiting for it if need be.
 
         Raises:
@@ -282,25 +283,25 @@ class Receiver(Generic[T]):
                 if mailbox.taken is not None:
                     mailbox.taken.ring()
             return mailbox.items.popleft()
-        item: T = await mailbox.take(self, every=False)
+        item: M_co = await mailbox.take(self, every=False)
         return item
 
-    def receive_nowait(self) -> T:
+    def receive_nowait(self) -> M_co:
         """Return the next item; raises trio.WouldBlock where there is none, else like `receive`."""
         self.check()
         self._mailbox.claimed = True
         return self._mailbox.take_nowait()
 
-    async def receive_batch(self) -> list[T]:
+    async def receive_batch(self) -> list[M_co]:
         """Return all items there are, at least one, waiting for it if need be; raises like `receive`."""
         self._mailbox.claimed = True
-        items: list[T] = await self._mailbox.take(self, every=True)
+        items: list[M_co] = await self._mailbox.take(self, every=True)
         return items
 
-    def __aiter__(self) -> Receiver[T]:
+    def __aiter__(self) -> Receiver[M_co]:
         return self
 
-    async def __anext__(self) -> T:
+    async def __anext__(self) -> M_co:
         try:
             return await self.receive()
         except (SessionOver, trio.ClosedResourceError, trio.EndOfChannel):
@@ -316,7 +317,7 @@ class Receiver(Generic[T]):
         if self._moved:
             raise ReceiverMoved("the receive side of this connection was handed to another task")
 
-    def move(self) -> Receiver[T]:
+    def move(self) -> Receiver[M_co]:
         """Return a new receiver in place of this one, whose waiting calls then raise ReceiverMoved."""
         self.check()
         self._moved = True

@@ -20,19 +20,20 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Generic, TypeAlias
 from urllib.parse import quote, urlencode
 
 import attrs
 
 from trio_nova.codecs import MixedCodec
 from trio_nova.config import Config, check_spelling, configure, default_config, target_url
+from trio_nova.core import Strategy
 from trio_nova.core.sequence import Tracker
 from trio_nova.dialect import Dialect
 from trio_nova.errors import ConfigError
 from trio_nova.handlers import Channel, ConnectionInfo, ErrorHandler, Hole, MessageHandler, Page
 from trio_nova.handlers.auth import reveal
-from trio_nova.messages import Answered, Retry, Stop
+from trio_nova.messages import Answered, M, M_co, Retry, Stop
 from trio_nova.readings import Data
 from trio_nova.secrets import Secret, as_secret
 from trio_nova.urls import Url
@@ -61,7 +62,7 @@ def _hidden(value: str | Mapping[str, str | Secret[str]] | Secret[Any] | None) -
 
 
 @attrs.define(eq=False, kw_only=True, slots=False)
-class Adapter(Dialect):
+class Adapter(Strategy, Dialect, Generic[M_co]):
     """One service. Subclass it; set fields by class attributes, or when you make an instance.
 
     Its hooks are those of `Dialect`, and some of the session's. An instance serves any number of sessions, so it
@@ -276,7 +277,7 @@ def _can_be_called_like(model: Any, member: Any, kind: type[Adapter], hook: str)
 # --------------------------------------------------------------------------- targets
 
 
-Target: TypeAlias = str | Url | Adapter | type[Adapter]
+Target: TypeAlias = str | Url | Adapter[M] | type[Adapter[M]]
 """What a connection can be opened to."""
 
 
@@ -286,7 +287,7 @@ class Settled:
 
     url: Url
     config: Config
-    adapter: Adapter | None = None
+    adapter: Adapter[Any] | None = None
     """None: the target is an address alone."""
     given: frozenset[str] = frozenset()
     """The options that were given at the call."""

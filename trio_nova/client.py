@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar, Unpack, cast, overload
 
 import trio
 
@@ -27,9 +27,12 @@ from trio_nova._feeds import Feed, FeedOptions
 from trio_nova.adapter import Adapter
 from trio_nova.config import Config
 from trio_nova.errors import ConfigError
+from trio_nova.options import ConfigOptions
 from trio_nova.secrets import discreet_if_asked
 
 __all__ = ["Client"]
+
+T = TypeVar("T")
 
 
 class Client:
@@ -38,12 +41,12 @@ class Client:
     Any task may use it, as it may use the connection.
     """
 
-    adapter: ClassVar[Adapter]
+    adapter: ClassVar[Adapter[Any]]
     """The service."""
-    defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    defaults: ClassVar[ConfigOptions] = cast("ConfigOptions", MappingProxyType({}))
     """Options by name; they win over those of the adapter, and give way to those of `open`."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection[Any]) -> None:
         self.connection = connection
 
     def __repr__(self) -> str:
@@ -52,7 +55,7 @@ class Client:
     @classmethod
     @discreet_if_asked
     def open(
-        cls, *, adapter: Adapter | None = None, config: Config | None = None, **overrides: Any
+        cls, *, adapter: Adapter[Any] | None = None, config: Config | None = None, **overrides: Unpack[ConfigOptions]
     ) -> AbstractAsyncContextManager[Self]:
         """Open a connection and give the client: `async with Chat.open(credentials=token) as chat`.
 
@@ -69,11 +72,12 @@ class Client:
         adapter = adapter or getattr(cls, "adapter", None)
         if adapter is None:
             raise ConfigError("adapter", f"{cls.__name__} has none: set it on the class")
-        return cls._hold(open_connection(adapter, config=config, **{**cls.defaults, **overrides}))
+        options: ConfigOptions = {**cls.defaults, **overrides}
+        return cls._hold(open_connection(adapter, config=config, **options))
 
     @classmethod
     @asynccontextmanager
-    async def _hold(cls, block: ConnectionBlock) -> AsyncGenerator[Self, None]:
+    async def _hold(cls, block: ConnectionBlock[Any]) -> AsyncGenerator[Self, None]:
         async with block as connection:
             yield cls(connection)
 
@@ -82,16 +86,36 @@ class Client:
     async def run(
         cls,
         *,
-        adapter: Adapter | None = None,
+        adapter: Adapter[Any] | None = None,
         config: Config | None = None,
         task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED,
-        **overrides: Any,
+        **overrides: Unpack[ConfigOptions],
     ) -> None:
         """Run a client as a task: `chat = await nursery.start(Chat.run)`; as `run_connection` does."""
         async with cls.open(adapter=adapter, config=config, **overrides) as client:
             task_status.started(client)
             await client.connection.wait_closed()
 
+    @overload
+    def subscribe(
+        self,
+        channel: str | Sequence[str],
+        /,
+        *,
+        params: Mapping[str, Any] | None = None,
+        feed: FeedOptions | None = None,
+        type: type[T],
+    ) -> AbstractAsyncContextManager[Feed[T]]: ...
+    @overload
+    def subscribe(
+        self,
+        channel: str | Sequence[str],
+        /,
+        *,
+        params: Mapping[str, Any] | None = None,
+        feed: FeedOptions | None = None,
+        type: Any = None,
+    ) -> AbstractAsyncContextManager[Feed[Any]]: ...
     def subscribe(
         self,
         channel: str | Sequence[str],

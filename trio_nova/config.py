@@ -12,8 +12,8 @@ import re
 import ssl
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeVar
 
 import attrs
 
@@ -50,7 +50,9 @@ from trio_nova.links import (
     parse_proxy,
     refuse_what_lacks,
 )
+from trio_nova.messages import M_co
 from trio_nova.observe import LoggingHandler, MetricsCollector
+from trio_nova.options import ConfigOptions, HeadersProvider, Made, ReconfigurableOptions, WhenDown
 from trio_nova.secrets import (
     CredentialsSource,
     HeaderMap,
@@ -82,11 +84,6 @@ __all__ = [
 
 H = TypeVar("H")
 
-HeadersProvider: TypeAlias = Callable[[], Awaitable[Mapping[str, str]]]
-WhenDown: TypeAlias = Literal["wait", "fail"] | Buffer
-Made: TypeAlias = H | Callable[[], H]
-"""A strategy, or what makes one: called once per session, so that sessions do not share its state."""
-
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ILLEGAL_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _PIN = re.compile(r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=")
@@ -100,6 +97,8 @@ _OWN_HEADERS: Mapping[str, str] = {
     "proxy-authorization": "the proxy: put the login into the URL of the option proxy",
 }
 """Headers that are not the caller's to set, and what they belong to."""
+_NO_CODEC: Any = RawCodec
+"""To a checker of no type, as a `Config` without a codec may also be one for an adapter, which brings its own."""
 
 
 def _fail(attribute: attrs.Attribute[Any], problem: str) -> None:
@@ -381,11 +380,15 @@ def check_failover(home: Url, config: Config, *, names_dial: bool) -> None:
         )
 
 
-def _masked_headers(value: Any) -> Any:
+# The type of a converter's parameter is what the option takes, as in `ConfigOptions`. More may be passed where no
+# checker looks: that is for the converter, or the validator behind it, to refuse.
+
+
+def _masked_headers(value: Mapping[str, str] | HeadersProvider) -> Mapping[str, str] | HeadersProvider:
     return HeaderMap(value) if isinstance(value, Mapping) else value
 
 
-def _masked_credentials(value: Any) -> Any:
+def _masked_credentials(value: CredentialsSource) -> CredentialsSource:
     return value if value is None or callable(value) else as_secret(value)
 
 
@@ -407,13 +410,17 @@ def _subprotocols(config: Any, attribute: attrs.Attribute[Any], value: tuple[Any
         _fail(attribute, "a name occurs twice (RFC 6455 section 4.1)")
 
 
-def _subprotocol_tuple(value: Any) -> Any:
+def _subprotocol_tuple(value: Iterable[str | Secret[str]]) -> tuple[str | Secret[str], ...]:
     if isinstance(value, str):
         raise ConfigError("subprotocols", f"must be a sequence of names: write [{hide_tokens([value])[0]!r}]")
     try:
         return hide_tokens(value)
     except TypeError:
         raise ConfigError("subprotocols", f"must be a sequence of names, not {value!r}") from None
+
+
+def _proxy_url(value: str | Secret[str] | None) -> Secret[str] | None:
+    return None if value is None else as_secret_text(value)
 
 
 def _proxy(config: Any, attribute: attrs.Attribute[Any], value: Secret[Any] | None) -> None:
@@ -428,7 +435,7 @@ def _ssl_context(config: Any, attribute: attrs.Attribute[Any], value: Any) -> No
         _fail(attribute, "is one for servers: make it by ssl.create_default_context(), or with PROTOCOL_TLS_CLIENT")
 
 
-def _pin_set(value: Any) -> Any:
+def _pin_set(value: Iterable[str]) -> frozenset[str]:
     if isinstance(value, str):
         raise ConfigError("pins", f"must be a collection of pins: write [{value!r}]")
     try:
@@ -464,8 +471,8 @@ def _unix_time() -> float:
     return time.time()
 
 
-def _observers(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+def _observers(value: Observer | Sequence[Observer]) -> tuple[Observer, ...]:
+    return tuple(value) if isinstance(value, Sequence) else (value,)
 
 
 def _names(value: Iterable[str]) -> frozenset[str]:
@@ -477,11 +484,11 @@ def _names(value: Iterable[str]) -> frozenset[str]:
         raise ConfigError("events", f"must be a set of names, not {value!r}") from None
 
 
-def _deflate(value: Any) -> Any:
+def _deflate(value: Deflate | Literal["deflate"] | None) -> Deflate | None:
     return Deflate() if value == "deflate" else value
 
 
-def _origins(value: Any) -> frozenset[str]:
+def _origins(value: Iterable[str]) -> frozenset[str]:
     if isinstance(value, str):
         raise ConfigError("redirect_origins", f"must be a collection of origins: write [{value!r}]")
     try:
@@ -496,7 +503,7 @@ def _origin(text: Any) -> str:
     return Url.parse(text, "redirect_origins").origin
 
 
-def _urls(value: Any) -> Any:
+def _urls(value: Iterable[str | Url]) -> tuple[Url, ...]:
     if isinstance(value, str | Url):
         raise ConfigError("failover", f"must be a collection of URLs: write [{str(Url.parse(str(value)))!r}]")
     try:
@@ -511,7 +518,7 @@ def _failover(config: Any, attribute: attrs.Attribute[Any], value: tuple[Url, ..
         _fail(attribute, "has one address twice")
 
 
-def _heartbeat(value: Any) -> Any:
+def _heartbeat(value: Heartbeat | Literal["ping", "off"] | None) -> Heartbeat:
     if value is None or value == "off":
         return NoHeartbeat()
     return PingHeartbeat() if value == "ping" else value
@@ -525,7 +532,7 @@ def _init_discreetly(cls: type[H]) -> type[H]:
 
 @_init_discreetly
 @attrs.frozen(kw_only=True)
-class Config:
+class Config(Generic[M_co]):
     """Every option of a session. Durations are seconds; `math.inf` is off."""
 
     # ----------------------------------------------------------------- the dial
@@ -544,9 +551,7 @@ class Config:
 
     That is besides what `ssl_context` verifies. Pin a second key that is kept in reserve, or a lost key locks you out.
     """
-    proxy: Secret[str] | None = attrs.field(
-        default=None, converter=attrs.converters.optional(as_secret_text), validator=_proxy, repr=False
-    )
+    proxy: Secret[str] | None = attrs.field(default=None, converter=_proxy_url, validator=_proxy, repr=False)
     """Its URL, or "env": that which the environment names for the URL that is dialled, looked up for every dial.
 
     `http://user:password@host:port` or `https://` (CONNECT), `socks4://` or `socks5://`; SOCKS needs the extra `proxy`.
@@ -630,7 +635,7 @@ class Config:
     """
     overflow: Overflow = attrs.field(default="block", validator=one_of(*OVERFLOWS))
     """What a full inbox does: "block" stops reading, so that the peer feels it; "drop_oldest"; "drop_newest"."""
-    codec: Codec | StreamCodec = attrs.field(factory=RawCodec, validator=check_codec)
+    codec: Codec[M_co] | StreamCodec[M_co] = attrs.field(factory=_NO_CODEC, validator=check_codec)
     """Between messages and payloads; one with a method `open_link` makes what does this for each link."""
     correlation: Correlation = attrs.field(
         factory=Correlation,
@@ -696,32 +701,8 @@ class Config:
     """Unix time, in seconds: to notice that the machine slept, and for what is told to observers."""
 
 
-RECONFIGURABLE = frozenset(
-    {
-        "headers",
-        "subprotocols",
-        "ssl_context",
-        "pins",
-        "proxy",
-        "proxy_ssl_context",
-        "connect_timeout",
-        "auth_timeout",
-        "subscription_timeout",
-        "close_timeout",
-        "ping_interval",
-        "pong_timeout",
-        "max_missed_pongs",
-        "idle_timeout",
-        "backoff",
-        "max_attempts",
-        "min_uptime",
-        "when_down",
-        "credentials",
-        "on_handler_error",
-        "events",
-    }
-)
-"""The fields that `Connection.reconfigure` can change; those about the dial count from the next one."""
+RECONFIGURABLE = ReconfigurableOptions.__optional_keys__
+"""The fields that `Connection.reconfigure` can change."""
 
 _FIELDS = attrs.fields_dict(Config)
 
@@ -752,12 +733,12 @@ _IN_OTHER_WORDS: Mapping[str, str] = {
 
 
 @functools.cache
-def default_config() -> Config:
+def default_config() -> Config[Any]:
     """Return the library's defaults: one value for all sessions, as nothing in it changes."""
     return Config()
 
 
-def configure(base: Config, changes: Mapping[str, Any]) -> Config:
+def configure(base: Config, changes: ConfigOptions | Mapping[str, Any]) -> Config:
     """Return `base` with `changes`, by field name.
 
     Raises:
@@ -769,7 +750,7 @@ def configure(base: Config, changes: Mapping[str, Any]) -> Config:
         if name not in _FIELDS:
             near = [_IN_OTHER_WORDS[name]] if name in _IN_OTHER_WORDS else difflib.get_close_matches(name, _FIELDS, n=1)
             raise ConfigError(name, "there is no such option" + (f"; did you mean {near[0]}?" if near else ""))
-    changed = {name: value for name, value in changes.items() if value is not getattr(base, name)}
+    changed: dict[str, Any] = {name: value for name, value in changes.items() if value is not getattr(base, name)}
     config = attrs.evolve(base, **changed) if changed else base
     refuse_what_lacks(getattr(config.transport, "lacks", {}), config)
     return config

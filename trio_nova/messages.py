@@ -8,11 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import attrs
 
 from trio_nova.errors import ConfigError, LinkLost
+
+if TYPE_CHECKING:  # checkers know defaults of TypeVars for every version of Python, and bring the module that has them
+    from typing_extensions import TypeVar
+
+    M = TypeVar("M", default=Any)
+    """A message as a program gets it; where nothing says of what type, Any: `Target` is short for `Target[Any]`."""
+    M_co = TypeVar("M_co", covariant=True, default=Any)
+    """The same for classes that only give messages: a `Connection[Trade]` is a `Connection[Trade | Quote]`, too."""
+    MessageOrRaw = TypeVar("MessageOrRaw", default=str | bytes)
+    """The same for calls that make do without a codec: a message is then what `RawCodec` leaves as it is."""
+else:
+    from typing import TypeVar
+
+    M, M_co, MessageOrRaw = TypeVar("M"), TypeVar("M_co", covariant=True), TypeVar("MessageOrRaw")
 
 # --------------------------------------------------------------------------- frames
 

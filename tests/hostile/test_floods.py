@@ -29,6 +29,7 @@ from trio_nova import (
     WireTransport,
     open_connection,
 )
+from trio_nova.core.bounded import Overflow
 from trio_nova.links import Transport
 from trio_nova.testing import ClosePayload, Disconnected, Opcode, Peer, ScriptedServer, encode_frame
 
@@ -630,7 +631,11 @@ async def test_hostile_json_is_a_value_or_a_report_and_every_log_record_of_it_ca
     ],
 )
 async def test_data_for_channels_that_nobody_wants_leaves_no_trace(
-    autojump_clock: trio.abc.Clock, transport: Transport, overflow: str, caplog: pytest.LogCaptureFixture, flood: int
+    autojump_clock: trio.abc.Clock,
+    transport: Transport,
+    overflow: Overflow,
+    caplog: pytest.LogCaptureFixture,
+    flood: int,
 ) -> None:
     caplog.set_level("CRITICAL", "trio_nova")  # else pytest keeps every record in memory
 
@@ -680,7 +685,7 @@ async def test_data_for_channels_that_nobody_wants_leaves_no_trace(
 @pytest.mark.fault("F56", "F62", where="memory")
 @pytest.mark.parametrize("overflow", ["block", "drop_oldest", "drop_newest"])
 async def test_an_hour_of_too_much_follows_the_policy_to_the_letter(
-    autojump_clock: trio.abc.Clock, transport: Transport, overflow: str
+    autojump_clock: trio.abc.Clock, transport: Transport, overflow: Overflow
 ) -> None:
     total = 1_800  # one in two seconds for an hour; one in eight seconds is taken
 

@@ -253,7 +253,7 @@ async def test_two_sides_that_flood_each_other_and_do_not_read_are_no_dead_lock(
     async def answer_all() -> None:
         async for message in conn:
             with suppress(OutcomeUnknown):
-                await conn.send_text(message * 20)
+                await conn.send(message * 20)
 
     async with ScriptedServer(flood, echo, max_buffer=4096) as server:
         with trio.fail_after(BOUND):

@@ -9,6 +9,7 @@ import random
 import statistics
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -657,7 +658,7 @@ async def test_a_restart_in_good_order_is_come_back_from_at_a_random_time_withou
     for spread in (0.0, 0.3, 0.999):
         async with ScriptedServer(restart, echo) as server:
             async with open_connection(
-                URL, stream_factory=server.stream_factory, spread=lambda spread=spread: spread
+                URL, stream_factory=server.stream_factory, spread=partial(float, spread)
             ) as conn:
                 await conn.wait_state(State.DISCONNECTED)
                 lost_at = trio.current_time()

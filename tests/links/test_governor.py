@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 
 import attrs
 import pytest
@@ -26,7 +27,7 @@ from trio_nova import (
     State,
     open_connection,
 )
-from trio_nova.links import Transport
+from trio_nova.links import Dial, Link, Transport
 from trio_nova.testing import HangDial, MemoryStream, Peer, ScriptedServer, echo
 
 URL = "ws://front.test/"
@@ -347,14 +348,14 @@ class Preparing:
     governor: ConnectGovernor
     transport: Transport
 
-    async def prepare(self, dial: object) -> object:
+    async def prepare(self, dial: Dial) -> Dial:
         assert not self.governor._lines
         await trio.sleep(1.0)
         return dial
 
-    def open(self, dial: object) -> object:
+    def open(self, dial: Dial) -> AbstractAsyncContextManager[Link]:
         assert self.governor._lines
-        return self.transport.open(dial)  # type: ignore[arg-type]
+        return self.transport.open(dial)
 
 
 async def test_a_transport_prepares_a_dial_before_the_turn(

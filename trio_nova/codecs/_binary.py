@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic
 
 import attrs
 
 from trio_nova.codecs._checks import check_function
+from trio_nova.core import Strategy
 from trio_nova.errors import BadMessage
+from trio_nova.messages import M_co
 
 
-@attrs.frozen
-class BinaryCodec:
+@attrs.define(unsafe_hash=True)
+class BinaryCodec(Strategy, Generic[M_co]):
     """Binary frames, each of which is one message, by two functions.
 
     With Protocol Buffers: `BinaryCodec(encode=Order.SerializeToString, decode=Event.FromString)`.
@@ -25,7 +27,7 @@ class BinaryCodec:
         validator=check_function, kw_only=True, alias="encode"
     )
     """Returns the payload of a message."""
-    _decode: Callable[[bytes], Any] = attrs.field(validator=check_function, kw_only=True, alias="decode")
+    _decode: Callable[[bytes], M_co] = attrs.field(validator=check_function, kw_only=True, alias="decode")
     """Returns the message of a payload."""
     weigh: Callable[[bytes, Any], int] | None = attrs.field(
         default=None, validator=attrs.validators.optional(check_function), kw_only=True
@@ -43,7 +45,7 @@ class BinaryCodec:
             raise BadMessage(f"encode made a {type(payload).__name__}, not bytes")
         return bytes(payload)
 
-    def decode(self, payload: str | bytes) -> Any:
+    def decode(self, payload: str | bytes) -> M_co:
         if isinstance(payload, str):
             raise BadMessage("a text frame, where a binary one was expected")
         try:

@@ -13,7 +13,7 @@ from trio_nova.errors import ConfigError
 def check_codec(instance: object, attribute: attrs.Attribute[Any], value: object) -> None:
     """Validate an attrs field that holds a `Codec` or a `StreamCodec`."""
     if isinstance(value, type):
-        raise ConfigError(attribute.name, f"must be a codec, not a class: {value.__name__}() makes one")
+        raise ConfigError(attribute.name, f"must be an instance: write {value.__name__}(...)")
     has = [name for name in ("encode", "decode", "open_link") if callable(getattr(value, name, None))]
     if "open_link" not in has and has != ["encode", "decode"]:
         raise ConfigError(

@@ -20,6 +20,7 @@ from trio_nova.codecs._seam import (
     weigher,
 )
 from trio_nova.errors import BadMessage
+from trio_nova.messages import M
 
 MAX_BAD = 64
 """Messages of one frame that may be unreadable: a peer that sends more does not speak the codec's format.
@@ -63,7 +64,7 @@ class OutOfStep(Exception):
     """A cutter cannot go on; its message says why."""
 
 
-def framed(cutter: Cutter, codec: Codec | StreamCodec, max_message_size: int) -> LinkCodec:
+def framed(cutter: Cutter, codec: Codec[M] | StreamCodec[M], max_message_size: int) -> LinkCodec[M]:
     """Return what cuts messages out of the frames of one new link, for `codec` to decode them."""
     inner = open_link_codec(codec, max_message_size)
     if inner is not None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from sys import getsizeof
-from typing import Any
+from typing import Any, Generic, overload
 
 import attrs
 import msgspec
+from attrs.setters import validate
 
 from trio_nova.codecs._own import refuse_own
 from trio_nova.codecs._weights import weigh_json
-from trio_nova.core import check_bool
+from trio_nova.core import Strategy, check_bool, derive
 from trio_nova.errors import BadMessage
+from trio_nova.messages import M_co
 
 # What msgspec raises at a payload; an exponent of 19 digits is too much even for a Decimal.
 UNREADABLE = (msgspec.MsgspecError, ValueError, ArithmeticError, RecursionError)
@@ -24,8 +27,8 @@ def _float_hook(decimals: bool) -> Callable[[str], Any] | None:
     return Decimal if decimals else None
 
 
-@attrs.frozen
-class RawCodec:
+@attrs.define(unsafe_hash=True)
+class RawCodec(Strategy):
     """The default: text stays `str`, binary stays `bytes`; what else is sent goes as JSON text, as `JsonCodec` does."""
 
     def encode(self, message: Any) -> str | bytes:
@@ -45,8 +48,8 @@ class RawCodec:
         return payloads
 
 
-@attrs.frozen
-class JsonCodec:
+@attrs.define(unsafe_hash=True, init=False)
+class JsonCodec(Strategy, Generic[M_co]):
     """JSON in text frames (RFC 8259), both ways.
 
     `type` makes decoding typed: any type that msgspec knows, a Struct say. Decoding is strict: no
@@ -55,26 +58,33 @@ class JsonCodec:
     it is, digit for digit.
     """
 
-    type: Any = Any
-    decimals: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
+    type: Any = attrs.field(default=Any, on_setattr=derive)
+    decimals: bool = attrs.field(default=False, validator=check_bool, kw_only=True, on_setattr=[validate, derive])
     """Whether numbers with a fraction or an exponent become `Decimal`, with all their digits, where the type leaves
     open what they become. A fixed type may ask for `Decimal` by itself.
     """
-    _decoder: msgspec.json.Decoder[Any] = attrs.field(init=False, repr=False, eq=False)
+    _decoder: msgspec.json.Decoder[M_co] = attrs.field(init=False, repr=False, eq=False)
+
+    @overload
+    def __init__(self, type: builtins.type[M_co], *, decimals: bool = False) -> None: ...
+    @overload
+    def __init__(self: JsonCodec[Any], type: Any = Any, *, decimals: bool = False) -> None: ...  # a union is no `type`
+    def __init__(self, type: Any = Any, *, decimals: bool = False) -> None:
+        self.__attrs_init__(type, decimals=decimals)  # pyright: ignore[reportAttributeAccessIssue]
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_decoder", msgspec.json.Decoder(self.type, float_hook=_float_hook(self.decimals)))
+        self._decoder = msgspec.json.Decoder(self.type, float_hook=_float_hook(self.decimals))
 
     def encode(self, message: Any) -> str:
         return encode_json(message)
 
-    def decode(self, payload: str | bytes) -> Any:
+    def decode(self, payload: str | bytes) -> M_co:
         try:
             return self._decoder.decode(payload)
         except UNREADABLE as exc:
             raise BadMessage(f"not the JSON that was expected: {type(exc).__name__}") from exc
 
-    def decode_all(self, payloads: Sequence[str | bytes]) -> Sequence[Any]:
+    def decode_all(self, payloads: Sequence[str | bytes]) -> Sequence[M_co]:
         """Return the messages of all `payloads`; raises like `decode`, if any of them is bad."""
         try:
             return list(map(self._decoder.decode, payloads))
@@ -86,20 +96,20 @@ class JsonCodec:
         return weigh_json(payload)
 
 
-@attrs.frozen
-class MixedCodec:
+@attrs.define(unsafe_hash=True)
+class MixedCodec(Strategy):
     """For services that mix JSON with other text: a text that is a JSON object or array becomes that.
 
     All else stays as it is: "7" and "true" are texts here. What is sent goes as `RawCodec` sends it.
     """
 
-    decimals: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
+    decimals: bool = attrs.field(default=False, validator=check_bool, kw_only=True, on_setattr=[validate, derive])
     """As of `JsonCodec`."""
     _decoder: msgspec.json.Decoder[Any] = attrs.field(init=False, repr=False, eq=False)
     _raw: RawCodec = attrs.field(factory=RawCodec, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        object.__setattr__(self, "_decoder", msgspec.json.Decoder(float_hook=_float_hook(self.decimals)))
+        self._decoder = msgspec.json.Decoder(float_hook=_float_hook(self.decimals))
 
     def encode(self, message: Any) -> str | bytes:
         return self._raw.encode(message)

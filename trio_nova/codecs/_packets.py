@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias
 
 import attrs
 
 from trio_nova.codecs._checks import check_codec, check_function, whole
 from trio_nova.codecs._framed import OutOfStep, as_bytes, framed, too_big
 from trio_nova.codecs._seam import Codec, LinkCodec, StreamCodec
-from trio_nova.core import one_of
+from trio_nova.core import Strategy, one_of
 from trio_nova.errors import BadMessage, ConfigError
+from trio_nova.messages import M_co
 
 _VARINT = 10
 """Bytes of the longest number of 64 bits, at seven bits each."""
@@ -28,8 +29,8 @@ def _check_size(instance: object, attribute: attrs.Attribute[Any], value: object
         raise ConfigError(attribute.name, f'must be a number of bytes from 1 to 8, or "varint", not {value!r}')
 
 
-@attrs.frozen
-class LengthPrefixed:
+@attrs.define(unsafe_hash=True)
+class LengthPrefixed(Strategy, Generic[M_co]):
     """Messages with their length before each, in binary frames, of which one may bring several, a half, or none.
 
     The length counts the bytes that follow it. Text that the codec inside makes is sent as UTF-8; what comes is handed
@@ -39,14 +40,14 @@ class LengthPrefixed:
     text frame is a `BadMessage`, and the stream is as it was.
     """
 
-    inner: Codec | StreamCodec = attrs.field(validator=check_codec)
+    inner: Codec[M_co] | StreamCodec[M_co] = attrs.field(validator=check_codec)
     """Between messages and bytes."""
     size: int | Literal["varint"] = attrs.field(default=4, validator=_check_size)
     """Bytes of the length, from 1 to 8; or "varint", seven bits to a byte, the lowest first, as Protocol Buffers do."""
     byteorder: Literal["big", "little"] = attrs.field(default="big", validator=one_of("big", "little"))
     """The order of these bytes; of a varint it is always the same."""
 
-    def open_link(self, max_message_size: int) -> LinkCodec:
+    def open_link(self, max_message_size: int) -> LinkCodec[M_co]:
         if self.size == "varint":
             return framed(_Measured(_varint, _to_varint, _VARINT, max_message_size), self.inner, max_message_size)
         size, order = self.size, self.byteorder
@@ -81,8 +82,8 @@ def _to_varint(payload: bytes) -> bytes:
     return bytes(coded)
 
 
-@attrs.frozen
-class Packets:
+@attrs.define(unsafe_hash=True)
+class Packets(Strategy, Generic[M_co]):
     """Packets that tell their length in their head, in binary frames, of which one may bring several, a half, or none.
 
     MQTT is such a protocol (MQTT 5.0 section 6.0). The codec inside is given whole packets, with their heads, and makes
@@ -92,7 +93,7 @@ class Packets:
     and the stream is as it was.
     """
 
-    inner: Codec | StreamCodec = attrs.field(validator=check_codec)
+    inner: Codec[M_co] | StreamCodec[M_co] = attrs.field(validator=check_codec)
     """Between messages and packets."""
     length: Callable[[bytes], int | None] = attrs.field(validator=check_function)
     """Given the first bytes of a packet, from one to `head` of them, and perhaps of what follows it: returns how many
@@ -101,7 +102,7 @@ class Packets:
     head: int = attrs.field(default=16, validator=whole(1, 4096))
     """Bytes of a packet within which its length can be told."""
 
-    def open_link(self, max_message_size: int) -> LinkCodec:
+    def open_link(self, max_message_size: int) -> LinkCodec[M_co]:
         length = self.length
 
         def measure(head: bytes) -> tuple[int, int] | None:

@@ -10,9 +10,10 @@ import attrs
 
 from trio_nova.codecs._weights import weigh_message
 from trio_nova.errors import BadMessage
+from trio_nova.messages import M, M_co
 
 
-class Codec(Protocol):
+class Codec(Protocol[M_co]):
     """Turns messages into payloads and back. A strategy: `Config.codec`.
 
     A codec may also have a method `decode_all`, from a sequence of payloads to their messages, in their
@@ -32,7 +33,7 @@ class Codec(Protocol):
         """
         ...
 
-    def decode(self, payload: str | bytes) -> Any:
+    def decode(self, payload: str | bytes) -> M_co:
         """Return the message.
 
         Raises:
@@ -41,7 +42,7 @@ class Codec(Protocol):
         ...
 
 
-class LinkCodec(Protocol):
+class LinkCodec(Protocol[M_co]):
     """The side of a codec that lives and dies with one link, and may remember what that link has said.
 
     It may have an attribute `remembers`, False where what is sent never refers to what was sent before.
@@ -61,7 +62,7 @@ class LinkCodec(Protocol):
         """
         ...
 
-    def decode(self, payload: str | bytes) -> Sequence[Any]:
+    def decode(self, payload: str | bytes) -> Sequence[M_co]:
         """Return the messages that a frame completes, in their order: none, one or several.
 
         Raises:
@@ -72,10 +73,10 @@ class LinkCodec(Protocol):
         ...
 
 
-class StreamCodec(Protocol):
+class StreamCodec(Protocol[M_co]):
     """A codec of n messages for m frames. A strategy: `Config.codec`."""
 
-    def open_link(self, max_message_size: int) -> LinkCodec:
+    def open_link(self, max_message_size: int) -> LinkCodec[M_co]:
         """Return what encodes and decodes on one new link.
 
         Args:
@@ -105,15 +106,15 @@ class StreamBroken(BadFrame):
     hint = "The peer breaks the format of the codec, or speaks another one. Check what the service says it sends."
 
 
-def open_link_codec(codec: Codec | StreamCodec, max_message_size: int) -> LinkCodec | None:
+def open_link_codec(codec: Codec[M] | StreamCodec[M], max_message_size: int) -> LinkCodec[M] | None:
     """Return what encodes and decodes on one new link; None for a plain codec, which is the same on all."""
-    open_link: Callable[[int], LinkCodec] | None = getattr(codec, "open_link", None)
+    open_link: Callable[[int], LinkCodec[M]] | None = getattr(codec, "open_link", None)
     return None if open_link is None else open_link(max_message_size)
 
 
-def as_plain(codec: Codec | StreamCodec) -> Codec:
+def as_plain(codec: Codec[M] | StreamCodec[M]) -> Codec[M]:
     """Return a codec that is known to be the same on all links as one."""
-    return cast(Codec, codec)
+    return cast(Codec[M], codec)
 
 
 @attrs.frozen(eq=False)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from io import StringIO
-from typing import Any
+from typing import Any, Generic
 
 import attrs
 
 from trio_nova.codecs._checks import check_codec
 from trio_nova.codecs._framed import Cutter, framed, too_big
 from trio_nova.codecs._seam import Codec, LinkCodec, StreamCodec
-from trio_nova.core import check_bool
+from trio_nova.core import Strategy, check_bool
 from trio_nova.errors import BadMessage, ConfigError
+from trio_nova.messages import M_co
 
 _CHUNK = 32_768
 """Characters of a frame that are cut at once, where messages are short."""
 
 
-@attrs.frozen
-class Lines:
+@attrs.define(unsafe_hash=True)
+class Lines(Strategy, Generic[M_co]):
     r"""Messages that end in a newline; "\r\n" ends one, too. A frame may bring several, a half, or none.
 
     Text and binary frames are taken; a message is handed to the codec inside as what it came in, without the newline.
@@ -29,14 +30,14 @@ class Lines:
     is read. So is a line that begins in a text frame and goes on in a binary one, or the other way round.
     """
 
-    inner: Codec | StreamCodec = attrs.field(validator=check_codec)
+    inner: Codec[M_co] | StreamCodec[M_co] = attrs.field(validator=check_codec)
     """Between messages and lines."""
     over_frames: bool = attrs.field(default=True, validator=check_bool, kw_only=True)
     """Whether a line may go on in the next frame. If not, the end of a frame ends its last line as a newline would."""
     crlf: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
     r"""Whether lines are sent with "\r\n"."""
 
-    def open_link(self, max_message_size: int) -> LinkCodec:
+    def open_link(self, max_message_size: int) -> LinkCodec[M_co]:
         cutter = _Lines("\n", max_message_size, over_frames=self.over_frames, ends="\r\n" if self.crlf else "\n")
         return framed(cutter, self.inner, max_message_size)
 
@@ -46,15 +47,15 @@ def _check_separator(instance: object, attribute: attrs.Attribute[str], value: o
         raise ConfigError(attribute.name, f"must be one ASCII character, not {value!r}")
 
 
-@attrs.frozen
-class Records:
+@attrs.define(unsafe_hash=True)
+class Records(Strategy, Generic[M_co]):
     """Messages with a separator behind each, as SignalR has it, or before each: JSON text sequences (RFC 7464).
 
     Text and binary frames are taken, and what is too long or of both kinds is refused, as `Lines` does it. Empty
     records are passed over. Each message is sent in a frame of its own.
     """
 
-    inner: Codec | StreamCodec = attrs.field(validator=check_codec)
+    inner: Codec[M_co] | StreamCodec[M_co] = attrs.field(validator=check_codec)
     """Between messages and records."""
     separator: str = attrs.field(default="\x1e", validator=_check_separator)
     """One ASCII character, which no message may hold."""
@@ -63,7 +64,7 @@ class Records:
     over_frames: bool = attrs.field(default=True, validator=check_bool, kw_only=True)
     """Whether a record may go on in the next frame. If not, the end of a frame ends its last record."""
 
-    def open_link(self, max_message_size: int) -> LinkCodec:
+    def open_link(self, max_message_size: int) -> LinkCodec[M_co]:
         cutter: Cutter
         if self.leading:
             cutter = _Led(self.separator, max_message_size, over_frames=self.over_frames)

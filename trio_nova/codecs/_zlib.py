@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Generic, Literal
 
 import attrs
 
 from trio_nova.codecs._checks import check_codec, whole
 from trio_nova.codecs._framed import OutOfStep, as_bytes, framed, too_big
 from trio_nova.codecs._seam import Codec, LinkCodec, StreamCodec
-from trio_nova.core import check_bool, one_of
+from trio_nova.core import Strategy, check_bool, one_of
 from trio_nova.errors import BadMessage
+from trio_nova.messages import M_co
 
 _FLUSH = b"\x00\x00\xff\xff"
 """The end of what Z_SYNC_FLUSH writes: an empty block, on a border of bytes."""
@@ -23,8 +24,8 @@ _DICTIONARY = 0x20
 _WIDEST = 15
 
 
-@attrs.frozen
-class ZlibStream:
+@attrs.define(unsafe_hash=True)
+class ZlibStream(Strategy, Generic[M_co]):
     """Messages in one zlib stream that lasts as long as the link (RFC 1950), as Discord's `compress=zlib-stream`.
 
     A message ends where a frame ends in a Z_SYNC_FLUSH, bytes 00 00 FF FF; it may lie in several binary frames. It is
@@ -34,7 +35,7 @@ class ZlibStream:
     came before. No more than that is ever inflated of a bomb.
     """
 
-    inner: Codec | StreamCodec = attrs.field(validator=check_codec)
+    inner: Codec[M_co] | StreamCodec[M_co] = attrs.field(validator=check_codec)
     """Between messages and what is compressed."""
     both_ways: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
     """Whether what is sent is compressed, too, in a stream of its own; else it is sent as the codec inside makes it."""
@@ -45,7 +46,7 @@ class ZlibStream:
     level: int = attrs.field(default=6, validator=whole(0, 9), kw_only=True)
     """How hard to try, from 0 to 9, at what is sent."""
 
-    def open_link(self, max_message_size: int) -> LinkCodec:
+    def open_link(self, max_message_size: int) -> LinkCodec[M_co]:
         limit = min(max_message_size, sys.maxsize - 1)  # zlib would not take more
         return framed(_Stream(self, limit), self.inner, max_message_size)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Generic
 
 import attrs
 
@@ -13,8 +13,9 @@ from trio_nova.codecs._checks import check_codec, whole
 from trio_nova.codecs._framed import OutOfStep, as_bytes, framed, too_big
 from trio_nova.codecs._seam import Codec, LinkCodec, StreamCodec
 from trio_nova.codecs._zlib import as_text
-from trio_nova.core import check_bool
+from trio_nova.core import Strategy, check_bool
 from trio_nova.errors import BadMessage, ConfigError
+from trio_nova.messages import M_co
 
 MAX_FRAMES = 16
 """Zstandard frames that one WebSocket frame may hold: a reader is made for each, and they can be 9 bytes long."""
@@ -28,8 +29,8 @@ def _library() -> Any:
         raise ConfigError("codec", 'ZstdStream needs another package: pip install "trio-nova[zstd]"') from None
 
 
-@attrs.frozen
-class ZstdStream:
+@attrs.define(unsafe_hash=True)
+class ZstdStream(Strategy, Generic[M_co]):
     """Messages in one Zstandard stream that lasts as long as the link (RFC 8878), as Discord's `compress=zstd-stream`.
 
     Each binary frame ends a message: the service flushes it. Frames of Zstandard may end anywhere between messages, or
@@ -43,7 +44,7 @@ class ZstdStream:
         ConfigError: a field is wrong, or the package is missing that Python needs before 3.14.
     """
 
-    inner: Codec | StreamCodec = attrs.field(validator=check_codec)
+    inner: Codec[M_co] | StreamCodec[M_co] = attrs.field(validator=check_codec)
     """Between messages and what is compressed."""
     both_ways: bool = attrs.field(default=False, validator=check_bool, kw_only=True)
     """Whether what is sent is compressed, too, in a stream of its own; else it is sent as the codec inside makes it."""
@@ -59,7 +60,7 @@ class ZstdStream:
     def __attrs_post_init__(self) -> None:
         _library()  # now, and not on the first link
 
-    def open_link(self, max_message_size: int) -> LinkCodec:
+    def open_link(self, max_message_size: int) -> LinkCodec[M_co]:
         limit = min(max_message_size, sys.maxsize - 1)  # it would not take more
         return framed(_Stream(self, _library(), limit), self.inner, max_message_size)
 

@@ -8,3 +8,5 @@ from trio_nova.core._checks import check_text as check_text
 from trio_nova.core._checks import check_whole as check_whole
 from trio_nova.core._checks import number as number
 from trio_nova.core._checks import one_of as one_of
+from trio_nova.core._strategy import Strategy as Strategy
+from trio_nova.core._strategy import derive as derive

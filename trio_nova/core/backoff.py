@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import attrs
 
 from trio_nova.core._checks import check_number, number
+from trio_nova.core._strategy import Strategy
 from trio_nova.errors import ConfigError
 
 __all__ = [
@@ -71,8 +72,8 @@ def _first_delay() -> Any:
     return attrs.field(default=None, kw_only=True, validator=attrs.validators.optional(number()))
 
 
-@attrs.frozen
-class ExponentialBackoff:
+@attrs.define(unsafe_hash=True)
+class ExponentialBackoff(Strategy):
     """Multiply the delay by `factor` after each failure: truncated binary exponential back-off.
 
     That is what RFC 6455 section 7.2.3 asks for. `Config` has it with a `first_delay` of 2 s.
@@ -97,8 +98,8 @@ class ExponentialBackoff:
         return _jittered(min(grown, self.cap), self.jitter, spread)
 
 
-@attrs.frozen
-class LinearBackoff:
+@attrs.define(unsafe_hash=True)
+class LinearBackoff(Strategy):
     """Add `step` seconds to the delay after each failure."""
 
     base: float = attrs.field(default=1.0, validator=number())
@@ -118,8 +119,8 @@ class LinearBackoff:
         return _jittered(min(self.base + step * (attempt - 1), self.cap), self.jitter, spread)
 
 
-@attrs.frozen
-class FibonacciBackoff:
+@attrs.define(unsafe_hash=True)
+class FibonacciBackoff(Strategy):
     """Wait `base` times 1, 1, 2, 3, 5, 8, ... seconds: gentler than doubling."""
 
     base: float = attrs.field(default=1.0, validator=number())
@@ -141,8 +142,8 @@ class FibonacciBackoff:
         return _jittered(min(value, self.cap), self.jitter, spread)
 
 
-@attrs.frozen
-class DecorrelatedBackoff:
+@attrs.define(unsafe_hash=True)
+class DecorrelatedBackoff(Strategy):
     """Draw each delay between `base` and three times the last one: clients drift apart by their own history."""
 
     base: float = attrs.field(default=1.0, validator=number())
@@ -173,8 +174,8 @@ def _as_tuple(delays: Iterable[float]) -> tuple[float, ...]:
         raise ConfigError("delays", "must be a sequence of seconds") from None
 
 
-@attrs.frozen
-class ListBackoff:
+@attrs.define(unsafe_hash=True)
+class ListBackoff(Strategy):
     """Wait as the list says; after its end, the last delay again, or give up."""
 
     delays: tuple[float, ...] = attrs.field(converter=_as_tuple, validator=_check_delays)
@@ -189,8 +190,8 @@ class ListBackoff:
         return _jittered(self.delays[min(attempt, len(self.delays)) - 1], self.jitter, spread)
 
 
-@attrs.frozen
-class NoBackoff:
+@attrs.define(unsafe_hash=True)
+class NoBackoff(Strategy):
     """Never retry."""
 
     def delay(self, attempt: int, spread: float, previous: float = 0.0) -> float | None:

@@ -22,6 +22,7 @@ from typing import Protocol
 import attrs
 
 from trio_nova.core._checks import check_count, check_number, number
+from trio_nova.core._strategy import Strategy
 from trio_nova.errors import ConfigError
 
 __all__ = ["Gcra", "Limit", "Limits", "RollingWindow", "TokenBucket", "UseMark", "as_limits"]
@@ -63,7 +64,7 @@ class Limit(Protocol):
 
 
 @attrs.define
-class TokenBucket:
+class TokenBucket(Strategy):
     """A bucket of tokens that refills steadily: in any window of `w` seconds at most capacity + rate * w."""
 
     capacity: float = attrs.field(default=60.0, validator=number(above=0.0))
@@ -136,7 +137,7 @@ def _check_burst(instance: Gcra, attribute: attrs.Attribute[int], value: int) ->
 
 
 @attrs.define
-class Gcra:
+class Gcra(Strategy):
     """The generic cell rate algorithm: evenly spaced, after a burst; at most `limit` in any `period`.
 
     Counts whole units; a fraction of a cost is rounded up. Kept in whole ticks, so that the bound is
@@ -191,7 +192,7 @@ class Gcra:
 
 
 @attrs.define
-class RollingWindow:
+class RollingWindow(Strategy):
     """The exact log of what was spent: at most `limit` in any `period`, in whatever bursts that allows.
 
     Counts whole units; a fraction of a cost is rounded up, so that the log holds at most `limit` entries.

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 import attrs
 
-from trio_nova.core import number
+from trio_nova.core import Strategy, number
 from trio_nova.errors import ConfigError
 from trio_nova.readings import AuthOk, AuthRefused
 
@@ -71,7 +71,7 @@ class AuthExchange(Protocol):
 
 
 @attrs.define(eq=False)
-class AuthHandler:
+class AuthHandler(Strategy):
     """The default: one question, one answer, where there are credentials.
 
     Credentials with a `token` send `{"type": "auth", "timestamp", "token"}`; those with an `api_key` and

@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from trio_nova.core import Strategy
 from trio_nova.errors import ConfigError, LinkLost
 from trio_nova.messages import Answered
 from trio_nova.secrets import HeaderMap, Secret, hide_tokens
@@ -53,7 +54,7 @@ class ConnectionInfo:
 
 
 @attrs.define(eq=False)
-class ConnectionHandler:
+class ConnectionHandler(Strategy):
     """The default: go on."""
 
     def connection_info(self, info: ConnectionInfo) -> ConnectionInfo | Awaitable[ConnectionInfo]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from trio_nova.core import check_bool, check_whole
+from trio_nova.core import Strategy, check_bool, check_whole
 from trio_nova.errors import ConfigError, RequestFailed
 from trio_nova.readings import Answer
 
@@ -20,7 +20,7 @@ def _as_tuple(names: Iterable[str]) -> tuple[str, ...]:
 
 
 @attrs.define(unsafe_hash=True)
-class Correlation:
+class Correlation(Strategy):
     """The default: mappings are matched by the value of a field, "id"; everything else in order.
 
     A mapping that has a `method` is a question or a notification of the peer's, whatever its id. One that names

@@ -6,7 +6,7 @@ import logging
 
 import attrs
 
-from trio_nova.core import number
+from trio_nova.core import Strategy, number
 from trio_nova.core.verdict import categorize
 from trio_nova.errors import printable
 from trio_nova.events import Category
@@ -19,7 +19,7 @@ _logger = logging.getLogger("trio_nova.errors")
 
 
 @attrs.define(eq=False)
-class ErrorHandler:
+class ErrorHandler(Strategy):
     """The default: what the tables of `trio_nova.core.verdict` and the back-off advise."""
 
     def handle_error(self, error: Exception, context: str) -> Answered:

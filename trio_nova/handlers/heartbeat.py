@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 
+from trio_nova.core import Strategy
 from trio_nova.messages import Ping
 from trio_nova.readings import Beat, HeartbeatAsked
 
@@ -14,7 +15,7 @@ __all__ = ["Heartbeat", "MessageHeartbeat", "NoHeartbeat", "PingHeartbeat", "Ser
 
 
 @attrs.define(unsafe_hash=True)
-class Heartbeat:
+class Heartbeat(Strategy):
     """What a session asks its heartbeat. When to ask is `Config.ping_interval`'s and `pong_timeout`'s."""
 
     answered = True

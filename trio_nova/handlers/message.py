@@ -6,13 +6,14 @@ from typing import Any
 
 import attrs
 
+from trio_nova.core import Strategy
 from trio_nova.messages import Answered
 
 __all__ = ["MessageHandler"]
 
 
 @attrs.define(eq=False)
-class MessageHandler:
+class MessageHandler(Strategy):
     """The default: messages go to whoever receives.
 
     Where `handle_message` is overridden it sees every message first, in order, in a task of its own.

@@ -9,8 +9,9 @@ from decimal import Decimal
 from typing import Any, Literal
 
 import attrs
+from attrs.setters import convert, validate
 
-from trio_nova.core import check_number, number, one_of
+from trio_nova.core import Strategy, check_number, derive, number, one_of
 from trio_nova.core.limits import Limit, Limits, as_limits
 from trio_nova.core.outbox import Purpose
 from trio_nova.core.verdict import MAX_RETRY_AFTER
@@ -72,7 +73,7 @@ def _check_reserve(handler: RateLimitHandler, attribute: attrs.Attribute[float],
 
 
 @attrs.define(eq=False)
-class RateLimitHandler:
+class RateLimitHandler(Strategy):
     """The default: no limit. With `limits`, a message waits until all of them have room for its cost.
 
     The handler outlives links, and so does what has been spent: a reconnect gives nothing back, because
@@ -83,8 +84,10 @@ class RateLimitHandler:
     for every `recovery_interval` without another complaint.
     """
 
-    limits: Sequence[Limit] = attrs.field(default=(), converter=as_limits)
-    costs: Mapping[str, float] = attrs.field(factory=dict, converter=_as_dict, validator=_check_costs)
+    limits: Sequence[Limit] = attrs.field(default=(), converter=as_limits, on_setattr=[convert, derive])
+    costs: Mapping[str, float] = attrs.field(
+        factory=dict, converter=_as_dict, validator=_check_costs, on_setattr=[convert, validate, derive]
+    )
     """What a message costs, by its type, else by its purpose (see `RATE_COSTS`); 1 where neither is listed."""
     reserve: float = attrs.field(default=0.0, validator=[number(), _check_reserve])
     """Tokens that messages and queries must leave to control frames and setup; subscriptions leave half of it.

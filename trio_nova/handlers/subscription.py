@@ -7,7 +7,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import attrs
 
-from trio_nova.core import check_count
+from trio_nova.core import Strategy, check_count
 from trio_nova.core.sequence import Tracker
 from trio_nova.readings import Data, Granted, Reading, Refused, Step
 
@@ -56,7 +56,7 @@ class Page:
 
 
 @attrs.define(eq=False)
-class SubscriptionHandler:
+class SubscriptionHandler(Strategy):
     """The default: a message for each channel, answered by a message that names it.
 
     It asks with `{"type": "subscribe", "channel", "params"}`, gives up with `{"type": "unsubscribe",

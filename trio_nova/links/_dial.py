@@ -23,6 +23,7 @@ from typing import TypeAlias
 import attrs
 import trio
 
+from trio_nova.core import Strategy
 from trio_nova.errors import ConfigError, ConnectFailed, NovaError, RetryAdvice
 from trio_nova.links._environment import proxy_for
 from trio_nova.links._proxy import ENVIRONMENT, Proxy, connect_through, parse_proxy
@@ -209,8 +210,8 @@ class _Desk:
     """Threads that have not come back."""
 
 
-@attrs.frozen(eq=False)
-class SystemResolver:
+@attrs.define(eq=False)
+class SystemResolver(Strategy):
     """Asks the operating system, in threads of its own.
 
     Callers who ask for the same host share one look-up, and cancelling one leaves it to the others. A

@@ -24,6 +24,7 @@ import attrs
 import trio
 import trio_websocket
 
+from trio_nova.core import Strategy
 from trio_nova.errors import BadMessage, ConnectFailed, NovaError, RetryAdvice
 from trio_nova.links._block import LinkBlock
 from trio_nova.links._dial import open_stream, with_context
@@ -56,8 +57,8 @@ _HANG_UP_WAIT = 1.0
 """Seconds that closing the socket politely may take, which for TLS needs one more write."""
 
 
-@attrs.frozen
-class TrioWebsocketTransport:
+@attrs.define(unsafe_hash=True)
+class TrioWebsocketTransport(Strategy):
     """Opens links over trio-websocket, guarded against what it leaves open."""
 
     lacks: ClassVar[Mapping[str, str]] = {"compression": "trio-websocket has none: use WireTransport"}
@@ -73,7 +74,7 @@ class TrioWebsocketTransport:
 
 
 @attrs.define(eq=False)
-class AdoptedTransport:
+class AdoptedTransport(Strategy):
     """Hands out one connection that is open already; there is no second one.
 
     Nothing can be put below an open connection: its frames are judged, its limits kept, and its writes

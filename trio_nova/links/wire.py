@@ -25,6 +25,7 @@ import attrs
 import trio
 
 from trio_nova._signal import Bell
+from trio_nova.core import Strategy
 from trio_nova.errors import BadMessage, LinkLost
 from trio_nova.links._block import LinkBlock
 from trio_nova.links._dial import open_stream, with_context
@@ -50,8 +51,8 @@ _FULL_CHECKPOINT_EVERY = 8
 """Writes."""
 
 
-@attrs.frozen
-class WireTransport:
+@attrs.define(unsafe_hash=True)
+class WireTransport(Strategy):
     """Opens links over the stream itself: the fastest way, and the one with compression."""
 
     async def prepare(self, dial: Dial) -> Dial:

@@ -12,7 +12,7 @@ import attrs
 import msgspec
 
 from trio_nova import events
-from trio_nova.core import one_of
+from trio_nova.core import Strategy, one_of
 from trio_nova.errors import LinkLost, printable
 from trio_nova.events import (
     Dropped,
@@ -206,7 +206,7 @@ def _short(value: object) -> object:
 
 
 @attrs.define(eq=False)
-class LoggingHandler:
+class LoggingHandler(Strategy):
     """The default: the standard library's logging, under the name `trio_nova`.
 
     What costs service at WARNING, what happens to the connection at INFO, what happens all the time at

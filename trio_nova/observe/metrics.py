@@ -10,6 +10,7 @@ from typing import get_args
 
 import attrs
 
+from trio_nova.core import Strategy
 from trio_nova.events import (
     Authenticated,
     BecameReady,
@@ -96,7 +97,7 @@ class Histogram:
 
 
 @attrs.define(eq=False)
-class MetricsCollector:
+class MetricsCollector(Strategy):
     """The default: counters, gauges and histograms in memory.
 
     The names are a fixed set, whatever a peer sends: classes of events, categories of errors, and those
