@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -65,6 +67,7 @@ from trio_nova import (
     Reply,
     RequestFailed,
     Retry,
+    Secret,
     SessionOver,
     Stop,
     SubscriptionEnded,
@@ -1357,3 +1360,92 @@ async def test_the_default_reading_is_asked_where_a_dialect_says_nothing(autojum
         async with conn.subscribe("a") as feed:
             assert await soon(feed.receive()) == {"channel": "a", "n": 1}
             assert (await soon(conn.request({"op": 1})))["result"] == 5
+
+
+# --------------------------------------------------------------------------- what a dialect has of its own
+
+
+async def test_a_login_that_calls_the_default_one_sends_what_the_dialect_encodes(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class Patient(Plain):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            await exchange.receive()
+            return await super().authenticate(exchange, credentials)
+
+        def encode_auth_request(self, credentials: Any) -> Any:
+            return {"mine": credentials["token"]}
+
+    service = Service(lambda message: [{"is": "ok"}], first=[{"is": "welcome", "x": 1}])
+    options = {"credentials": {"token": Secret("t")}, "allow_plaintext_credentials": True}
+    async with ScriptedServer(service) as server, connect(server, Patient(), **options):
+        assert service.told == [[{"mine": "t"}]]
+
+
+async def test_a_trait_may_be_set_on_an_instance(autojump_clock: trio.abc.Clock) -> None:
+    class Batches(Plain):
+        def __attrs_post_init__(self) -> None:
+            super().__attrs_post_init__()
+            self.max_batch = 10  # type: ignore[misc]
+
+        def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
+            return {"subs": [channel.name for channel in channels]}
+
+    service = Service(lambda message: [{"is": "granted", "of": name} for name in message.get("subs", [])])
+    async with ScriptedServer(service) as server, connect(server, Batches()) as conn, conn.subscribe(["a", "b"]):
+        assert service.told == [[{"subs": ["a", "b"]}]]
+
+
+async def test_a_dialect_is_freed_with_its_link_and_needs_no_collector(autojump_clock: trio.abc.Clock) -> None:
+    dialects: list[weakref.ref[Dialect]] = []
+
+    class Mute(Dialect):
+        pass
+
+    class Makes(Plain):
+        def open_link(self, info: ConnectionInfo) -> Dialect:
+            dialects.append(weakref.ref(dialect := Mute()))
+            return dialect
+
+    service = Service(grant)
+    async with (
+        ScriptedServer(service, then=service) as server,
+        connect(server, Makes()) as conn,
+        conn.subscribe("a"),
+    ):
+        gc.collect()
+        gc.disable()
+        try:
+            await soon(conn.reconnect())
+            await wait_all_tasks_blocked()
+            assert [dialect() is None for dialect in dialects] == [True, False]
+        finally:
+            gc.enable()
+
+
+async def test_a_dialect_reads_what_the_service_says_and_never_what_we_ask(autojump_clock: trio.abc.Clock) -> None:
+    class Tagged(Plain):
+        def tag(self, message: Any, id: Any) -> Any:
+            return {**message, "ref": id}
+
+    service, adapter = Service(lambda message: [{"is": "answer", "id": message["ref"], "x": 5}]), Tagged()
+    async with ScriptedServer(service) as server, connect(server, adapter) as conn:
+        assert await soon(conn.request({"op": 1})) == 5
+        assert adapter.seen == [{"is": "answer", "id": 1, "x": 5}]
+
+
+async def test_a_subclass_that_overrides_read_alone_is_asked_that_for_batches_too(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class InBatches(Plain):
+        def read_all(self, messages: Sequence[Any]) -> Sequence[Reading | None]:
+            return [Other("by its parent")] * len(messages)
+
+    class Mine(InBatches):
+        def read(self, message: Any) -> Reading | None:
+            return Other("by itself")
+
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server, Mine()) as conn:
+        await service.say(1, 2)
+        assert [await soon(conn.receive()) for _ in range(2)] == ["by itself"] * 2
