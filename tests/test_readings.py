@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import math
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -15,8 +16,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+import trio_nova
 from trio_nova import (
     Adapter,
+    Allow,
     Answer,
     Answered,
     AnswerUnmatched,
@@ -31,11 +34,13 @@ from trio_nova import (
     Call,
     Channel,
     ConfigError,
+    Connection,
     ConnectionHandler,
     ConnectionInfo,
     ConnectTimeout,
     Correlation,
     Data,
+    Decision,
     Dialect,
     Done,
     Ended,
@@ -58,8 +63,10 @@ from trio_nova import (
     Other,
     PongReceived,
     Position,
+    Queue,
     RateLimitHandler,
     RateLimitSlowed,
+    RateRequest,
     RawCodec,
     Reading,
     Reconnect,
@@ -69,6 +76,7 @@ from trio_nova import (
     Retry,
     Secret,
     SessionOver,
+    State,
     Stop,
     SubscriptionEnded,
     SubscriptionHandler,
@@ -1449,3 +1457,249 @@ async def test_a_subclass_that_overrides_read_alone_is_asked_that_for_batches_to
     async with ScriptedServer(service) as server, connect(server, Mine()) as conn:
         await service.say(1, 2)
         assert [await soon(conn.receive()) for _ in range(2)] == ["by itself"] * 2
+
+
+# --------------------------------------------------------------------------- what a peer may say in a reading
+
+STRANGE: list[Any] = [[], {}, [1], {"a": []}, [[1], 2], None, True, False, -1, 1.5, 10**30, "", "a", "x" * 300]
+
+
+class Told(Plain):
+    """Reads `{"reading": name, "args": [...]}` as that: an adapter that hands on what the service says."""
+
+    def read(self, message: Any) -> Reading | None:
+        match message:
+            case {"reading": "ByServerId", "args": args}:
+                return Data(ByServerId(*args), message)
+            case {"reading": name, "args": args}:
+                made: Reading = getattr(trio_nova, name)(*args)
+                return made
+            case _:
+                return super().read(message)
+
+
+async def wait_for(conn: Connection, channel: str) -> None:
+    async with conn.subscribe(channel):
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("Answer", ["x", ...]),
+        ("Answer", ["x", None, ...]),
+        ("Item", [..., "x"]),
+        ("Done", [...]),
+        ("ByServerId", [...]),
+        ("Data", [..., 1]),
+        ("Data", ["a", ...]),
+        ("Data", ["a", 1, ...]),
+        ("Data", ["a", 1, 5, ...]),
+        ("Granted", [...]),
+        ("Granted", ["b", ...]),
+        ("Refused", [..., "why"]),
+        ("Refused", ["zz", ...]),
+        ("Refused", ["zz", "why", ...]),
+        ("Ended", [...]),
+        ("Ended", ["zz", ...]),
+        ("Welcome", [...]),
+        ("AuthOk", [...]),
+        ("AuthRefused", [...]),
+        ("HeartbeatAsked", [...]),
+        ("Call", [..., 1]),
+        ("Position", [...]),
+        ("Throttled", [...]),
+        ("GoAway", [..., None, ""]),
+        ("GoAway", [1.0, ...]),
+        ("GoAway", [1.0, None, ...]),
+    ],
+)
+async def test_no_field_of_a_reading_that_a_peer_filled_ends_the_session(
+    autojump_clock: trio.abc.Clock, name: str, args: list[Any]
+) -> None:
+    def says(message: Any) -> list[Any]:
+        return [] if message == {"sub": "b"} else grant(message)
+
+    for strange in STRANGE:
+        service = Service(says)
+        async with (
+            ScriptedServer(service, then=service) as server,
+            connect(server, Told()) as conn,
+            conn.subscribe("a"),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(wait_for, conn, "b")
+            await wait_all_tasks_blocked()
+            await service.say({"reading": name, "args": [strange if each is ... else each for each in args]})
+            await trio.sleep(1.0)
+            assert conn.state in (State.READY, State.RESTORING), strange
+            nursery.cancel_scope.cancel()
+
+
+async def test_beats_that_ask_and_are_not_answered_do_not_pile_up(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server, Plain(), ping_interval=math.inf) as conn:
+        for _ in range(300):
+            await service.say({"is": "heartbeat", "reply": {"alive": True}, "asks": True})
+            await trio.sleep(1.0)
+        assert len(service.told[0]) == 300
+        assert len(conn._session.links[0].answers._ledger) < 64 + 64
+
+
+async def test_of_the_filters_one_that_fails_costs_the_others_nothing(autojump_clock: trio.abc.Clock) -> None:
+    class Filters(Plain):
+        def matches(self, filter: str, channel: Hashable) -> bool:
+            return {"good": True}[filter]
+
+    service = Service(grant)
+    async with (
+        ScriptedServer(service) as server,
+        connect(server, Filters(), on_handler_error="log") as conn,
+        conn.subscribe("bad"),
+        conn.subscribe("good") as feed,
+    ):
+        await service.say({"is": "data", "of": "x", "x": 1})
+        assert await soon(feed.receive()) == 1
+        assert conn.statistics().errors == 1
+
+
+# --------------------------------------------------------------------------- the login and what comes early
+
+
+async def test_a_verdict_that_comes_before_the_question_is_no_answer_to_it(autojump_clock: trio.abc.Clock) -> None:
+    class Held(RateLimitHandler):
+        def check_rate_limit(self, request: RateRequest) -> Decision:
+            return Queue(2.0) if trio.current_time() < 2.0 else Allow()
+
+    class Asks(Plain):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            return await exchange.ask({"login": 1})
+
+    async def serve(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(1.0)
+        await peer.send_json({"is": "ok"})
+        assert json.loads(str(await peer.receive())) == {"login": 1}
+        await peer.send_json({"is": "ok"})
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(serve) as server, connect(server, Asks(), rate_limit_handler=Held):
+        assert trio.current_time() == 2.0
+
+
+async def test_the_login_may_read_whatever_nobody_else_takes(autojump_clock: trio.abc.Clock) -> None:
+    """Also what looks like an answer that nobody awaits, or like data of a channel that nobody wants; in order."""
+    unclaimed = [{"id": 77, "nonce": 5}, {"is": "data", "of": "z"}, {"is": "other", "x": "hello"}]
+    heard: list[Any] = []
+
+    class Asks(Plain):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            await exchange.request({"op": 1})
+            heard.extend([await exchange.receive() for _ in unclaimed])
+            return AuthOk()
+
+    service = Service(lambda message: [{"is": "answer", "id": message["id"], "x": 1}, *unclaimed])
+    async with ScriptedServer(service) as server, connect(server, Asks()):
+        assert heard == [*unclaimed[:2], "hello"]
+
+
+async def test_what_the_login_may_yet_read_is_bounded_in_bytes(autojump_clock: trio.abc.Clock) -> None:
+    class Waits(Plain):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            await trio.sleep(1.0)
+            assert early_size() < 3 * 1024 * 1024
+            return AuthOk()
+
+    def early_size() -> int:
+        held: int = opened[0].links[0].grant._early.room.held
+        return held
+
+    opened: list[Any] = []
+    service = Service(first=["x" * 500_000] * 10)
+    async with ScriptedServer(service) as server:
+        manager = connect(server, Waits())
+        opened.append(manager.supervisor._session)
+        async with manager as conn:
+            assert [len(await soon(conn.receive())) for _ in range(10)] == [500_000] * 10
+
+
+# --------------------------------------------------------------------------- when a message was read
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+async def test_the_time_of_a_delivery_is_when_it_was_read(autojump_clock: trio.abc.Clock, one_by_one: bool) -> None:
+    class Validates(MessageHandler):
+        def validate_message(self, message: Any) -> Any:
+            return message
+
+    options = {"message_handler": Validates} if one_by_one else {}
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server, Plain(), **options) as conn:
+        deliveries = conn.deliveries()
+        for _ in range(2):
+            await trio.sleep(1.0)
+            await service.say({"n": 1})
+            assert (await soon(deliveries.receive())).at == trio.current_time()
+
+
+# --------------------------------------------------------------------------- what is asked together
+
+
+class Batches(Plain):
+    max_batch = 3
+
+    def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
+        return {"subs": [channel.name for channel in channels]}
+
+
+def grant_all(message: Any) -> list[Any]:
+    return [{"is": "granted", "of": name} for name in message.get("subs", [])]
+
+
+async def test_channels_that_are_prepared_are_asked_for_no_more_at_a_time_than_a_message_takes(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class Prepares(Batches):
+        async def prepare(self, channel: Channel) -> Channel:
+            return channel
+
+    service = Service(grant_all)
+    async with ScriptedServer(service) as server, connect(server, Prepares()) as conn, conn.subscribe(list("abcde")):
+        assert service.told == [[{"subs": ["a", "b", "c"]}, {"subs": ["d", "e"]}]]
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda channels: [channels[:1]],
+        lambda channels: [channels, channels],
+        lambda channels: [[Channel("z", "z")]],
+        lambda channels: [5],
+        lambda channels: None,
+    ],
+)
+async def test_a_split_that_loses_a_channel_or_makes_one_up_is_not_followed(
+    autojump_clock: trio.abc.Clock, split: Callable[[Sequence[Channel]], Any]
+) -> None:
+    class Splits(Batches):
+        def split_batch(self, channels: Sequence[Channel]) -> Any:
+            return split(channels)
+
+    service = Service(grant_all)
+    async with (
+        ScriptedServer(service) as server,
+        connect(server, Splits(), on_handler_error="log") as conn,
+        conn.subscribe(["a", "b"]),
+    ):
+        assert service.told == [[{"subs": ["a", "b"]}]]
+        assert conn.statistics().errors == 1
+
+
+async def test_the_groups_of_a_split_may_be_iterators(autojump_clock: trio.abc.Clock) -> None:
+    class Splits(Batches):
+        def split_batch(self, channels: Sequence[Channel]) -> Any:
+            return (iter([channel]) for channel in channels)
+
+    service = Service(grant_all)
+    async with ScriptedServer(service) as server, connect(server, Splits()) as conn, conn.subscribe(["a", "b"]):
+        assert service.told == [[{"subs": ["a"]}, {"subs": ["b"]}]]
