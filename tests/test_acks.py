@@ -162,3 +162,15 @@ async def test_a_channel_that_needs_no_request_is_entered_with_nothing_sent(auto
             assert server.dials[0].frames == ['{"ack":1}']
         await wait_all_tasks_blocked()
     assert len(server.dials[0].frames) == 2  # and the goodbye
+
+
+async def test_a_message_that_is_not_of_the_type_of_its_feed_is_acknowledged_as_nobody_will_read_it(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    service = Service()
+    async with ScriptedServer(then=service) as server, connect(server) as conn:
+        async with conn.subscribe("a", type=str), conn.subscribe("a") as other:
+            await service.say("a", 1)
+            assert await other.receive() == 1
+            await wait_all_tasks_blocked()
+            assert service.acks == [1]

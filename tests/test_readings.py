@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import math
+import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,8 +16,10 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+import trio_nova
 from trio_nova import (
     Adapter,
+    Allow,
     Answer,
     Answered,
     AnswerUnmatched,
@@ -29,11 +34,13 @@ from trio_nova import (
     Call,
     Channel,
     ConfigError,
+    Connection,
     ConnectionHandler,
     ConnectionInfo,
     ConnectTimeout,
     Correlation,
     Data,
+    Decision,
     Dialect,
     Done,
     Ended,
@@ -56,8 +63,10 @@ from trio_nova import (
     Other,
     PongReceived,
     Position,
+    Queue,
     RateLimitHandler,
     RateLimitSlowed,
+    RateRequest,
     RawCodec,
     Reading,
     Reconnect,
@@ -65,7 +74,9 @@ from trio_nova import (
     Reply,
     RequestFailed,
     Retry,
+    Secret,
     SessionOver,
+    State,
     Stop,
     SubscriptionEnded,
     SubscriptionHandler,
@@ -1357,3 +1368,338 @@ async def test_the_default_reading_is_asked_where_a_dialect_says_nothing(autojum
         async with conn.subscribe("a") as feed:
             assert await soon(feed.receive()) == {"channel": "a", "n": 1}
             assert (await soon(conn.request({"op": 1})))["result"] == 5
+
+
+# --------------------------------------------------------------------------- what a dialect has of its own
+
+
+async def test_a_login_that_calls_the_default_one_sends_what_the_dialect_encodes(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class Patient(Plain):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            await exchange.receive()
+            return await super().authenticate(exchange, credentials)
+
+        def encode_auth_request(self, credentials: Any) -> Any:
+            return {"mine": credentials["token"]}
+
+    service = Service(lambda message: [{"is": "ok"}], first=[{"is": "welcome", "x": 1}])
+    options = {"credentials": {"token": Secret("t")}, "allow_plaintext_credentials": True}
+    async with ScriptedServer(service) as server, connect(server, Patient(), **options):
+        assert service.told == [[{"mine": "t"}]]
+
+
+async def test_a_trait_may_be_set_on_an_instance(autojump_clock: trio.abc.Clock) -> None:
+    class Batches(Plain):
+        def __attrs_post_init__(self) -> None:
+            super().__attrs_post_init__()
+            self.max_batch = 10  # type: ignore[misc]
+
+        def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
+            return {"subs": [channel.name for channel in channels]}
+
+    service = Service(lambda message: [{"is": "granted", "of": name} for name in message.get("subs", [])])
+    async with ScriptedServer(service) as server, connect(server, Batches()) as conn, conn.subscribe(["a", "b"]):
+        assert service.told == [[{"subs": ["a", "b"]}]]
+
+
+async def test_a_dialect_is_freed_with_its_link_and_needs_no_collector(autojump_clock: trio.abc.Clock) -> None:
+    dialects: list[weakref.ref[Dialect]] = []
+
+    class Mute(Dialect):
+        pass
+
+    class Makes(Plain):
+        def open_link(self, info: ConnectionInfo) -> Dialect:
+            dialects.append(weakref.ref(dialect := Mute()))
+            return dialect
+
+    service = Service(grant)
+    async with (
+        ScriptedServer(service, then=service) as server,
+        connect(server, Makes()) as conn,
+        conn.subscribe("a"),
+    ):
+        gc.collect()
+        gc.disable()
+        try:
+            await soon(conn.reconnect())
+            await wait_all_tasks_blocked()
+            assert [dialect() is None for dialect in dialects] == [True, False]
+        finally:
+            gc.enable()
+
+
+async def test_a_dialect_reads_what_the_service_says_and_never_what_we_ask(autojump_clock: trio.abc.Clock) -> None:
+    class Tagged(Plain):
+        def tag(self, message: Any, id: Any) -> Any:
+            return {**message, "ref": id}
+
+    service, adapter = Service(lambda message: [{"is": "answer", "id": message["ref"], "x": 5}]), Tagged()
+    async with ScriptedServer(service) as server, connect(server, adapter) as conn:
+        assert await soon(conn.request({"op": 1})) == 5
+        assert adapter.seen == [{"is": "answer", "id": 1, "x": 5}]
+
+
+async def test_a_subclass_that_overrides_read_alone_is_asked_that_for_batches_too(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class InBatches(Plain):
+        def read_all(self, messages: Sequence[Any]) -> Sequence[Reading | None]:
+            return [Other("by its parent")] * len(messages)
+
+    class Mine(InBatches):
+        def read(self, message: Any) -> Reading | None:
+            return Other("by itself")
+
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server, Mine()) as conn:
+        await service.say(1, 2)
+        assert [await soon(conn.receive()) for _ in range(2)] == ["by itself"] * 2
+
+
+# --------------------------------------------------------------------------- what a peer may say in a reading
+
+STRANGE: list[Any] = [[], {}, [1], {"a": []}, [[1], 2], None, True, False, -1, 1.5, 10**30, "", "a", "x" * 300]
+
+
+class Told(Plain):
+    """Reads `{"reading": name, "args": [...]}` as that: an adapter that hands on what the service says."""
+
+    def read(self, message: Any) -> Reading | None:
+        match message:
+            case {"reading": "ByServerId", "args": args}:
+                return Data(ByServerId(*args), message)
+            case {"reading": name, "args": args}:
+                made: Reading = getattr(trio_nova, name)(*args)
+                return made
+            case _:
+                return super().read(message)
+
+
+async def wait_for(conn: Connection, channel: str) -> None:
+    async with conn.subscribe(channel):
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("Answer", ["x", ...]),
+        ("Answer", ["x", None, ...]),
+        ("Item", [..., "x"]),
+        ("Done", [...]),
+        ("ByServerId", [...]),
+        ("Data", [..., 1]),
+        ("Data", ["a", ...]),
+        ("Data", ["a", 1, ...]),
+        ("Data", ["a", 1, 5, ...]),
+        ("Granted", [...]),
+        ("Granted", ["b", ...]),
+        ("Refused", [..., "why"]),
+        ("Refused", ["zz", ...]),
+        ("Refused", ["zz", "why", ...]),
+        ("Ended", [...]),
+        ("Ended", ["zz", ...]),
+        ("Welcome", [...]),
+        ("AuthOk", [...]),
+        ("AuthRefused", [...]),
+        ("HeartbeatAsked", [...]),
+        ("Call", [..., 1]),
+        ("Position", [...]),
+        ("Throttled", [...]),
+        ("GoAway", [..., None, ""]),
+        ("GoAway", [1.0, ...]),
+        ("GoAway", [1.0, None, ...]),
+    ],
+)
+async def test_no_field_of_a_reading_that_a_peer_filled_ends_the_session(
+    autojump_clock: trio.abc.Clock, name: str, args: list[Any]
+) -> None:
+    def says(message: Any) -> list[Any]:
+        return [] if message == {"sub": "b"} else grant(message)
+
+    for strange in STRANGE:
+        service = Service(says)
+        async with (
+            ScriptedServer(service, then=service) as server,
+            connect(server, Told()) as conn,
+            conn.subscribe("a"),
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(wait_for, conn, "b")
+            await wait_all_tasks_blocked()
+            await service.say({"reading": name, "args": [strange if each is ... else each for each in args]})
+            await trio.sleep(1.0)
+            assert conn.state in (State.READY, State.RESTORING), strange
+            nursery.cancel_scope.cancel()
+
+
+async def test_beats_that_ask_and_are_not_answered_do_not_pile_up(autojump_clock: trio.abc.Clock) -> None:
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server, Plain(), ping_interval=math.inf) as conn:
+        for _ in range(300):
+            await service.say({"is": "heartbeat", "reply": {"alive": True}, "asks": True})
+            await trio.sleep(1.0)
+        assert len(service.told[0]) == 300
+        assert len(conn._session.links[0].answers._ledger) < 64 + 64
+
+
+async def test_of_the_filters_one_that_fails_costs_the_others_nothing(autojump_clock: trio.abc.Clock) -> None:
+    class Filters(Plain):
+        def matches(self, filter: str, channel: Hashable) -> bool:
+            return {"good": True}[filter]
+
+    service = Service(grant)
+    async with (
+        ScriptedServer(service) as server,
+        connect(server, Filters(), on_handler_error="log") as conn,
+        conn.subscribe("bad"),
+        conn.subscribe("good") as feed,
+    ):
+        await service.say({"is": "data", "of": "x", "x": 1})
+        assert await soon(feed.receive()) == 1
+        assert conn.statistics().errors == 1
+
+
+# --------------------------------------------------------------------------- the login and what comes early
+
+
+async def test_a_verdict_that_comes_before_the_question_is_no_answer_to_it(autojump_clock: trio.abc.Clock) -> None:
+    class Held(RateLimitHandler):
+        def check_rate_limit(self, request: RateRequest) -> Decision:
+            return Queue(2.0) if trio.current_time() < 2.0 else Allow()
+
+    class Asks(Plain):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            return await exchange.ask({"login": 1})
+
+    async def serve(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(1.0)
+        await peer.send_json({"is": "ok"})
+        assert json.loads(str(await peer.receive())) == {"login": 1}
+        await peer.send_json({"is": "ok"})
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(serve) as server, connect(server, Asks(), rate_limit_handler=Held):
+        assert trio.current_time() == 2.0
+
+
+async def test_the_login_may_read_whatever_nobody_else_takes(autojump_clock: trio.abc.Clock) -> None:
+    """Also what looks like an answer that nobody awaits, or like data of a channel that nobody wants; in order."""
+    unclaimed = [{"id": 77, "nonce": 5}, {"is": "data", "of": "z"}, {"is": "other", "x": "hello"}]
+    heard: list[Any] = []
+
+    class Asks(Plain):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            await exchange.request({"op": 1})
+            heard.extend([await exchange.receive() for _ in unclaimed])
+            return AuthOk()
+
+    service = Service(lambda message: [{"is": "answer", "id": message["id"], "x": 1}, *unclaimed])
+    async with ScriptedServer(service) as server, connect(server, Asks()):
+        assert heard == [*unclaimed[:2], "hello"]
+
+
+async def test_what_the_login_may_yet_read_is_bounded_in_bytes(autojump_clock: trio.abc.Clock) -> None:
+    class Waits(Plain):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            await trio.sleep(1.0)
+            assert early_size() < 3 * 1024 * 1024
+            return AuthOk()
+
+    def early_size() -> int:
+        held: int = opened[0].links[0].grant._early.room.held
+        return held
+
+    opened: list[Any] = []
+    service = Service(first=["x" * 500_000] * 10)
+    async with ScriptedServer(service) as server:
+        manager = connect(server, Waits())
+        opened.append(manager.supervisor._session)
+        async with manager as conn:
+            assert [len(await soon(conn.receive())) for _ in range(10)] == [500_000] * 10
+
+
+# --------------------------------------------------------------------------- when a message was read
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+async def test_the_time_of_a_delivery_is_when_it_was_read(autojump_clock: trio.abc.Clock, one_by_one: bool) -> None:
+    class Validates(MessageHandler):
+        def validate_message(self, message: Any) -> Any:
+            return message
+
+    options = {"message_handler": Validates} if one_by_one else {}
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server, Plain(), **options) as conn:
+        deliveries = conn.deliveries()
+        for _ in range(2):
+            await trio.sleep(1.0)
+            await service.say({"n": 1})
+            assert (await soon(deliveries.receive())).at == trio.current_time()
+
+
+# --------------------------------------------------------------------------- what is asked together
+
+
+class Batches(Plain):
+    max_batch = 3
+
+    def encode_subscription_batch(self, channels: Sequence[Channel]) -> Any:
+        return {"subs": [channel.name for channel in channels]}
+
+
+def grant_all(message: Any) -> list[Any]:
+    return [{"is": "granted", "of": name} for name in message.get("subs", [])]
+
+
+async def test_channels_that_are_prepared_are_asked_for_no_more_at_a_time_than_a_message_takes(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class Prepares(Batches):
+        async def prepare(self, channel: Channel) -> Channel:
+            return channel
+
+    service = Service(grant_all)
+    async with ScriptedServer(service) as server, connect(server, Prepares()) as conn, conn.subscribe(list("abcde")):
+        assert service.told == [[{"subs": ["a", "b", "c"]}, {"subs": ["d", "e"]}]]
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        lambda channels: [channels[:1]],
+        lambda channels: [channels, channels],
+        lambda channels: [[Channel("z", "z")]],
+        lambda channels: [5],
+        lambda channels: None,
+    ],
+)
+async def test_a_split_that_loses_a_channel_or_makes_one_up_is_not_followed(
+    autojump_clock: trio.abc.Clock, split: Callable[[Sequence[Channel]], Any]
+) -> None:
+    class Splits(Batches):
+        def split_batch(self, channels: Sequence[Channel]) -> Any:
+            return split(channels)
+
+    service = Service(grant_all)
+    async with (
+        ScriptedServer(service) as server,
+        connect(server, Splits(), on_handler_error="log") as conn,
+        conn.subscribe(["a", "b"]),
+    ):
+        assert service.told == [[{"subs": ["a", "b"]}]]
+        assert conn.statistics().errors == 1
+
+
+async def test_the_groups_of_a_split_may_be_iterators(autojump_clock: trio.abc.Clock) -> None:
+    class Splits(Batches):
+        def split_batch(self, channels: Sequence[Channel]) -> Any:
+            return (iter([channel]) for channel in channels)
+
+    service = Service(grant_all)
+    async with ScriptedServer(service) as server, connect(server, Splits()) as conn, conn.subscribe(["a", "b"]):
+        assert service.told == [[{"subs": ["a"]}, {"subs": ["b"]}]]

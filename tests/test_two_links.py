@@ -281,3 +281,19 @@ async def test_what_a_link_still_brings_is_not_heard_where_another_has_taken_ove
                 await trio.sleep(10.0)
             await stage.say(3, 1)
             assert heard(plain) == [1, "unknown", 2, 3]
+
+
+async def test_a_message_for_one_of_two_links_never_leaves_on_the_other(autojump_clock: trio.abc.Clock) -> None:
+    service = Slow("ready")
+    async with ScriptedServer(*[service] * 2) as server, trio.open_nursery() as nursery:
+        block = open_connection(URL, **options(server))
+        async with block as conn:
+            stage = Stage(service, conn, block, nursery)
+            await stage.open_second("ready")
+            with pytest.raises(NotSent, match="the link that it was for"):
+                await conn.send({"to": "second"}, epoch=2)
+            await conn.send({"to": "first"}, epoch=1)
+            await wait_all_tasks_blocked()
+            assert [line.asked[-1] == {"to": "first"} for line in service.links] == [True, False]
+            assert {"to": "second"} not in service.links[0].asked
+            await conn.aclose()

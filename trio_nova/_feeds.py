@@ -245,6 +245,7 @@ class Feed(Receiver[M_co]):
             except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as exc:
                 error = BadMessage(f"a message of {self.channel!r} is not of the type that was asked for: {exc}")
                 self._session.note(error, "message")
+                acknowledge_unread(data, carrier)
                 return
         if mailbox.is_awaited:
             charge = 0  # it will not wait
@@ -254,8 +255,7 @@ class Feed(Receiver[M_co]):
             charge = mailbox.room.charge(frame, payload)
         if mailbox.mode == "payloads":
             self._put(payload, payload, charge)
-            if data.ack is not None:
-                receive_plainly(self._delivery(data, payload, now, carrier))
+            acknowledge_unread(data, carrier)  # when it is read nobody could
         else:
             self._put(payload, self._delivery(data, payload, now, carrier), charge)
         if mailbox.crowded:

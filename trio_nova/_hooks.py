@@ -41,10 +41,17 @@ class _Blend:
 
     def __init__(self, role: type, strategy: object, dialects: Sequence[Dialect], *, is_given: bool) -> None:
         self._role, self._strategy, self._dialects, self._is_given = role, strategy, dialects, is_given
+        self._inherited: dict[str, FunctionType] = {}
+        """Hooks of the role, by name. One that is bound to this must not be kept here: it would keep this alive."""
 
     def __getattr__(self, name: str) -> Any:
+        if (hook := self._inherited.get(name)) is not None:
+            return MethodType(hook, self)
         found = self._find(name)
-        setattr(self, name, found)  # asked once
+        if isinstance(found, MethodType) and found.__self__ is self:
+            self._inherited[name] = cast(FunctionType, found.__func__)
+        else:
+            setattr(self, name, found)  # asked once
         return found
 
     def _find(self, name: str) -> Any:
@@ -71,9 +78,15 @@ def _speaker(dialects: Sequence[Dialect], name: str) -> Dialect | None:
     """Return the first that has a hook, or a trait, of its own under a name."""
     for dialect in dialects:
         ours = next((cls for cls in type(dialect).__mro__ if cls.__module__ in _OURS and name in vars(cls)), None)
-        if ours is not None and inspect.getattr_static(type(dialect), name) is not vars(ours)[name]:
+        if ours is not None and inspect.getattr_static(dialect, name) is not vars(ours)[name]:
             return dialect
     return None
+
+
+def _down_to(dialect: Dialect, name: str) -> Sequence[type]:
+    """Return the classes of a dialect from the most derived one to the one that has the hook in force."""
+    classes = type(dialect).__mro__
+    return classes[: 1 + next(place for place, cls in enumerate(classes) if name in vars(cls))]
 
 
 _OURS = frozenset({"trio_nova.dialect", "trio_nova.adapter"})
@@ -155,6 +168,14 @@ class Handlers:
         """Return a hook that a dialect has of its own; None: none has."""
         speaker = _speaker(self.dialects, name)
         return None if speaker is None else getattr(speaker, name)
+
+    @property
+    def reads_all_alike(self) -> bool:
+        """Whether `read_all` knows of the `read` in force: a subclass may have overridden that alone."""
+        speaker = _speaker(self.dialects, "read_all")
+        if speaker is None or speaker is not _speaker(self.dialects, "read"):
+            return False
+        return any("read_all" in vars(cls) for cls in _down_to(speaker, "read"))
 
     @property
     def logs_in(self) -> bool:
@@ -266,7 +287,7 @@ class Hooks:
             checks_rate=overrides(handlers.rate_limit, RateLimitHandler, "check_rate_limit"),
             ticks=overrides(handlers.rate_limit, RateLimitHandler, "handle_tick"),
             reads=reads,
-            reads_all=handlers.own_hook("read_all"),
+            reads_all=handlers.own_hook("read_all") if handlers.reads_all_alike else None,
             reads_text_only=type(codec) is RawCodec and not validates,
         )
 

@@ -32,7 +32,9 @@ class _Staged:
     frame: Frame = attrs.field(repr=False)
     message: Any = attrs.field(repr=False)
     link: LinkLife
-    charge: int = 0
+    charge: int
+    at: float
+    """Trio's clock, seconds: when it was read."""
     is_data: bool = False
     """Whether a feed has it: it does not go to the inbox as well."""
     is_rest: bool = False
@@ -124,22 +126,25 @@ class Inbound:
         session.counts.bytes_received += size
         session.hub.count("received", messages, size)
 
-    def take(self, messages: Sequence[Any], payloads: Sequence[str | bytes], epoch: int) -> None:
-        """Give ordinary messages to whoever waits, and keep the others. `epoch` is the number of the link."""
-        items = messages if self.inbox.mode == "payloads" else [self._delivery(each, epoch) for each in messages]
+    def take(self, messages: Sequence[Any], payloads: Sequence[str | bytes], epoch: int, at: float) -> None:
+        """Give ordinary messages to whoever waits, and keep the others.
+
+        `epoch` is the number of the link that brought them, and `at` the time when they were read, of Trio's clock.
+        """
+        items = messages if self.inbox.mode == "payloads" else [self._delivery(each, epoch, at) for each in messages]
         if given := self.inbox.hand(items):
             items, messages, payloads = items[given:], messages[given:], payloads[given:]
         if items:
             self.keep(items, self.inbox.room.charge_all(payloads, messages))
 
-    def take_one(self, message: Any, charge: int, epoch: int) -> None:
-        """Give an ordinary message to whoever waits, or keep it; it is charged `charge`."""
-        item = message if self.inbox.mode == "payloads" else self._delivery(message, epoch)
+    def take_one(self, message: Any, charge: int, epoch: int, at: float) -> None:
+        """Give an ordinary message to whoever waits, or keep it; it is charged `charge`. The rest is as of `take`."""
+        item = message if self.inbox.mode == "payloads" else self._delivery(message, epoch, at)
         self.keep((item,), (charge,))
 
-    def _delivery(self, message: Any, epoch: int) -> Delivery[Any]:
-        wall = self._session.config.wall_clock()
-        return Delivery(message, "", None, None, epoch, self._received_at, wall)
+    def _delivery(self, message: Any, epoch: int, at: float) -> Delivery[Any]:
+        wall = self._session.config.wall_clock() - (trio.current_time() - at)
+        return Delivery(message, "", None, None, epoch, at, wall)
 
     def stage(
         self,
@@ -147,13 +152,14 @@ class Inbound:
         message: Any,
         link: LinkLife,
         charge: int,
+        at: float,
         *,
         is_data: bool = False,
         is_rest: bool = False,
     ) -> None:
         """Let the hooks see a frame, if there are any that hear of its kind."""
         if self._staged is not None and (self._session.hooks.hears_frames or not isinstance(frame, Ping | Pong)):
-            self._staged.put_nowait(_Staged(frame, message, link, charge, is_data, is_rest), charge)
+            self._staged.put_nowait(_Staged(frame, message, link, charge, at, is_data, is_rest), charge)
 
     def refuse(self, error: Exception, link: LinkLife) -> None:
         """Report a message that cannot be read, or is not valid."""
@@ -223,7 +229,7 @@ class Inbound:
             answer = session.ask(session.handlers.message.handle_message, kind, staged.message)
             self._actions.perform(answer, staged.link)
         if not staged.is_data:
-            self.take_one(staged.message, staged.charge, staged.link.epoch)
+            self.take_one(staged.message, staged.charge, staged.link.epoch, staged.at)
 
     # ----------------------------------------------------------------- ends
 
@@ -254,7 +260,7 @@ class Inbound:
             self._session.tell(Dropped(count=len(left), where="handlers"))
             for staged in left:
                 if not staged.is_data and not isinstance(staged.frame, Ping | Pong):
-                    self.take_one(staged.message, staged.charge, staged.link.epoch)
+                    self.take_one(staged.message, staged.charge, staged.link.epoch, staged.at)
         if self.inbox.dropped > self.announced:
             self._tell_dropped(at_once=True)
         self.inbox.close(self._session.session_over() if self._session.failure is not None else None)

@@ -231,7 +231,7 @@ class Outbound:
         With an `epoch` it leaves on that link, or not at all.
         """
         session = self._session
-        if epoch and not any(link.life.epoch == epoch and link.life.is_up for link in session.links):
+        if epoch and (session.current is None or session.current.life.epoch != epoch):
             await trio.lowlevel.checkpoint()
             raise NotSent("the link that it was for is gone") from session.last_error
         if session.hooks.encodes or epoch:

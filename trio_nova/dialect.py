@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from trio_nova.handlers import AuthExchange, AuthHandler, Channel, ConnectionInfo, Correlation, SubscriptionHandler
+from trio_nova.handlers.auth import reveal_all
 from trio_nova.handlers.subscription import SubscriptionAnswer
 from trio_nova.readings import AuthOk, AuthRefused, Reading, Step
 
@@ -74,8 +75,10 @@ class Dialect:
         return _CORRELATION.tag(message, id)
 
     async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
-        """Prove to the service who we are; see `AuthHandler.authenticate`."""
-        return await _AUTH.authenticate(exchange, credentials)
+        """Prove to the service who we are, by default with `encode_auth_request`; see `AuthHandler.authenticate`."""
+        given = reveal_all(credentials)
+        message = None if given is None else self.encode_auth_request(given)
+        return AuthOk() if message is None else await exchange.ask(message, self.handle_auth_response)
 
     def encode_auth_request(self, credentials: Any) -> Any:
         """Return the message that authenticates. Asked on every link, where there are credentials.

@@ -7,11 +7,13 @@ each message; all of them are frozen, and compare by value.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 import msgspec
 
 from trio_nova.core.sequence import Step as Step
+from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import RequestFailed
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "Throttled",
     "Welcome",
     "as_step",
+    "is_key",
+    "seconds",
 ]
 
 
@@ -71,6 +75,22 @@ class Done(_Value, frozen=True):
     id: Hashable
     error: str | RequestFailed | None = None
     """Why the service ended it; None: it is complete."""
+
+
+def is_key(said: object) -> bool:
+    """Return whether anything of ours could be called so: a service may well name an array."""
+    try:
+        hash(said)
+    except TypeError:
+        return False
+    return True
+
+
+def seconds(said: object) -> float | None:
+    """Return the seconds that a service names; None where it names none, or nonsense."""
+    if isinstance(said, bool) or not isinstance(said, int | float | Decimal) or said != said:
+        return None
+    return float(min(max(said, 0), MAX_RETRY_AFTER))
 
 
 # --------------------------------------------------------------------------- channels

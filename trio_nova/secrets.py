@@ -439,8 +439,9 @@ class Redactor:
         for text in self._sought:
             self._by_beginning.setdefault(text[:SHORTEST], []).append(text)
 
-    def show(self, text: str | bytes, limit: int = SHOWN) -> str:
-        """Return what a peer sent, fit for a log: rid of secrets, then cut at `limit`, and escaped."""
+    def show(self, said: object, limit: int = SHOWN) -> str:
+        """Return what a peer sent, fit for a log: rid of secrets, then cut at `limit`, and escaped; None is nothing."""
+        text = said if isinstance(said, str | bytes) else "" if said is None else str(said)
         text = text[:LOOKED_AT]
         if isinstance(text, bytes):
             text = text.decode("utf-8", "backslashreplace")

@@ -276,13 +276,11 @@ class Answers:
     @property
     def _finders(self) -> tuple[Find, ...]:
         """The hooks that find an id in what was written: those that read answers, and the one that reads questions."""
+        # Not `Dialect.read`: it may keep count of what it is shown, which is what the service says.
         return (self._read_id, self._life.handlers.correlation.request_id)
 
     def _read_id(self, message: Any) -> Hashable | None:
         reading = self._life.handlers.correlation.read(message)
-        if reading is None and self._life.hooks.reads is not None:
-            found = self._life.hooks.reads(message)
-            reading = found if isinstance(found, Answer) else None
         return None if reading is None else reading.id
 
     # ----------------------------------------------------------------- what is read

@@ -19,6 +19,7 @@ from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
 from trio_nova._signal import Signal
 from trio_nova.config import configure
+from trio_nova.core.bounded import BoundedQueue, Room
 from trio_nova.core.outbox import Lane, Purpose
 from trio_nova.core.verdict import refuses_login
 from trio_nova.errors import AuthFailed, ConnectFailed, LinkLost, NotSent, NovaError, RequestFailed, RetryAdvice
@@ -38,6 +39,8 @@ _FIRST = -1
 
 MAX_EARLY = 1024
 """Messages that may come before the login reads them; the oldest is then received as an ordinary one."""
+MAX_EARLY_SIZE = 1024 * 1024
+"""Bytes that they may take together, where there is more than one."""
 
 
 @attrs.define(eq=False)
@@ -100,7 +103,9 @@ class Grant:
     _granted_at: float = attrs.field(default=0.0, init=False)
     _changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the login that waits for a message, or the task that keeps the grant fresh."""
-    _early: list[tuple[Any, Callable[[], object]]] = attrs.field(factory=list, init=False)
+    _early: BoundedQueue[tuple[Any, Callable[[], object]]] = attrs.field(
+        factory=lambda: BoundedQueue(room=Room(MAX_EARLY_SIZE)), init=False
+    )
     """Messages that the login may read, each with what receives it as an ordinary one."""
     _refusal: AuthRefused | None = attrs.field(default=None, init=False)
     """The service's refusal, where it came before the login had asked anything."""
@@ -119,50 +124,49 @@ class Grant:
     @property
     def is_asked(self) -> bool:
         """Whether a message may be an answer to the login, or be what the login depends on."""
-        return self._asking is not None or self._listens
+        return self._asking is not None or self.listens
 
     @property
-    def _listens(self) -> bool:
+    def listens(self) -> bool:
         """Whether the login may yet want to read what the service says by itself."""
         return not self.is_given and self.life.hooks.listens_first and self.is_needed and self.life.is_up
 
     def take(self, verdict: AuthOk | AuthRefused) -> bool:
         """Take in the answer to the login; False where nobody waits for it."""
-        ask, self._asking = self._asking, None
-        if ask is None and isinstance(verdict, AuthRefused) and self._listens:
+        if self._asking is not None and self._answers.settle_at_once(self._asking, verdict):
+            return True
+        if isinstance(verdict, AuthRefused) and self.listens:
             self._refusal = verdict
             self._changed.set()
             return True
-        return ask is not None and self._answers.settle_at_once(ask, verdict)
+        return False
 
-    def take_early(self, payload: Any, receive: Callable[[], object]) -> bool:
-        """Keep a message that the login may want to read; False where it will not.
+    def take_early(self, payload: Any, size: int, receive: Callable[[], object]) -> None:
+        """Keep a message that the login may want to read, as it `listens`; `size` is what it takes, in bytes.
 
         `receive` receives it as an ordinary one, where the login has left it.
         """
-        if not self._listens:
-            return False
-        self._early.append((payload, receive))
-        if len(self._early) > MAX_EARLY:
-            self._early.pop(0)[1]()
+        early = self._early
+        early.offer((payload, receive), size)
+        while len(early) > MAX_EARLY or (len(early) > 1 and early.room.is_full):
+            early.pop()[1]()
         self._changed.set()
-        return True
 
     async def receive(self) -> Any:
         """Return the next of the messages that were kept for the login, waiting for it if need be."""
         await trio.lowlevel.checkpoint()
-        while not self._early:
+        while not self._early.items:
             if self._refusal is not None:
                 raise _refused(self._refusal, self.life)
             if self.is_given:
                 raise AuthFailed("a living link is authenticated: the service says nothing first")
             await self._changed.wait()
-        return self._early.pop(0)[0]
+        return self._early.pop()[0]
 
     def let_go_of_early(self) -> None:
         """Receive as ordinary messages what the login has left."""
-        while self._early:
-            self._early.pop(0)[1]()
+        while self._early.items:
+            self._early.pop()[1]()
 
     def set_heartbeat(self, durations: Mapping[str, float]) -> None:
         """Set durations of this link's heartbeat; ConfigError where they are out of bounds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from trio_nova._link.life import LinkLife
 from trio_nova._link.writer import Writer
 from trio_nova._outbound import Outbound
 from trio_nova._signal import Signal
+from trio_nova.core.ledger import Pending
 from trio_nova.core.outbox import Lane, Outgoing
 from trio_nova.core.pulse import Dead, Missed, Probe, Pulse, Wait
 from trio_nova.errors import LinkLost, NovaError, RequestFailed
@@ -27,7 +29,7 @@ from trio_nova.messages import Frame, Ping
 __all__ = ["Heartbeat"]
 
 MAX_PINGS = 64
-"""Pings whose pongs are awaited; the oldest is given up for a new one."""
+"""Pings whose pongs are awaited, and beats whose answers are; the oldest is given up for a new one."""
 LAST_TURNS = 8
 """Turns of Trio's loop that reading gets once a deadline has passed: layers like TLS take more than one."""
 MAX_LAST_TURNS = 1000
@@ -77,6 +79,8 @@ class Heartbeat:
     _pulse_changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the task."""
     _pongs: dict[bytes, _AwaitedPong] = attrs.field(factory=dict, init=False)
+    _asked: deque[Pending] = attrs.field(factory=deque, init=False)
+    """Beats that are requests, the last ones: a service may answer none of them."""
     _probe_sent_at: float = attrs.field(default=math.inf, init=False)
     _durations: Mapping[str, float] = attrs.field(default=MappingProxyType({}), init=False)
     """Durations that the service wants on this link."""
@@ -241,7 +245,10 @@ class Heartbeat:
             return self._outbound.outgoing_message(message, lane=Lane.CONTROL, purpose="control")
 
         def make(message: Any, answers: Answers) -> Sequence[Frame]:
-            _, frames = answers.open(_BeatAsker(when_answered), message)
+            pending, frames = answers.open(_BeatAsker(when_answered), message)
+            self._asked.append(pending)
+            if len(self._asked) > MAX_PINGS:
+                answers.give_up(self._asked.popleft(), sent=True)
             return frames
 
         return self._outbound.unmade(message, make, "", 0, lane=Lane.CONTROL, purpose="control")

@@ -44,6 +44,8 @@ from trio_nova.readings import (
     Refused,
     Throttled,
     Welcome,
+    is_key,
+    seconds,
 )
 from trio_nova.secrets import secrets_in
 
@@ -63,6 +65,8 @@ class _Arrived:
 
     frame: str | bytes
     message: Any
+    at: float
+    """Trio's clock, seconds: when it was read."""
     charge: int | None = None
     """Bytes that it is charged where it waits; None: as what came as the whole frame is."""
     is_part: bool = False
@@ -104,26 +108,28 @@ class Intake:
         if messages is None:
             self._take_in_each(frames)
             return
+        now = trio.current_time()
         inbound.count(len(frames), size)
         if not self._readings.matter:
-            inbound.take(messages, frames, self._life.epoch)  # type: ignore[arg-type]
+            inbound.take(messages, frames, self._life.epoch, now)  # type: ignore[arg-type]
             return
-        now, take = trio.current_time(), self._standing.take
+        take, settle = self._standing.take, self._answers.settle_by_content
         watches = self._standing.link_tracker is not None
         rest: Rest = []
         for reading, message, frame in zip(self._readings.read_all(messages), messages, frames, strict=True):
             if watches:
                 self._standing.watch(message)
-            try:
-                # What is most frequent first.
-                if type(reading) is Data and take(reading, frame, None, now):  # type: ignore[arg-type]
+            if type(reading) is not Data:
+                self._hand_on(reading, _Arrived(frame, message, now), rest)  # type: ignore[arg-type]
+                continue
+            try:  # as in `_hand_on`, but what is most frequent first
+                if take(reading, frame, None, now) or settle(message, now):  # type: ignore[arg-type]
                     continue
-            except Exception as exc:  # of a hook: as in `_hand_on`
+            except Exception as exc:
                 self._life.session.handler_failed(exc)
-                reading = Other(message)
-            self._hand_on(reading, _Arrived(frame, message), now, rest)  # type: ignore[arg-type]
+            self._let_receive(message, _Arrived(frame, message, now), rest)  # type: ignore[arg-type]
         if rest:
-            self._take(rest)
+            self._take(rest, now)
 
     def _decode_together(self, frames: Sequence[Any]) -> Sequence[Any] | None:
         """Decode the messages of a batch; None where they must be looked at one by one."""
@@ -144,7 +150,7 @@ class Intake:
                 else:
                     pings += 1
                     pings_size += len(frame.payload)
-                self._inbound.stage(frame, None, self._life, len(frame.payload) + OVERHEAD)
+                self._inbound.stage(frame, None, self._life, len(frame.payload) + OVERHEAD, now)
                 continue
             size += len(frame)
             messages += self._take_in_one(frame, now)
@@ -169,9 +175,9 @@ class Intake:
             coder, size = self._life.coder, len(frame) // len(messages)
             charge = None if coder is None else share_of(coder, frame, messages) + OVERHEAD
             for message in messages:
-                self._take_in_message(_Arrived(frame, message, charge), size, now, rest)
+                self._take_in_message(_Arrived(frame, message, now, charge), size, rest)
         if rest:
-            self._take(rest)
+            self._take(rest, now)
         if broken is not None:
             self._refuse_parts(broken)
         return len(messages)
@@ -189,7 +195,7 @@ class Intake:
             life = self._life
             life.lose(LinkLost(1006, "", life.epoch, detail=f"nothing more can be read: {broken}"))
 
-    def _take_in_message(self, arrived: _Arrived, size: int, now: float, rest: Rest) -> None:
+    def _take_in_message(self, arrived: _Arrived, size: int, rest: Rest) -> None:
         life = self._life
         if life.hooks.validates:
             try:
@@ -204,7 +210,7 @@ class Intake:
         reading = self._readings.read(arrived.message) if self._readings.matter else Other(arrived.message)
         if life.session.hub.hears(MessageEvent) and not isinstance(reading, Beat | HeartbeatAsked):
             self._tell_received(arrived, size)
-        self._hand_on(reading, arrived, now, rest)
+        self._hand_on(reading, arrived, rest)
 
     def _validate(self, message: Any) -> Any:
         session = self._life.session
@@ -232,23 +238,31 @@ class Intake:
 
     # ----------------------------------------------------------------- where a message belongs
 
-    def _hand_on(self, reading: Reading, arrived: _Arrived, now: float, rest: Rest) -> None:
+    def _hand_on(self, reading: Reading, arrived: _Arrived, rest: Rest) -> None:
         """Give a message to whom it belongs; what is for the inbox, and waits for no hook, is added to `rest`."""
         try:
-            if self._is_taken(reading, arrived, now, rest):
+            if self._is_taken(reading, arrived, rest):
                 return
         except Exception as exc:  # of a hook or a matcher: the reader must not die of it
             self._life.session.handler_failed(exc)
-        self._receive(reading.payload if isinstance(reading, Other | Welcome) else arrived.message, arrived, rest)
+        payload = reading.payload if isinstance(reading, Other | Welcome) else arrived.message
+        self._let_receive(payload, arrived, rest)
 
-    def _is_taken(self, reading: Reading, arrived: _Arrived, now: float, rest: Rest) -> bool:
+    def _is_taken(self, reading: Reading, arrived: _Arrived, rest: Rest) -> bool:
         """Give a message to whom it belongs; False where it is an ordinary one."""
+        now = arrived.at
         match reading:
             case Data():
                 if self._standing.take(reading, arrived.frame, arrived.charge, now):
                     self._show(reading.payload if arrived.is_part else arrived.message, arrived, is_data=True)
                     return True
                 return self._answers.settle_by_content(arrived.message, now)
+            case Answer(id=id) | Item(id) | Done(id) if not is_key(id):
+                return False
+            case Granted(channel) | Refused(channel) | Ended(channel) if not is_key(channel):
+                return False
+            case Granted(server_id=name) if not is_key(name):
+                return False
             case Answer(id=id):
                 if self._answers.settle(reading, now):
                     return True
@@ -268,16 +282,14 @@ class Intake:
                 if answers:
                     self._heartbeat.probe_answered()
             case Many(readings):
-                self._hand_on_many(readings, arrived, now, rest)
+                self._hand_on_many(readings, arrived, rest)
             case Item(id) | Done(id):
                 self._answers.unclaimed(id)
                 return False
             case AuthOk() | AuthRefused():
                 return self._grant.take(reading)
             case Welcome(payload) | Other(payload):
-                return self._answers.settle_by_content(payload, now) or self._grant.take_early(
-                    payload, partial(self._receive_late, payload, arrived)
-                )
+                return self._answers.settle_by_content(payload, now)
             case Call():
                 self._receive(reading, arrived, rest)
             case Position(token):
@@ -286,29 +298,40 @@ class Intake:
             case GoAway():
                 self._move(reading)
             case Throttled(retry_after):
-                self._outbound.limiter.slow_down(retry_after)
+                self._outbound.limiter.slow_down(seconds(retry_after))
             case _:
                 raise TypeError(f"read answered a {type(reading).__name__}, which is no reading")
         return True
 
-    def _hand_on_many(self, readings: Sequence[Reading], arrived: _Arrived, now: float, rest: Rest) -> None:
+    def _hand_on_many(self, readings: Sequence[Reading], arrived: _Arrived, rest: Rest) -> None:
         """Hand on the readings of one message, each with its share."""
         if not readings:
             return
-        room = self._life.session.room
-        whole = room.weigh(arrived.frame, arrived.message) + OVERHEAD if arrived.charge is None else arrived.charge
+        whole = self._weigh(arrived) if arrived.charge is None else arrived.charge
         charge = whole // len(readings) + OVERHEAD
         for reading in readings:
             part = getattr(reading, "payload", arrived.message)
-            self._hand_on(reading, _Arrived(arrived.frame, part, charge, is_part=True), now, rest)
+            self._hand_on(reading, _Arrived(arrived.frame, part, arrived.at, charge, is_part=True), rest)
 
     def _move(self, asked: GoAway) -> None:
         """Take another link, as the service wants."""
         life, session = self._life, self._life.session
-        life.tell(MoveAsked(within=asked.within, to=session.redactor.show(asked.url or ""), reason=asked.reason))
-        if asked.url is not None:
-            session.route.move_to(asked.url)
+        show = session.redactor.show
+        life.tell(MoveAsked(within=seconds(asked.within), to=show(asked.url), reason=show(asked.reason)))
+        if asked.url is not None and life.is_current:
+            session.route.move_to(str(asked.url))
         session.go_elsewhere(Reconnect(), life.epoch)
+
+    def _let_receive(self, message: Any, arrived: _Arrived, rest: Rest) -> None:
+        """Let the login have an ordinary message, where it may want to read it; else let it be received."""
+        if self._grant.listens:
+            size = self._weigh(arrived) if arrived.charge is None else arrived.charge
+            self._grant.take_early(message, size, partial(self._receive_late, message, arrived))
+        else:
+            self._receive(message, arrived, rest)
+
+    def _weigh(self, arrived: _Arrived) -> int:
+        return self._life.session.room.weigh(arrived.frame, arrived.message) + OVERHEAD
 
     def _receive(self, message: Any, arrived: _Arrived, rest: Rest) -> None:
         """Let an ordinary message be received, by way of the hooks that want to see it."""
@@ -317,28 +340,30 @@ class Intake:
         else:
             rest.append((message, arrived.frame if arrived.charge is None else arrived.charge))
 
-    def _take(self, rest: Rest) -> None:
+    def _take(self, rest: Rest, at: float) -> None:
         """Give ordinary messages to the inbox, in their order."""
         inbound, epoch = self._inbound, self._life.epoch
         if any(isinstance(came_as, int) for _, came_as in rest):
             charge = inbound.inbox.room.charge
             for message, came_as in rest:
-                inbound.take_one(message, came_as if isinstance(came_as, int) else charge(came_as, message), epoch)
+                inbound.take_one(message, came_as if isinstance(came_as, int) else charge(came_as, message), epoch, at)
         else:
             messages, payloads = zip(*rest, strict=True)
-            inbound.take(messages, payloads, epoch)
+            inbound.take(messages, payloads, epoch, at)
 
     def _receive_late(self, message: Any, arrived: _Arrived) -> None:
         rest: Rest = []
         self._receive(message, arrived, rest)
         if rest:
-            self._take(rest)
+            self._take(rest, arrived.at)
 
     def _show(self, message: Any, arrived: _Arrived, *, is_data: bool) -> None:
         if not self._life.hooks.dispatches:
             return
         size = self._life.session.room.charge(arrived.frame, message) if arrived.charge is None else arrived.charge
-        self._inbound.stage(arrived.frame, message, self._life, size, is_data=is_data, is_rest=self._is_shown)
+        self._inbound.stage(
+            arrived.frame, message, self._life, size, arrived.at, is_data=is_data, is_rest=self._is_shown
+        )
         self._is_shown = True
 
 

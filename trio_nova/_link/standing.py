@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from decimal import Decimal
 from typing import Any
 
 import attrs
@@ -19,12 +18,11 @@ from trio_nova._subscriptions import Subscriptions
 from trio_nova.core.partings import Partings
 from trio_nova.core.sequence import GapFound, Tracker
 from trio_nova.core.subscriptions import Book, Entry, SubscriptionState
-from trio_nova.core.verdict import MAX_RETRY_AFTER
 from trio_nova.errors import LinkLost, RequestFailed, RetryAdvice
 from trio_nova.events import DataUnclaimed, SubscriptionConfirmed, SubscriptionEnded, SubscriptionRefused
 from trio_nova.handlers import Channel
 from trio_nova.handlers.subscription import SubscriptionAnswer
-from trio_nova.readings import ByServerId, Data, Granted, Many, Reading, Refused, as_step
+from trio_nova.readings import ByServerId, Data, Granted, Many, Reading, Refused, as_step, seconds
 
 __all__ = ["Standing"]
 
@@ -233,12 +231,14 @@ class Standing:
         return matched
 
     def _find_matching(self, channel: Hashable) -> Sequence[Subscription]:
-        matches = self._life.handlers.subscription.matches
+        return [each for each in self._subscriptions.by_key.values() if self._matches(each.channel, channel)]
+
+    def _matches(self, filter: str, channel: Hashable) -> bool:
         try:
-            return [each for each in self._subscriptions.by_key.values() if matches(each.channel, channel)]
+            return self._life.handlers.subscription.matches(filter, channel)
         except Exception as exc:
             self._life.session.handler_failed(exc)
-            return ()
+            return False
 
     def _deliver(
         self, subscription: Subscription, data: Data, frame: str | bytes | None, charge: int | None, now: float
@@ -374,7 +374,7 @@ class Standing:
         """Return after how many seconds to ask again for what is refused for now: no sooner than the service says."""
         entry, config = self.book.find(key), self._life.session.config
         delay = config.backoff.delay(1 if entry is None else entry.failures + 1, config.spread())
-        return max(_seconds(retry_after), delay or 0.0)
+        return max(seconds(retry_after) or 0.0, delay or 0.0)
 
     def ended(self, channel: Hashable, reason: str) -> None:
         """Take note that the service has ended a subscription."""
@@ -473,9 +473,3 @@ def _by_key(answers: Sequence[SubscriptionAnswer], channels: Sequence[Channel]) 
         elif (channel := next(places, None)) is not None:
             found[channel.key] = msgspec.structs.replace(answer, channel=channel.key)
     return found
-
-
-def _seconds(value: Any) -> float:
-    """Return the seconds that a service names, of which it may say nonsense; 0 where it does."""
-    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-    return min(max(float(value), 0.0), MAX_RETRY_AFTER) if is_number and value == value else 0.0

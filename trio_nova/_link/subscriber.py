@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -129,21 +130,28 @@ class Subscriber:
     # ----------------------------------------------------------------- asking
 
     async def _ask(self, batch: Sequence[Entry]) -> None:
-        handler, life = self._life.handlers.subscription, self._life
+        handler = self._life.handlers.subscription
         entries = {entry.key: entry for entry in batch}
         channels = [self._channel(entry) for entry in batch]
-        if life.hooks.prepares:
+        if self._life.hooks.prepares:
             channels = await self._prepare(channels, entries)
-        try:
-            groups = (
-                [[channel] for channel in channels] if handler.max_batch == 1 else list(handler.split_batch(channels))
-            )
-        except Exception as exc:
-            life.session.handler_failed(exc)
-            groups = [channels]
-        for group in groups:
-            if group:
+        for at in range(0, len(channels), handler.max_batch):
+            for group in self._split(channels[at : at + handler.max_batch]):
                 await self._ask_together([entries[channel.key] for channel in group], group)
+
+    def _split(self, channels: Sequence[Channel]) -> Sequence[Sequence[Channel]]:
+        """Return channels in the groups in which to ask for them, none of them empty."""
+        handler = self._life.handlers.subscription
+        if handler.max_batch == 1:
+            return [channels]
+        try:
+            groups = [list(group) for group in handler.split_batch(channels)]
+            if Counter(each.key for group in groups for each in group) != Counter(each.key for each in channels):
+                raise ConfigError("split_batch", "answered other channels than those that it was shown")
+        except Exception as exc:
+            self._life.session.handler_failed(exc)
+            return [channels]
+        return [group for group in groups if group]
 
     async def _prepare(self, channels: Sequence[Channel], entries: Mapping[Hashable, Entry]) -> list[Channel]:
         """Return the channels as the hook has them asked for; those that it fails at are refused for now."""
