@@ -187,7 +187,7 @@ def test_an_argument_that_is_wrong_is_named_at_once(make: Callable[[], object], 
 
 
 def test_a_class_in_place_of_a_codec_is_told_how_one_is_made() -> None:
-    with pytest.raises(ConfigError, match=r"not a class: JsonCodec\(\) makes one"):
+    with pytest.raises(ConfigError, match=r"must be an instance: write JsonCodec\("):
         Lines(JsonCodec)  # type: ignore[arg-type]
 
 
