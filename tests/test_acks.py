@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_nova import Adapter, Data, Granted, JsonCodec, Many, Reading, Tracker, open_connection
+from trio_nova import Adapter, Data, FeedOptions, Granted, JsonCodec, Many, Reading, Tracker, open_connection
 from trio_nova.handlers import Channel
 from trio_nova.testing import Peer, ScriptedServer
 
@@ -174,3 +174,35 @@ async def test_a_message_that_is_not_of_the_type_of_its_feed_is_acknowledged_as_
             assert await other.receive() == 1
             await wait_all_tasks_blocked()
             assert service.acks == [1]
+
+
+@pytest.mark.parametrize("takes_deliveries", [False, True])
+@pytest.mark.parametrize(
+    ("options", "gone", "kept"),
+    [
+        (FeedOptions(size=1, overflow="drop_oldest"), 1, 2),
+        (FeedOptions(size=1, overflow="drop_newest"), 2, 1),
+        (FeedOptions(conflate=lambda payload: "all"), 1, 2),
+    ],
+)
+async def test_a_message_that_a_feed_drops_is_acknowledged_as_nobody_will_read_it(
+    autojump_clock: trio.abc.Clock, options: FeedOptions, gone: int, kept: int, takes_deliveries: bool
+) -> None:
+    service = Service()
+    async with (
+        ScriptedServer(then=service) as server,
+        connect(server) as conn,
+        conn.subscribe("a", feed=options) as feed,
+    ):
+        deliveries = feed.deliveries() if takes_deliveries else None
+        await service.say("a", 1)
+        await service.say("a", 2)
+        assert service.acks == [gone]
+        if deliveries is None:
+            assert await feed.receive() == kept
+        else:
+            delivery = await deliveries.receive()
+            assert delivery.payload == kept
+            delivery.ack()
+        await wait_all_tasks_blocked()
+        assert service.acks == [gone, kept]

@@ -1563,6 +1563,101 @@ async def test_of_the_filters_one_that_fails_costs_the_others_nothing(autojump_c
         assert conn.statistics().errors == 1
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_message_that_a_dialect_refuses_is_reported_once_however_many_came_with_it(
+    autojump_clock: trio.abc.Clock, at_once: bool
+) -> None:
+    class Refuses(Plain):
+        def read(self, message: Any) -> Reading | None:
+            if message == "bad":
+                raise BadMessage("of no use")
+            return Other(message)
+
+        def read_all(self, messages: Sequence[Any]) -> Sequence[Reading | None]:
+            return [self.read(message) for message in messages]
+
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server, Refuses()) as conn:
+        for some in [["a", "bad", "b"]] if at_once else [["a"], ["bad"], ["b"]]:
+            await service.say(*some)
+        assert [await soon(conn.receive()) for _ in range(2)] == ["a", "b"]
+        assert conn.statistics().errors == 1
+
+
+async def test_a_link_step_that_fails_follows_on_handler_error(autojump_clock: trio.abc.Clock) -> None:
+    class Steps(Plain):
+        def link_step(self, message: Any) -> int | None:
+            raise LookupError("a defect")
+
+    service = Service(grant)
+    with pytest.raises(LookupError, match="a defect"):
+        async with ScriptedServer(service) as server, connect(server, Steps()):
+            await service.say({"n": 1})
+            await trio.sleep(1.0)
+
+
+# --------------------------------------------------------------------------- answers that may not leave yet
+
+
+@pytest.mark.parametrize(
+    "message", [{"is": "data", "of": "a", "x": 1, "ack": "y" * 100}, {"is": "heartbeat", "reply": "y" * 100}]
+)
+async def test_a_service_that_says_more_than_may_be_answered_is_not_read_for_a_while(
+    autojump_clock: trio.abc.Clock, message: Any
+) -> None:
+    class Slow(RateLimitHandler):
+        def check_rate_limit(self, request: RateRequest) -> Decision:
+            now = trio.current_time()
+            return Queue(1000.0) if 1.0 < now < 1000.0 else Allow()
+
+    service = Service(grant)
+    async with (
+        ScriptedServer(service) as server,
+        connect(server, Plain(), rate_limit_handler=Slow, inbox_bytes=100_000, ping_interval=math.inf) as conn,
+        conn.subscribe("a") as feed,
+        trio.open_nursery() as nursery,
+    ):
+
+        @nursery.start_soon
+        async def take_all() -> None:
+            async for _ in feed:
+                pass
+
+        @nursery.start_soon
+        async def say_much() -> None:
+            await trio.sleep(2.0)
+            for _ in range(100):
+                await service.say(*[message] * 50)
+
+        await trio.sleep(500.0)
+        waiting = sum(lane.length for lane in conn._session.links[0].writer.outbox._lanes)
+        assert 80 < waiting < 1000
+        await trio.sleep(1000.0)
+        assert len(service.told[0]) == 1 + 100 * 50
+        assert conn._session.room.held == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_rate_limit_is_told_the_size_of_what_answers_the_service(autojump_clock: trio.abc.Clock) -> None:
+    sizes: list[tuple[str, int]] = []
+
+    class Sees(RateLimitHandler):
+        def check_rate_limit(self, request: RateRequest) -> Decision:
+            sizes.append((request.purpose, request.size))
+            return Allow()
+
+    class Encodes(Plain):
+        def encode_message(self, message: Any) -> Any:
+            return message
+
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server, Encodes(), rate_limit_handler=Sees):
+        for asks in (False, True):
+            await service.say({"is": "heartbeat", "reply": {"x": "y" * 100}, "asks": asks})
+            await wait_all_tasks_blocked()
+        assert [(purpose, size > 100) for purpose, size in sizes] == [("control", True)] * 2
+
+
 # --------------------------------------------------------------------------- the login and what comes early
 
 

@@ -208,6 +208,7 @@ class Feed(Receiver[M_co]):
             on_low_water=partial(tell, LowWater) if blocks else None,
             mode="undecided",
             strip=receive_plainly,
+            let_go=receive_plainly,
         )
         mailbox.prepare()
         return cls(mailbox, channel=channel, options=options, session=session, type=type)

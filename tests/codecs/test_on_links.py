@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_nova import ErrorEvent, JsonCodec, ListBackoff, open_connection
+from trio_nova import ErrorEvent, JsonCodec, LinkLost, ListBackoff, open_connection
 from trio_nova.codecs import LengthPrefixed, Lines, StreamBroken, ZlibStream
 from trio_nova.links import Transport
 from trio_nova.testing import Peer, ScriptedServer
@@ -165,3 +165,30 @@ def test_a_frame_of_millions_of_messages_is_not_decoded_to_its_end() -> None:
     assert len(broken.value.messages) < 200_000
     with pytest.raises(StreamBroken):
         codec.decode("1\n")
+
+
+async def test_a_stream_that_is_broken_is_told_once_and_what_follows_is_not_looked_at(
+    autojump_clock: trio.abc.Clock, transport: Transport
+) -> None:
+    async def breaks(peer: Peer) -> None:
+        await peer.accept()
+        await peer.send("1\n" * 100_000, "2\n", "3\n")
+        await peer.serve_until_closed()
+
+    async def goes_on(peer: Peer) -> None:
+        await peer.accept()
+        await peer.serve_until_closed()
+
+    errors: list[Exception] = []
+
+    def observe(observation: Any) -> None:
+        if isinstance(observation.event, ErrorEvent):
+            errors.append(observation.event.error)
+
+    async with (
+        ScriptedServer(breaks, goes_on) as server,
+        connect(server, transport, Lines(JsonCodec()), observers=[observe]) as conn,
+    ):
+        await trio.sleep(1.0)
+        assert conn.epoch == 2
+        assert [type(error) for error in errors] == [StreamBroken, LinkLost]

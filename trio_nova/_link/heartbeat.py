@@ -238,7 +238,7 @@ class Heartbeat:
 
         Where it is a request (`asks`), its answer is taken in, and forgotten.
         """
-        self._writer.control_outgoing(self._outgoing(reply, _heed_nothing if asks else None))
+        self._writer.answer(self._outgoing(reply, _heed_nothing if asks else None))
 
     def _outgoing(self, message: Any, when_answered: Callable[[], None] | None) -> Outgoing:
         if when_answered is None or isinstance(message, Ping):

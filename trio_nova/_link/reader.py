@@ -90,6 +90,8 @@ class Intake:
     """Decodes a whole batch of payloads, where no hook wants to see them one by one."""
     _is_shown: bool = attrs.field(default=False, init=False)
     """Whether hooks have been shown the frame whose messages are being taken in."""
+    _is_broken: bool = attrs.field(default=False, init=False)
+    """Whether nothing more can be read on the link, and that has been reported."""
 
     def __attrs_post_init__(self) -> None:
         life = self._life
@@ -161,6 +163,8 @@ class Intake:
 
     def _take_in_one(self, frame: str | bytes, now: float) -> int:
         """Take in what came in one frame; return the number of messages that it has brought."""
+        if self._is_broken:
+            return 0
         broken: BadFrame | None = None
         try:
             messages = self._decode(frame)
@@ -191,6 +195,7 @@ class Intake:
         for error in broken.bad:
             self._refuse(error)
         if isinstance(broken, StreamBroken):
+            self._is_broken = True
             self._refuse(broken)
             life = self._life
             life.lose(LinkLost(1006, "", life.epoch, detail=f"nothing more can be read: {broken}"))

@@ -84,6 +84,8 @@ class Readings:
             readings = reads_all(messages)
             if len(readings) != len(messages):
                 raise ValueError(f"read_all answered {len(readings)} readings of {len(messages)} messages")
+        except BadMessage:
+            return map(self.read, messages)  # one by one it will show which
         except Exception as exc:
             self._life.session.handler_failed(exc)
             return map(self.read, messages)

@@ -260,7 +260,12 @@ class Standing:
         if self.link_tracker is None:
             return
         try:
-            verdict = self.link_tracker.see(as_step(self._life.handlers.subscription.link_step(message)), message)
+            step = self._life.handlers.subscription.link_step(message)
+        except Exception as exc:
+            self._life.session.handler_failed(exc)
+            return
+        try:
+            verdict = self.link_tracker.see(as_step(step), message)
         except Exception as exc:
             self._life.session.note(exc, "message")
             return

@@ -10,12 +10,15 @@ import trio
 from trio_nova._link.life import LinkLife
 from trio_nova._outbound import Outbound, WhenSettled, wait_settled
 from trio_nova._signal import Signal
-from trio_nova.core.outbox import Idle, Lane, Outbox, Outgoing, Purpose, WaitUntil, Write
+from trio_nova.core.outbox import Idle, Lane, Outbox, Outgoing, Purpose, Status, WaitUntil, Write
 from trio_nova.errors import LinkLost, NovaError
 from trio_nova.links import Link
 from trio_nova.messages import Frame
 
 __all__ = ["Writer"]
+
+ANSWER_OVERHEAD = 1024
+"""Bytes that an answer to a message takes beside its own while it waits to leave."""
 
 
 @attrs.define(eq=False)
@@ -52,7 +55,31 @@ class Writer:
 
     def acknowledge(self, message: Any) -> None:
         """Send what acknowledges a message of the link; raises as `put`."""
-        self.put(self._outbound.outgoing_message(message, lane=Lane.SETUP, purpose="message"))
+        outgoing = self._outbound.outgoing_message(message, lane=Lane.SETUP, purpose="message")
+        self.put(outgoing)
+        self._charge(outgoing)
+
+    def answer(self, outgoing: Outgoing) -> None:
+        """Send what the service asks for as a sign of life, ahead of any queue; raises as `control`."""
+        self.control_outgoing(outgoing)
+        self._charge(outgoing)
+
+    def _charge(self, outgoing: Outgoing) -> None:
+        """Let what answers a message take room among what was received, until it has left.
+
+        Else a service that says more than may be answered in the same time could fill the memory.
+        """
+        if outgoing.status is Status.SETTLED:
+            return
+        room, taken = self._life.session.room, self._life.session.taken
+        size = outgoing.size + ANSWER_OVERHEAD
+
+        def settled(outgoing: Outgoing, error: NovaError | None) -> None:
+            room.give_back(size)
+            taken.ring()
+
+        room.take(size)
+        outgoing.on_settled(settled)
 
     def wake(self) -> None:
         """Let the task look at what there is to write."""
@@ -82,6 +109,9 @@ class Writer:
         """
         self._life.session.check_open()
         self._life.check_up()
+        self._wait(outgoing)
+
+    def _wait(self, outgoing: Outgoing) -> None:
         if outgoing.make is not None and self._outbound.limiter.engaged:
             outgoing.keep(outgoing.message, self._outbound.weigh(outgoing.message))  # a limit may go by the size
         self.outbox.put(outgoing)
@@ -97,8 +127,7 @@ class Writer:
         """Send what is ready to leave ahead of any queue."""
         outgoing.on_settled(when_settled)
         if not self.is_free or not self.write_now(outgoing):
-            self.outbox.put(outgoing)
-            self.wake()
+            self._wait(outgoing)
 
     def write_now(self, outgoing: Outgoing) -> bool:
         """Write a message here and now, or begin to; False where nothing of it has left, nor is bound to.

@@ -45,6 +45,14 @@ class Room:
         """Whether nothing more is to be taken in."""
         return self.held >= self.limit
 
+    def take(self, size: int) -> None:
+        """Take so many bytes for what is held elsewhere."""
+        self.held += size
+
+    def give_back(self, size: int) -> None:
+        """Give them back."""
+        self.held -= size
+
     def charge(self, payload: str | bytes, message: Any) -> int:
         """Return what one message is charged that is to wait here.
 
@@ -75,6 +83,8 @@ class BoundedQueue(Generic[T]):
     overflow: Overflow = "block"
     sized: bool = attrs.field(default=True, kw_only=True)
     """Whether items have sizes; else each counts as 0 bytes, whatever is said."""
+    let_go: Callable[[T], object] | None = attrs.field(default=None, kw_only=True)
+    """Told of each item that is dropped, or that another one replaces."""
     dropped: int = attrs.field(default=0, init=False)
     """Items dropped since the queue was made."""
     items: deque[T] | None = attrs.field(default=None, init=False, repr=False)
@@ -110,6 +120,7 @@ class BoundedQueue(Generic[T]):
             if self.overflow == "drop_newest":
                 self.dropped += 1
                 self._lose(self._taken_in, 1)
+                self._let_go(item)
                 return
             while self.items and self.full:  # one large item may stand where many small ones did
                 self.drop_oldest()
@@ -152,7 +163,8 @@ class BoundedQueue(Generic[T]):
         place = serial - self._first
         if not self.items or not 0 <= place < len(self.items):
             return False
-        self.items[place] = item
+        replaced, self.items[place] = self.items[place], item
+        self._let_go(replaced)
         if self.sized:
             self.room.held += size - self.sizes[place]
             self.sizes[place] = size
@@ -208,6 +220,11 @@ class BoundedQueue(Generic[T]):
     def drop_oldest(self) -> None:
         """Drop the oldest item, and count it."""
         lost = self.take_lost() + 1
-        self.pop()
+        item = self.pop()
         self._lose(self._first, lost)
         self.dropped += 1
+        self._let_go(item)
+
+    def _let_go(self, item: T) -> None:
+        if self.let_go is not None:
+            self.let_go(item)

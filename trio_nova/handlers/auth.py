@@ -33,6 +33,9 @@ class AuthExchange(Protocol):
         """Return what the service says first: the payload of the next `Welcome`, or of the next ordinary message.
 
         What came before this was called, since the link came up, is returned in its order.
+
+        Raises:
+            AuthFailed: the service has refused us, or this is a `refresh`: then it says nothing first.
         """
         ...
 
