@@ -505,6 +505,40 @@ async def test_data_under_the_services_own_names_find_their_channel(autojump_clo
         assert [await soon(conn.receive()) for _ in range(2)] == [{"name": [1], "x": 2}, {"name": 78, "x": 3}]
 
 
+async def test_data_that_come_before_their_name_is_told_are_bounded_in_bytes(autojump_clock: trio.abc.Clock) -> None:
+    class Named(Plain):
+        correlated = True
+        drops_unclaimed = True
+
+        def read(self, message: Any) -> Reading | None:
+            match message:
+                case {"name": name, "x": x}:
+                    return Data(ByServerId(name), x)
+                case _:
+                    return super().read(message)
+
+        def handle_subscription_response(self, message: Any) -> Any:
+            return Granted(None, message["name"])
+
+    service = Service()
+    async with ScriptedServer(service) as server, connect(server, Named()) as conn, trio.open_nursery() as nursery:
+        got: list[int] = []
+
+        @nursery.start_soon
+        async def subscribe() -> None:
+            async with conn.subscribe("a") as feed:
+                got.extend([len(await feed.receive()) for _ in range(2)])
+
+        await wait_all_tasks_blocked()
+        await service.say(*[{"name": 7, "x": "x" * 400_000}] * 10)
+        await wait_all_tasks_blocked()
+        asked = service.told[0][0]
+        await service.say({"is": "answer", "id": asked["id"], "x": {"name": 7}})
+        await wait_all_tasks_blocked()
+        assert got == [400_000] * 2  # the last two: more would have been too much
+        assert conn._session.links[0].standing._early.room.held == 0
+
+
 async def test_the_service_speaks_first_and_the_login_depends_on_it(
     autojump_clock: trio.abc.Clock, transport: Transport
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a received message *is*: the dozen things that session protocols say, as values.
+"""The meanings of received messages: the dozen things that session protocols say, as values.
 
 `Dialect.read` answers with one of these, and the session does the rest. They are cheap to make, as one is made for
 each message; all of them are frozen, and compare by value.
@@ -55,7 +55,7 @@ class Answer(_Value, frozen=True):
     """The answer to a request: it settles whoever asked."""
 
     payload: Any
-    """What `Connection.request` returns."""
+    """The value that `Connection.request` returns."""
     id: Hashable | None = None
     """The id of the request; None: the oldest one that is unanswered, in the order of the wire."""
     error: str | RequestFailed | None = None
@@ -108,11 +108,11 @@ class Data(_Value, frozen=True):
     channel: Hashable | ByServerId | list[Hashable]
     """The key of its subscription, which is the channel's name unless `key` makes another; of several, a list."""
     payload: Any
-    """What the consumer of the feed gets."""
+    """The value that the consumer of the feed gets."""
     step: Step | int | None = None
-    """Where it stands in the channel's sequence; a number is short for `Step(number)`."""
+    """Its place in the channel's sequence; a number is short for `Step(number)`."""
     id: Hashable | None = None
-    """What tells it from others, also where the service delivers it again."""
+    """The same each time that the service delivers this message, and another for each other one."""
     ack: Any = None
     """The message that acknowledges it to the service."""
 
@@ -128,7 +128,7 @@ class Granted(_Value, frozen=True):
     channel: Hashable | None
     """Its key. In the answer to the request for it None: the channels that were asked for, each in its place."""
     server_id: Hashable | None = None
-    """What the service calls it on this link, where that is not the channel."""
+    """The service's name for it on this link, where that is not the channel."""
 
 
 class Refused(_Value, frozen=True):
@@ -153,7 +153,7 @@ class Ended(_Value, frozen=True):
 
 
 class Welcome(_Value, frozen=True):
-    """What the service says first, unasked: `AuthExchange.receive` returns it."""
+    """The first word of a service that speaks unasked: `AuthExchange.receive` returns it."""
 
     payload: Any
 
@@ -164,10 +164,10 @@ class AuthOk(_Value, frozen=True):
     expires_in: float | None = None
     """Seconds for which it does; None: as long as the link lasts."""
     tokens: Sequence[str] = ()
-    """What it gave us that nobody may see: all that is in force now, also if it was given before.
+    """Secrets that it gave us: all that are in force now, also if they were given before.
 
-    They are taken out of all that the session says; those that are not named any more only for a while, and where
-    none are named, those of the grant before stay.
+    They are masked in all that the session says. One that a later grant does not name is masked for a while longer;
+    a grant that names none leaves those of the grant before in force.
     """
 
     def __repr__(self) -> str:
@@ -179,7 +179,7 @@ class AuthRefused(_Value, frozen=True):
 
     reason: str = ""
     retry: bool = False
-    """Whether the same credentials may be accepted later."""
+    """True: the same credentials may be accepted later."""
 
 
 # --------------------------------------------------------------------------- the service's own wishes
@@ -189,16 +189,16 @@ class HeartbeatAsked(_Value, frozen=True):
     """The service asks for a sign of life."""
 
     reply: Any
-    """What to send, ahead of any queue; None: nothing."""
+    """The message to send, ahead of any queue; None: nothing."""
     asks: bool = False
-    """Whether the reply is a request: it is sent with an id of the session's, and its answer is of no interest."""
+    """True: the reply is a request. It is sent with an id of the session's, and its answer is of no interest."""
 
 
 class Beat(_Value, frozen=True):
     """A sign of the service's life, which nobody receives."""
 
     answers: bool = False
-    """Whether it answers our probe, and so tells the round-trip time."""
+    """True: it answers our probe, and so tells the round-trip time."""
 
 
 class Call(_Value, frozen=True):
@@ -209,7 +209,7 @@ class Call(_Value, frozen=True):
 
 
 class Position(_Value, frozen=True):
-    """What resumes the service's session on another link: `ConnectionInfo.position` of the next dials."""
+    """The token that resumes the service's session on another link: `ConnectionInfo.position` of the next dials."""
 
     token: Any
 
@@ -223,7 +223,7 @@ class GoAway(_Value, frozen=True):
     within: float | None = None
     """Seconds until it closes this one; None: it does not say."""
     url: str | None = None
-    """Where to go; None: the address of the session."""
+    """The address to go to; None: that of the session."""
     reason: str = ""
 
 
@@ -271,4 +271,4 @@ Reading: TypeAlias = (
     | Many
     | Other
 )
-"""What a message is."""
+"""The meaning of a message."""

@@ -15,6 +15,8 @@ from trio_nova._link.life import LinkLife
 from trio_nova._link.writer import Writer
 from trio_nova._signal import Signal
 from trio_nova._subscriptions import Subscriptions
+from trio_nova.codecs import weigh_message
+from trio_nova.core.bounded import OVERHEAD, BoundedQueue, Room
 from trio_nova.core.partings import Partings
 from trio_nova.core.sequence import GapFound, Tracker
 from trio_nova.core.subscriptions import Book, Entry, SubscriptionState
@@ -28,6 +30,8 @@ __all__ = ["Standing"]
 
 MAX_EARLY = 64
 """Data that may wait for the answer which tells whose they are."""
+MAX_EARLY_SIZE = 1024 * 1024
+"""Bytes that they may take together, where there are more than one."""
 MAX_MATCHED = 65_536
 """Channels of which is remembered whose filters match them; the oldest is forgotten for a new one."""
 ASK_AGAIN_AFTER = 1.0
@@ -62,8 +66,10 @@ class Standing:
     """Of messages of these names, the feeds that get them, where nothing else is to be done."""
     _matched: dict[Hashable, Sequence[Subscription]] = attrs.field(factory=dict, init=False)
     """The subscriptions whose filters match a channel, for the channels of which data came last."""
-    _early: list[Data] = attrs.field(factory=list, init=False)
-    """Data under names of the service's own that it has not told yet: an answer that is awaited may."""
+    _early: BoundedQueue[tuple[Data, int]] = attrs.field(
+        factory=lambda: BoundedQueue(room=Room(MAX_EARLY_SIZE)), init=False
+    )
+    """Data under names of the service's own that it has not told yet, and what each takes: an answer may tell them."""
     _told_unclaimed: bool = attrs.field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -286,9 +292,10 @@ class Standing:
             self._unclaimed(data.channel)
             return False
         if handler.correlated and self.book.requested and isinstance(data.channel, ByServerId):
-            self._early.append(data)
-            if len(self._early) > MAX_EARLY:
-                self._drop(self._early.pop(0))
+            early, size = self._early, weigh_message(data.payload) + OVERHEAD
+            early.offer((data, size), size)
+            while len(early) > MAX_EARLY or (len(early) > 1 and early.room.is_full):
+                self._drop(early.pop()[0])
         else:
             self._drop(data)
         return True
@@ -311,12 +318,11 @@ class Standing:
 
     def _claim_early(self, server_id: Hashable, subscription: Subscription) -> None:
         """Deliver what came under a name before the answer that tells it."""
-        waiting, self._early = self._early, []
-        for data in waiting:
+        for data, size in self._early.pop_all():
             if data.channel == ByServerId(server_id):
-                self._deliver(subscription, data, None, None, trio.current_time())
+                self._deliver(subscription, data, None, size, trio.current_time())
             else:
-                self._early.append(data)
+                self._early.offer((data, size), size)
 
     def _give_back(self, server_id: Hashable) -> None:
         """Tell the service that nobody wants what it calls so: the answer that named it was lost, or came too late."""
@@ -372,8 +378,8 @@ class Standing:
             self.answered(subscription)
         else:
             self.changed.set()  # given up meanwhile: now that the service has told its name for it, so can we
-        while self._early and not self.book.requested:
-            self._drop(self._early.pop(0))
+        while self._early.items and not self.book.requested:
+            self._drop(self._early.pop()[0])
 
     def _again_after(self, key: Hashable, retry_after: float) -> float:
         """Return after how many seconds to ask again for what is refused for now: no sooner than the service says."""
@@ -465,7 +471,7 @@ class Standing:
             if current is None or not current.standing._has(subscription):
                 subscription.link_lost(lost, was_confirmed=self._has(subscription))
         self._direct.clear()
-        self._early.clear()
+        self._early.pop_all()
 
 
 def _by_key(answers: Sequence[SubscriptionAnswer], channels: Sequence[Channel]) -> dict[Hashable, SubscriptionAnswer]:
