@@ -204,9 +204,9 @@ mutant(
     "S4",
     Edit(
         Ledger,
-        "allot",
-        "islice(self._ids, len(self._by_id) + 1):",
-        "(id % 5 + 1 for id in self._ids):",
+        "peek",
+        "self._next = next(self._ids)",
+        "self._next = next(self._ids) % 5 + 1",
     ),
     Edit(Ledger, "give_up", "self._given_up[pending] = None", "self._forget(pending)"),
 )
