@@ -1570,6 +1570,16 @@ async def test_no_field_of_a_reading_that_a_peer_filled_ends_the_session(
             nursery.cancel_scope.cancel()
 
 
+async def test_channels_that_a_service_nests_as_deep_as_it_can_are_none(autojump_clock: trio.abc.Clock) -> None:
+    service = Service(grant)
+    async with ScriptedServer(service) as server, connect(server, Told()) as conn, conn.subscribe("a") as feed:
+        assert service.peer is not None
+        await service.peer.send(f'{{"reading": "Data", "args": [{"[" * 900}{"]" * 900}, 1]}}')
+        await service.say({"reading": "Data", "args": [["a", ["a"]], 2]})
+        assert await soon(feed.receive()) == 2
+        assert conn.statistics().errors == 0
+
+
 async def test_beats_that_ask_and_are_not_answered_do_not_pile_up(autojump_clock: trio.abc.Clock) -> None:
     service = Service()
     async with ScriptedServer(service) as server, connect(server, Plain(), ping_interval=math.inf) as conn:

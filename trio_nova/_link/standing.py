@@ -170,7 +170,7 @@ class Standing:
 
     def _knows_channel(self, channel: Any) -> bool:
         if isinstance(channel, list):
-            return any(map(self._knows_channel, channel))
+            return any(not isinstance(each, list) and self._knows_channel(each) for each in channel)
         if not isinstance(channel, Hashable):
             return False
         return (
@@ -188,7 +188,11 @@ class Standing:
         channel: Any = data.channel
         if type(channel) is list:
             data = share(data, len(channel))
-            taken = [self.take(msgspec.structs.replace(data, channel=each), frame, charge, now) for each in channel]
+            taken = [
+                # A list in the list names no channel: a service may nest as many as Python can stand.
+                type(each) is not list and self.take(msgspec.structs.replace(data, channel=each), frame, charge, now)
+                for each in channel
+            ]
             for _ in range(taken.count(False) if any(taken) else 0):
                 acknowledge_unread(data, self._writer)  # the share of a channel that nobody reads
             return any(taken)
