@@ -1726,6 +1726,31 @@ async def test_a_verdict_that_comes_before_the_question_is_no_answer_to_it(autoj
         assert trio.current_time() == 2.0
 
 
+async def test_a_refusal_that_comes_while_the_question_waits_to_leave_ends_the_login(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class Held(RateLimitHandler):
+        def check_rate_limit(self, request: RateRequest) -> Decision:
+            return Queue(5.0) if trio.current_time() < 5.0 else Allow()
+
+    class Asks(Plain):
+        async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+            return await exchange.ask({"login": 1})
+
+    async def serve(peer: Peer) -> None:
+        await peer.accept()
+        await trio.sleep(1.0)
+        await peer.send_json({"is": "no", "why": "you are banned"})
+        await peer.serve_until_closed()
+
+    async with ScriptedServer(serve) as server:
+        with pytest.raises(AuthFailed, match="you are banned"):
+            async with connect(server, Asks(), rate_limit_handler=Held):
+                raise AssertionError("it was refused")
+    assert trio.current_time() < 2.0
+    assert not any(isinstance(frame, str) for frame in server.dials[0].frames)  # the question was not asked
+
+
 async def test_the_login_may_read_whatever_nobody_else_takes(autojump_clock: trio.abc.Clock) -> None:
     """Also what looks like an answer that nobody awaits, or like data of a channel that nobody wants; in order."""
     unclaimed = [{"id": 77, "nonce": 5}, {"is": "data", "of": "z"}, {"is": "other", "x": "hello"}]

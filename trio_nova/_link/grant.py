@@ -137,6 +137,8 @@ class Grant:
             return True
         if isinstance(verdict, AuthRefused) and self.listens:
             self._refusal = verdict
+            if self._asking is not None:  # it need not be asked any more
+                self._asking.outgoing.settle(_refused(verdict, self.life))
             self._changed.set()
             return True
         return False
