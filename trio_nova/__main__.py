@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 
-from trio_nova.check import CannotLoad, check_adapter, load_adapter
+from trio_nova.check import CannotLoad, check_adapter, load_target
 from trio_nova.demo import Options, choose_display, run_demo
 from trio_nova.errors import explain
 
@@ -57,13 +57,14 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser(
         "check",
         help="tell what an adapter is, and which promises of an adapter it breaks",
-        description="Runs an adapter against a server in memory that speaks as its hooks understand, and shows its "
-        "hooks all kinds of hostile messages. Nothing leaves this machine. The exit status is 0 if it keeps every "
-        "promise, 1 if it breaks one, 2 if it cannot be loaded.",
+        description="Shows an adapter's hooks all kinds of hostile messages and, where it is named by an "
+        "AdapterContract with samples, has it play through them against a server in memory. Nothing leaves this "
+        "machine. The exit status is 0 if it keeps every promise, 1 if it breaks one, 2 if it cannot be loaded.",
     )
-    check.add_argument("target", help="module:Adapter, module:instance or file.py:Adapter; a Client will do")
+    check.add_argument("target", help="module:name or file.py:name, of an AdapterContract, an Adapter or a Client")
     check.add_argument("--credentials", type=_credentials, help="that it takes: JSON, or else a text")
-    check.add_argument("--channel", help="that the service might have (default trades.BTC)")
+    check.add_argument("--channel", help="that the service has (default trades.BTC)")
+    check.add_argument("--params", type=_params, help="with which the channel is asked for: a JSON object")
     check.add_argument("--json", action="store_true", help="print the report as JSON")
     check.set_defaults(run=_check)
     return parser
@@ -92,13 +93,22 @@ def _credentials(text: str) -> Any:
         return text
 
 
+def _params(text: str) -> Any:
+    with suppress(ValueError):
+        if isinstance(params := json.loads(text), dict):
+            return params
+    raise argparse.ArgumentTypeError("must be a JSON object")
+
+
 def _check(arguments: argparse.Namespace) -> int:
     try:
-        adapter = load_adapter(arguments.target)
+        target = load_target(arguments.target)
     except CannotLoad as exc:
         print(exc, file=sys.stderr)
         return 2
-    report = check_adapter(adapter, credentials=arguments.credentials, channel=arguments.channel)
+    report = check_adapter(
+        target, credentials=arguments.credentials, channel=arguments.channel, params=arguments.params
+    )
     print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.as_text())
     return report.exit_status
 

@@ -208,7 +208,7 @@ _STRATEGIES: Mapping[str, tuple[Callable[[Adapter], Any], tuple[str, ...]]] = {
 }
 """For each field of Config: what makes the strategy, and the hooks of which any, overridden, makes it needed."""
 
-_NO_HOOKS = frozenset({"url", "defaults", "options", "open_link"})
+_NO_HOOKS = ("url", "defaults", "options", "open_link")
 
 
 def _hooks_of(kind: type) -> Iterator[str]:
@@ -226,6 +226,9 @@ def hook_faults(kind: type[Adapter]) -> dict[str, str]:
         for name in ("url", "defaults")
         if not callable(member := getattr(kind, name))
     }
+    for name in _NO_HOOKS:
+        if inspect.iscoroutinefunction(getattr(kind, name)):
+            faults[name] = "it decides and cannot wait: it must be a plain def, not async"
     for hook in HOOKS:
         member = getattr(kind, hook)
         if member is getattr(Adapter, hook):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -22,7 +23,7 @@ from trio_nova.errors import printable
 from trio_nova.secrets import Redactor, secrets_in
 from trio_nova.testing import AdapterContract
 
-__all__ = ["CannotLoad", "Outcome", "Promise", "Report", "check_adapter", "load_adapter"]
+__all__ = ["CannotLoad", "Outcome", "Promise", "Report", "check_adapter", "load_target"]
 
 Outcome: TypeAlias = Literal["kept", "broken", "not tried"]
 
@@ -95,31 +96,39 @@ class Report:
 # --------------------------------------------------------------------------- checking
 
 
-def check_adapter(adapter: Adapter, *, credentials: Any = None, channel: str | None = None) -> Report:
+def check_adapter(
+    target: Adapter | AdapterContract,
+    *,
+    credentials: Any = None,
+    channel: str | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> Report:
     """Judge an adapter by the contract, in memory and in virtual time, and report.
 
     Args:
-        adapter: what is judged.
-        credentials: such as it takes; None: what is common is tried.
-        channel: one that its service might have.
+        target: an adapter; or a contract with samples of what its service says, by which more can be tried.
+        credentials: such as it takes; None: those of the contract.
+        channel: one that its service has; None: that of the contract.
+        params: with which the channel is asked for; None: those of the contract.
     """
-    promises: list[Promise] = []
+    contract = copy.copy(target) if isinstance(target, AdapterContract) else AdapterContract()
+    if isinstance(target, Adapter):
+        contract.adapter = target
+    given = {"credentials": credentials, "channel": channel, "params": params}
+    for name, value in given.items():
+        if value is not None:
+            setattr(contract, name, value)
     redactor = Redactor()
-    redactor.keep("credentials", secrets_in(credentials))
-    for name in vars(AdapterContract):
-        if name.startswith(_TEST):
-            contract = AdapterContract()
-            contract.adapter = adapter
-            contract.credentials = credentials
-            contract.channel = channel or contract.channel
-            promises.append(_try(name, getattr(contract, name), redactor))
-    kind = type(adapter)
+    redactor.keep("credentials", secrets_in(contract.credentials))
+    tests = (name for kind in reversed(type(contract).__mro__) for name in vars(kind) if name.startswith(_TEST))
+    adapter, kind = contract.adapter, type(contract.adapter)
     return Report(
         name=kind.__name__,
         address=_address(adapter),
         hooks=tuple(hook for hook in HOOKS if overrides_hook(kind, hook)),
         defaults=_shown_defaults(adapter),
-        promises=tuple(promises),
+        # Each is tried on a copy, as runners of tests have one for each.
+        promises=tuple(_try(name, getattr(copy.copy(contract), name), redactor) for name in dict.fromkeys(tests)),
     )
 
 
@@ -179,8 +188,8 @@ def _shown_option(name: str, value: Any) -> str:
 # --------------------------------------------------------------------------- loading
 
 
-def load_adapter(spec: str) -> Adapter:
-    """Return the adapter that `module:name` or `file.py:name` stands for; the name may be a client's.
+def load_target(spec: str) -> Adapter | AdapterContract:
+    """Return what `module:name` or `file.py:name` stands for: an adapter, that of a client, or a contract.
 
     Raises:
         CannotLoad: there is none, or its module cannot be imported; says why in one line.
@@ -200,6 +209,10 @@ def load_adapter(spec: str) -> Adapter:
         if not hasattr(found, "adapter"):
             raise CannotLoad(f"{name} is a client without an adapter of its own")
         found = found.adapter
+    if isinstance(found, type) and issubclass(found, AdapterContract):
+        if not isinstance(getattr(found, "adapter", None), Adapter):
+            raise CannotLoad(f"{name} is a contract without an adapter: set one on the class")
+        return found()
     if isinstance(found, type) and issubclass(found, Adapter):
         try:
             found = found()

@@ -51,7 +51,8 @@ class Challenging(nova.Adapter):
         return {"op": "subscribe", "channels": [channel], **params}
 
     def handle_subscription_response(self, message: Any) -> list[nova.Granted | nova.Refused]:
-        return [nova.Granted(name) for name in message.get("granted", []) if isinstance(name, str)]
+        names = message.get("granted")
+        return [nova.Granted(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     def encode_unsubscription_request(self, channel: str) -> Any:
         return {"op": "unsubscribe", "channels": [channel]}

@@ -62,8 +62,12 @@ class Wamp(nova.Adapter):
     def encode_subscription_request(self, channel: str, params: Mapping[str, Any]) -> Any:
         return [SUBSCRIBE, None, dict(params), channel]
 
-    def handle_subscription_response(self, message: Any) -> nova.Granted:
-        return nova.Granted(None, message[2])
+    def handle_subscription_response(self, message: Any) -> list[nova.Granted]:
+        match message:
+            case [int(kind), _, int(id), *_] if kind == SUBSCRIBED:
+                return [nova.Granted(None, id)]
+            case _:  # a RESULT under the id of our question, say
+                return []
 
     def encode_unsubscription(self, channel: nova.Channel, server_id: Hashable | None) -> Any:
         return [UNSUBSCRIBE, None, server_id]

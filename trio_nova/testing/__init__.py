@@ -38,6 +38,8 @@ from trio_nova.testing._rates import RateLimit as RateLimit
 from trio_nova.testing._rates import RollingWindow as RollingWindow
 from trio_nova.testing._rates import TokenBucket as TokenBucket
 from trio_nova.testing._rates import worst_window as worst_window
+from trio_nova.testing._samples import Exchange as Exchange
+from trio_nova.testing._samples import Sample as Sample
 from trio_nova.testing._server import HangDial as HangDial
 from trio_nova.testing._server import HangTls as HangTls
 from trio_nova.testing._server import Listening as Listening
