@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import attrs
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -428,6 +429,25 @@ async def test_what_is_held_back_meanwhile_has_the_bound_of_all_that_waits_and_n
     assert errors == ["the back-fill of 'a' was given up: it took too long or too much"]
 
 
+async def test_what_was_held_back_when_a_link_was_lost_takes_no_room_any_more(autojump_clock: MockClock) -> None:
+    trades, errors = Trades(fill=hang), list[str]()
+    async with (
+        GenericVenue() as venue,
+        connect(venue, trades, inbox_bytes=20_000, observers=[hear_errors(errors)]) as conn,
+        conn.subscribe("a") as feed,
+    ):
+        venue.publish("a")
+        assert await taken(feed) == [1]
+        for _ in range(3):
+            await cut(venue, conn)
+            await back(conn)
+            for _ in range(25):  # about half of what there is room for
+                venue.publish("a")
+            await wait_all_tasks_blocked()
+    assert len(trades.holes) == 3
+    assert errors == []
+
+
 async def test_a_consumer_that_takes_nothing_holds_up_the_pages_and_not_their_time(autojump_clock: MockClock) -> None:
     async def fill(hole: Hole) -> Page:
         start = hole.start or 2
@@ -738,7 +758,7 @@ async def test_a_cut_ends_the_asking_and_the_next_link_begins_anew(autojump_cloc
 async def test_a_snapshot_that_came_on_the_link_meanwhile_is_enough(autojump_clock: MockClock) -> None:
     async def ask(channel: Channel) -> Data:
         await trio.sleep(1.0)
-        return snap(0)
+        return snap(2)
 
     async with (
         GenericVenue() as venue,
@@ -766,3 +786,46 @@ async def test_nobody_asks_for_a_snapshot_any_more_once_the_book_was_left(autoju
         began = trio.current_time()
         await conn.drain()
         assert trio.current_time() == began
+
+
+async def test_a_drain_waits_for_a_snapshot(autojump_clock: MockClock) -> None:
+    async def ask(channel: Channel) -> Data:
+        await trio.sleep(3.0)
+        return snap(0)
+
+    async with GenericVenue() as venue, connect(venue, Books(ask=ask)) as conn, conn.subscribe("a") as feed:
+        venue.publish("a")
+        await wait_all_tasks_blocked()
+        await conn.drain()
+        assert trio.current_time() == 3.0
+        assert [item async for item in feed] == ["S0", 1]
+
+
+async def test_a_book_is_mended_by_a_snapshot_and_not_by_what_was_missed(autojump_clock: MockClock) -> None:
+    holes: list[Hole] = []
+
+    class Both(Books):
+        async def backfill(self, hole: Hole) -> Page:
+            holes.append(hole)
+            return Page()
+
+        def read(self, message: Any) -> Reading | None:
+            reading = super().read(message)
+            return msgspec.structs.replace(reading, id=reading.payload) if isinstance(reading, Data) else reading
+
+    async def ask(channel: Channel) -> Data:
+        return snap(0 if conn.epoch == 1 else 2)
+
+    async with (
+        GenericVenue() as venue,
+        connect(venue, Both(ask=ask)) as conn,
+        conn.subscribe("a", feed=NOTICES) as feed,
+    ):
+        venue.publish("a")
+        assert await taken(feed) == ["S0", 1]
+        await cut(venue, conn)
+        venue.skip("a")
+        await back(conn)
+        venue.publish("a")
+        assert await taken(feed) == ["unknown", "Resynced", "S2", 3]
+    assert holes == []

@@ -100,7 +100,8 @@ def _step(parts: Sequence[Mapping[str, Any]]) -> Step:
     """Return where a message of a book stands: there are no numbers, but changes bear a checksum."""
     if "as" in parts[0] or "bs" in parts[0]:
         return Step(None, snapshot=True)
-    return Step(None, checksum=int(parts[-1]["c"]))
+    checksum = parts[-1].get("c")
+    return Step(None, checksum=None if checksum is None else int(checksum))
 
 
 class Book:

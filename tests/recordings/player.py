@@ -98,6 +98,10 @@ class Venue(Protocol):
         """Return what answers a client's message under the id that the client has given it."""
         ...
 
+    def is_reply(self, message: Any) -> bool:
+        """Return whether a message bears the id of a client's: the player makes such ones anew."""
+        ...
+
     def data(self, message: Any) -> tuple[str, Any] | None:
         """Return the channel that a message is data of, and what its reader is to get; None where it is no data."""
         ...
@@ -202,11 +206,9 @@ class Player:
 
     async def _play(self, peer: Peer) -> None:
         await self._all_asked.wait()
-        # Where the client's messages are answered one by one, the recorded answers are left out.
-        is_answered = any(self.venue.replies(line.message) for line in self.recording.of("sent"))
         for number, line in enumerate(self.recording.of("received")):
-            is_confirmation = bool(self.venue.confirms(line.message))
-            is_left_out = is_answered if is_confirmation else self.until is not None and number >= self.until
+            is_late = self.until is not None and number >= self.until and not self.venue.confirms(line.message)
+            is_left_out = is_late or self.venue.is_reply(line.message)
             text = None if is_left_out else self.edit(number, line.text)
             if text is not None:
                 if self.is_paced:

@@ -31,6 +31,9 @@ class Quiet:
     def is_beat(self, message: Any) -> bool:
         return False
 
+    def is_reply(self, message: Any) -> bool:
+        return False
+
     def spoil(self, message: Any) -> Any:
         return None
 
@@ -168,7 +171,7 @@ class CoinbaseVenue(Quiet):
         return {**message, "trade_id": message["trade_id"] + 1} if message["type"] == "match" else None
 
 
-class BinanceVenue:
+class BinanceVenue(Quiet):
     def adapter(self, url: str, fetch: Callable[[str], Any]) -> Adapter:
         return Binance(url=url, fetch=fetch)
 
@@ -190,8 +193,8 @@ class BinanceVenue:
     def data(self, message: Any) -> tuple[str, Any] | None:
         return (message["stream"], message["data"]) if "stream" in message else None
 
-    def is_beat(self, message: Any) -> bool:
-        return False
+    def is_reply(self, message: Any) -> bool:
+        return "id" in message and "stream" not in message
 
     def spoil(self, message: Any) -> Any:
         data = message["data"]
@@ -216,6 +219,9 @@ class DeribitVenue(Quiet):
         channels = [*self.asks(message), *self.gives_up(message)]
         return [{"jsonrpc": "2.0", "id": message["id"], "result": channels or "ok"}]
 
+    def is_reply(self, message: Any) -> bool:
+        return "result" in message
+
     def data(self, message: Any) -> tuple[str, Any] | None:
         about = message.get("params", {}) if message.get("method") == "subscription" else {}
         return (about["channel"], about["data"]) if about else None
@@ -229,7 +235,7 @@ class DeribitVenue(Quiet):
 
 
 VENUES: Mapping[str, Venue] = {
-    "BINANCE": BinanceVenue(),
+    **dict.fromkeys(("BINANCE", "BINANCE_DELIVERY", "BINANCE_FUTURES", "BINANCE_US"), BinanceVenue()),
     "BYBIT": BybitVenue(),
     "COINBASE": CoinbaseVenue(),
     "DERIBIT": DeribitVenue(),
