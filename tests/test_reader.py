@@ -35,7 +35,7 @@ from trio_nova.testing import Peer, ScriptedServer
 URL = "ws://server.test/"
 
 
-@attrs.frozen
+@attrs.define
 class Witness(JsonCodec):
     """Keeps which task took in each batch."""
 
