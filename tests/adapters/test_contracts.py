@@ -8,10 +8,13 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
+import pytest
+
 from trio_nova import Answer, Beat, ByServerId, Data, HeartbeatAsked, Other, Step
 from trio_nova.adapters.deribit import Deribit
 from trio_nova.adapters.echo import Echo
 from trio_nova.adapters.jsonrpc import JsonRpc, make_request
+from trio_nova.check import check_adapter
 from trio_nova.testing import AdapterContract, Exchange, Sample
 
 
@@ -105,3 +108,23 @@ class TestDeribit(AdapterContract):
         answering("public/get_time", 1550147385946),
         answering("public/unsubscribe", ["book.BTC-PERPETUAL.100ms"]),
     )
+
+
+NO_CREDENTIALS = {"it keeps no credentials"}
+NO_CHANNELS = {"it subscribes and unsubscribes", "data reach their feed"}
+
+
+@pytest.mark.parametrize(
+    ("contract", "untried"),
+    [
+        (TestEcho, NO_CREDENTIALS | NO_CHANNELS | {"heartbeats are answered"}),
+        (TestJsonRpc, NO_CREDENTIALS | {"it logs in", "heartbeats are answered"}),
+        (TestDeribit, set[str]()),
+    ],
+)
+def test_every_promise_is_tried_but_those_of_what_a_service_does_not_have(
+    contract: type[AdapterContract], untried: set[str]
+) -> None:
+    report = check_adapter(contract())
+    assert {each.sentence for each in report.promises if each.outcome == "not tried"} == untried
+    assert report.exit_status == 0

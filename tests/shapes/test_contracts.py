@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
+import pytest
+
 from tests.shapes.mqtt import PINGREQ, PINGRESP, Mqtt, publish
 from tests.shapes.socket_io import Packet, SocketIo, event
 from tests.shapes.test_mqtt import CONNACK, message, puback, suback, unsuback
 from tests.shapes.wamp import Wamp, call
 from trio_nova import Answer, AuthOk, Beat, ByServerId, Data, Granted, HeartbeatAsked, Welcome
+from trio_nova.check import check_adapter
 from trio_nova.testing import AdapterContract, Exchange, Sample
 
 
@@ -82,3 +85,14 @@ class TestWamp(AdapterContract):
         Exchange([48, ..., {}, "com.add", [1, 2], ...], lambda asked: Sample([50, asked[1], {}, [3]], Answer)),
         Exchange([34, ..., 55], lambda asked: [35, asked[1]]),
     )
+
+
+@pytest.mark.parametrize(
+    ("contract", "untried"),
+    [(TestMqtt, set[str]()), (TestSocketIo, set[str]()), (TestWamp, {"heartbeats are answered"})],
+)
+def test_every_promise_is_tried_but_those_of_what_a_service_does_not_have(
+    contract: type[AdapterContract], untried: set[str]
+) -> None:
+    report = check_adapter(contract())
+    assert {each.sentence for each in report.promises if each.outcome == "not tried"} == untried

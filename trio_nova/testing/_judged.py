@@ -163,9 +163,19 @@ class Judged:
     def read_all(self, samples: Iterable[Sample], side: ClientSide) -> Iterator[tuple[Sample, list[Any], list[Any]]]:
         """Yield each sample with its messages, and with the readings that each of these has, or may have."""
         for sample in samples:
-            messages = side.hear(sample)
-            grants = any(part in _GRANTS or isinstance(part, _GRANTS) for part in parts_of(sample.reading))
-            yield sample, messages, [side.read(message, as_grants=grants) for message in messages]
+            messages, parts = side.hear(sample), parts_of(sample.reading)
+            is_grant = any(part in _GRANTS or isinstance(part, _GRANTS) for part in parts)
+            yield sample, messages, [side.read(message, as_grants=is_grant) for message in messages]
+
+    def readings(self, samples: Iterable[Sample]) -> Iterator[list[Any]]:
+        """Yield the readings that each message of samples may have, as an answer to a subscription, too."""
+        side = self.at_work()
+        for sample in samples:
+            for message in side.hear(sample):
+                found = side.read(message)
+                with suppress(Exception):  # it answers something else
+                    found = side.read(message, as_grants=True)
+                yield found
 
     def misread(self, samples: Sequence[Sample], side: ClientSide) -> Iterator[str]:
         """Yield, for each sample that is not read as it should, what is wrong."""
@@ -219,24 +229,22 @@ class Judged:
 
     def payloads(self, samples: Sequence[Sample]) -> list[Any]:
         """Return what a feed of the channel shall bring, once all samples have been said."""
-        side, server_ids, payloads = self.at_work(), list[Any](), list[Any]()
-        for _, _, found in self.read_all(samples, side):
-            for readings in found:
-                parts = [parts_of(reading) for reading in readings]
-                server_ids += [part.server_id for each in parts for part in each if isinstance(part, Granted)]
-                data = next((each for each in parts if any(isinstance(part, Data) for part in each)), [])
-                payloads += [
-                    part.payload
-                    for part in data
-                    if isinstance(part, Data) and side.belongs(part, self.channel, server_ids)
-                ]
+        side, server_ids, payloads = self.side(), list[Any](), list[Any]()
+        for found in self.readings(samples):
+            parts = [parts_of(reading) for reading in found]
+            server_ids += [part.server_id for each in parts for part in each if isinstance(part, Granted)]
+            data = next((each for each in parts if any(isinstance(part, Data) for part in each)), [])
+            payloads += [
+                part.payload for part in data if isinstance(part, Data) and side.belongs(part, self.channel, server_ids)
+            ]
         return payloads
 
     def server_id(self, samples: Sequence[Sample]) -> Any:
         """Return what the service calls the channel, as samples say; None where they do not."""
-        found = (each for _, _, readings in self.read_all(samples, self.at_work()) for one in readings for each in one)
-        grants = (part for reading in found for part in parts_of(reading) if isinstance(part, Granted))
-        return next((grant.server_id for grant in grants if grant.server_id is not None), None)
+        parts = (part for found in self.readings(samples) for reading in found for part in parts_of(reading))
+        return next(
+            (part.server_id for part in parts if isinstance(part, Granted) and part.server_id is not None), None
+        )
 
     # ----------------------------------------------------------------- sessions
 
