@@ -34,6 +34,7 @@ from trio_nova import (
     open_connection,
 )
 from trio_nova.codecs import Codec, JsonCodec, MixedCodec, RawCodec
+from trio_nova.demo.wire import Order
 from trio_nova.errors import BadMessage
 from trio_nova.links import Transport
 from trio_nova.testing import ScriptedServer, echo
@@ -384,3 +385,8 @@ async def test_no_call_and_no_hook_sends_an_object_of_the_library(
         await server.dials[0].wait_ended()
         said = [frame for frame in server.dials[0].frames if isinstance(frame, str)]
     assert said == ["go", "fine"]
+
+
+def test_the_messages_of_one_service_may_be_the_librarys() -> None:
+    """What stands for a message of the demonstration, or of a shipped adapter, is one."""
+    assert JsonCodec().encode({"order": Order(1, 2.5, 3)}) == '{"order":{"number":1,"price":2.5,"quantity":3}}'

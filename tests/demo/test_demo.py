@@ -38,6 +38,8 @@ def test_every_fault_is_survived_and_every_message_accounted_for(capsys: pytest.
     assert number_of("lost inside gaps", out) == number_of("lost by the count of the gaps in the feeds", out) > 0
     assert number_of("confirmed at the end, as the exchange has it", out) == len(CHANNELS) - 1
     assert number_of(f"refused: {DELISTED}; the session is degraded", out) == 1
+    assert number_of("executed", out) > number_of("requested", out) / 2
+    assert number_of("answered with a refusal", out) > 0
     assert 0 < number_of("messages in the exchange's busiest second; it takes 50", out) <= 50
 
 

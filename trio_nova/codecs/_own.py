@@ -35,9 +35,16 @@ def refuse_own(message: Any) -> None:
 
 
 def _is_own(kind: type) -> bool:
-    """Return whether objects of a class are this library's: the values that `attrs` makes, and msgspec."""
+    """Return whether objects of a class are this library's: the values that `attrs` makes, and msgspec.
+
+    Those that stand for the messages of one service are none.
+    """
     is_value = attrs.has(kind) or issubclass(kind, msgspec.Struct)
-    return is_value and any(base.__module__.partition(".")[0] == "trio_nova" for base in kind.__mro__)
+    return is_value and any(_is_ours(base.__module__.split(".")) for base in kind.__mro__)
+
+
+def _is_ours(module: list[str]) -> bool:
+    return module[0] == "trio_nova" and module[1:2] not in (["demo"], ["adapters"])
 
 
 def _contents(part: Any) -> Iterable[Any]:
