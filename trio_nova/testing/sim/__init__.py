@@ -23,6 +23,7 @@ from trio_nova.testing.sim._checks import History as History
 from trio_nova.testing.sim._checks import Violation as Violation
 from trio_nova.testing.sim._checks import check as check
 from trio_nova.testing.sim._checks import invariant as invariant
+from trio_nova.testing.sim import _checks_of_readings as _checks_of_readings  # which puts its rules into the table
 from trio_nova.testing.sim._determinism import deterministic as deterministic
 from trio_nova.testing.sim._faults import FAULTS as FAULTS
 from trio_nova.testing.sim._faults import Fault as Fault
@@ -32,6 +33,7 @@ from trio_nova.testing.sim._faults import fault_kind as fault_kind
 from trio_nova.testing.sim._journal import Journal as Journal
 from trio_nova.testing.sim._journal import Record as Record
 from trio_nova.testing.sim._journal import read_journal as read_journal
+from trio_nova.testing.sim._kinds import SERVERS as SERVERS
 from trio_nova.testing.sim._net import DirectSimStream as DirectSimStream
 from trio_nova.testing.sim._net import Host as Host
 from trio_nova.testing.sim._net import SimLink as SimLink
@@ -44,7 +46,6 @@ from trio_nova.testing.sim._scenario import CANARY as CANARY
 from trio_nova.testing.sim._scenario import Scenario as Scenario
 from trio_nova.testing.sim._scenario import ServerKind as ServerKind
 from trio_nova.testing.sim._scenario import draw_scenario as draw_scenario
-from trio_nova.testing.sim._servers import SERVERS as SERVERS
 from trio_nova.testing.sim._servers import SimServer as SimServer
 from trio_nova.testing.sim._shrink import replay_test as replay_test
 from trio_nova.testing.sim._shrink import shrink as shrink
