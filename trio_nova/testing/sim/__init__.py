@@ -14,6 +14,7 @@ to a `Journal`; `CHECKS` judge it, `SIGHTS` say whether there was anything to se
 same journal in every process. Your own session code runs in it as well: `sim.run(17, session=main)`.
 """
 
+from trio_nova.testing.sim import _checks_of_readings as _checks_of_readings  # which puts its rules into the table
 from trio_nova.testing.sim._campaign import Outcome as Outcome
 from trio_nova.testing.sim._campaign import Report as Report
 from trio_nova.testing.sim._campaign import campaign as campaign
@@ -23,7 +24,6 @@ from trio_nova.testing.sim._checks import History as History
 from trio_nova.testing.sim._checks import Violation as Violation
 from trio_nova.testing.sim._checks import check as check
 from trio_nova.testing.sim._checks import invariant as invariant
-from trio_nova.testing.sim import _checks_of_readings as _checks_of_readings  # which puts its rules into the table
 from trio_nova.testing.sim._determinism import deterministic as deterministic
 from trio_nova.testing.sim._faults import FAULTS as FAULTS
 from trio_nova.testing.sim._faults import Fault as Fault

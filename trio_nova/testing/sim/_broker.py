@@ -253,7 +253,9 @@ class _BrokerVenue(VenueServer):
         now, id = trio.current_time(), message["id"]
         before = [each.at for each in link.journal[:-1] if each.id == id and each.at > now - LATEST]
         if before and not any(said.at >= before[-1] and _answers(said.message, id) for said in link.said):
-            self.breach(link, f"the id {id} was used again, {now - before[-1]:.3f} s after a question without an answer")
+            self.breach(
+                link, f"the id {id} was used again, {now - before[-1]:.3f} s after a question without an answer"
+            )
         self.executed.append(str(message["name"]))
         self._answer(link, "execute", {"op": "executed", "id": id, "name": message["name"]})
 
@@ -329,6 +331,7 @@ class BrokerServer(SimServer):
         self._broker.refusing = count
 
     def calm_down(self) -> None:
+        super().calm_down()
         self._broker.refusing = 0
 
     def end_stream(self, channel: str) -> None:

@@ -322,10 +322,7 @@ class History:
     def asked_by_link(self) -> dict[int, list[tuple[Record, float]]]:
         """What the service was asked, by link; each with the time at which it was written."""
         found: dict[int, list[tuple[Record, float]]] = defaultdict(list)
-        messages = {
-            number: iter([sent.since for sent in link.messages])
-            for number, link in self.links.items()
-        }
+        messages = {number: iter([sent.since for sent in link.messages]) for number, link in self.links.items()}
         for record in self.all("server.asked"):
             found[record["link"]].append((record, next(messages[record["link"]], record.at)))
         return found
@@ -346,7 +343,9 @@ class History:
     def has_asked(self, feed: FeedHistory, since: float) -> bool:
         """Return whether the client has written that it wants a channel, before a block was entered."""
         return any(
-            since <= sent.since <= feed.confirmed and '"subscribe"' in str(sent.frame) and feed.channel in str(sent.frame)
+            since <= sent.since <= feed.confirmed
+            and '"subscribe"' in str(sent.frame)
+            and feed.channel in str(sent.frame)
             for link in self.links.values()
             if link.owner == feed.owner
             for sent in link.messages
@@ -1024,7 +1023,8 @@ def _unread(history: History) -> Found:
 
     A read begins only while less waits than the bound. So what waits exceeds it by what one read brought, at most: the
     last one, or that before, where a pause keeps the last one back. But while a link is set up there is more room; what
-    was held back for a snapshot, a back-fill, or the name of a subscription, comes all at once; and what then waits may stay.
+    was held back for a snapshot, a back-fill, or the name of a subscription, comes all at once; and what then waits may
+    stay.
     """
     reads: dict[str, list[int]] = defaultdict(list)
     states: dict[str, str] = {}

@@ -156,9 +156,9 @@ def _farewells(history: History) -> Found:
             yield said[0].at, f"link {link.number}: a farewell, and nobody wanted to leave"
     for record in history.all("client.leave"):
         for link in history.links.values():
-            if link.owner == _owner(record) and record.at > history.healed_at + LATE and _is_up(link, record.at):
-                if not any('"disconnect"' in str(sent.frame) for sent in link.messages):
-                    yield record.at, f"link {link.number} was left without a farewell"
+            is_left = link.owner == _owner(record) and record.at > history.healed_at + LATE and _is_up(link, record.at)
+            if is_left and not any('"disconnect"' in str(sent.frame) for sent in link.messages):
+                yield record.at, f"link {link.number} was left without a farewell"
 
 
 def _is_up(link: LinkHistory, at: float) -> bool:
@@ -177,7 +177,7 @@ def _moves(history: History) -> Found:
         following = next((e for e in history.links.values() if e.owner == link.owner and e.opened > read_at), None)
         if url.endswith("/moved") and following is not None and following.path == "/moved":
             after = [e for e in history.links.values() if e.owner == link.owner and e.opened > following.opened]
-            told = [at for other, at, again in history.heard(rb'/moved"') if other.owner == link.owner]
+            told = [at for other, at, _ in history.heard(rb'/moved"') if other.owner == link.owner]
             if after and after[0].path == "/moved" and not any(at > read_at for at in told):
                 yield after[0].opened, f"link {after[0].number} went where an earlier one had been sent to"
 
@@ -256,5 +256,3 @@ def _filled(feed: FeedHistory, page: Record) -> Iterator[tuple[float, str]]:
     wanted = [number for number in page["numbers"] if before and before[-1] < number]
     if behind and (missing := [number for number in wanted if number not in behind]):
         yield page.at, f"{feed}: the store has brought {missing}, and they were not delivered"
-
-

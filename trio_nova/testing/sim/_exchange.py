@@ -242,6 +242,7 @@ class ExchangeServer(SimServer):
         self._exchange.refusing = count
 
     def calm_down(self) -> None:
+        super().calm_down()
         self._exchange.refusing, self.mood = 0, "fine"
 
     def has_executed(self, asked: Asked, op: str) -> bool:

@@ -214,7 +214,7 @@ class ExchangeDialect(Dialect):
         if not channel.startswith("book."):
             return None
         if "book" in item:
-            self.books[feed] = {price: amount for price, amount in item["book"]}
+            self.books[feed] = dict(item["book"])
         else:
             price, amount = item["set"]
             self.books.setdefault(feed, {})[price] = amount

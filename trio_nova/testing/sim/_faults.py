@@ -166,7 +166,6 @@ def heal(world: World) -> None:
             way.release()
             way.changed.unpark_all()
     for server in world.servers.values():
-        server.venue.behave()
         server.calm_down()
     world.healed.set()
 
@@ -572,7 +571,7 @@ def _upset_store(world: World, fault: Fault) -> Undo:
     server = _server(world)
     assert isinstance(server, ExchangeServer)
     server.set_mood(fault.args["mood"])
-    return server.calm_down
+    return partial(server.set_mood, "fine")
 
 
 _ILLEGAL: Mapping[str, tuple[int, Callable[[bytes], bytes]]] = {

@@ -8,12 +8,14 @@ from typing import Any
 import attrs
 import msgspec
 
-from trio_nova.errors import BadMessage
+from trio_nova.codecs import JsonCodec, LengthPrefixed, LinkCodec
 
 __all__ = ["HEADER", "PacketCodec", "PacketReader", "pack"]
 
 HEADER = 2
 """Bytes before each packet: the length of what follows, the most significant byte first."""
+LONG = 40
+"""Bytes of a packet from which on it is long."""
 
 
 def pack(message: Any) -> bytes:
@@ -40,25 +42,20 @@ class PacketReader:
 
 @attrs.frozen
 class PacketCodec:
-    """The client's codec: each link has a reader of its own. A long packet is written in two frames."""
+    """The client's codec: `LengthPrefixed`, but that a long packet is written in two frames."""
 
-    def open_link(self, max_message_size: int) -> _PacketLink:
+    def open_link(self, max_message_size: int) -> LinkCodec:
         """Return the side of the codec that lives with one link."""
-        return _PacketLink()
+        return _PacketLink(LengthPrefixed(JsonCodec(), size=HEADER).open_link(max_message_size))
 
 
 @attrs.define(eq=False)
 class _PacketLink:
-    _reader: PacketReader = attrs.field(factory=PacketReader, init=False)
+    _whole: LinkCodec
 
-    def encode(self, message: Any) -> Sequence[bytes]:
-        packet = pack(message)
-        return (packet,) if len(packet) < 40 else (packet[:HEADER], packet[HEADER:])
+    def encode(self, message: Any) -> Sequence[str | bytes]:
+        (packet,) = self._whole.encode(message)
+        return (packet,) if len(packet) < LONG else (packet[:HEADER], packet[HEADER:])
 
     def decode(self, payload: str | bytes) -> Sequence[Any]:
-        if isinstance(payload, str):
-            raise BadMessage("a packet comes in binary frames")
-        try:
-            return [msgspec.json.decode(text) for text in self._reader.feed(payload)]
-        except msgspec.MsgspecError as exc:
-            raise BadMessage("a packet holds no JSON") from exc
+        return self._whole.decode(payload)

@@ -105,16 +105,19 @@ class SimServer(abc.ABC):
         """Return whether what was asked last, an operation of this name, was done, and not refused."""
 
     def refuse_for_now(self, count: int) -> None:
-        """Refuse the next subscriptions, for now; by default there is no such thing."""
+        """Refuse the next subscriptions, for now; only asked of services that can."""
+        raise NotImplementedError
 
     def end_stream(self, channel: str) -> None:
-        """Say that there is no more to come of a channel, to those who hear it; by default there is no such thing."""
+        """Say that there is no more to come of a channel, to those who hear it; only asked of services that can."""
+        raise NotImplementedError
 
     def calm_down(self) -> None:
-        """Take back what misbehaviour was ordered and has not happened yet, beside the venue's."""
+        """Take back what misbehaviour was ordered and has not happened yet."""
+        self.venue.behave()
 
     def unacked(self) -> dict[str, list[tuple[str, int]]]:
-        """Return channel and number of what was delivered and is not acknowledged, by the network's number of a link."""
+        """Return channel and number of what was delivered and is not acknowledged, by the network's number of links."""
         return {}
 
     @property

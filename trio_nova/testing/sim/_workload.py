@@ -25,7 +25,16 @@ import attrs
 import msgspec
 import trio
 
-from trio_nova import Buffer, Connection, Delivery, ExponentialBackoff, Feed, FeedOptions, RateLimitHandler, open_connection
+from trio_nova import (
+    Buffer,
+    Connection,
+    Delivery,
+    ExponentialBackoff,
+    Feed,
+    FeedOptions,
+    RateLimitHandler,
+    open_connection,
+)
 from trio_nova.core.limits import RollingWindow
 from trio_nova.core.session import State
 from trio_nova.errors import NovaError
@@ -113,7 +122,7 @@ class Client:
     dials_at: float = 0.0
     """When the session dials again, as it said last."""
     feeds: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
-    open_feeds: dict[int, Feed] = attrs.field(factory=dict)
+    open_feeds: dict[int, Feed[Any]] = attrs.field(factory=dict)
     """Those of the present session whose blocks are entered, by their number."""
     dice: random.Random = attrs.field(init=False)
     dialect: Dialect = attrs.field(init=False)
@@ -299,7 +308,7 @@ class Client:
                 self.open_feeds.pop(feed, None)
                 self.note("client.unsubscribed", **about, outcome=outcome)
 
-    async def _take_all(self, about: dict[str, Any], feed: Feed, naps: _Naps) -> None:
+    async def _take_all(self, about: dict[str, Any], feed: Feed[Any], naps: _Naps) -> None:
         """Take all that a feed delivers, until its end; acknowledge it, where that is wanted."""
         if not self.dialect.acknowledges:
             async for item in feed:
