@@ -673,7 +673,7 @@ mutant(
     "impatient subscriber",
     "What is refused for now is asked for again at once.",
     "U6",
-    Edit(Standing, "_again_after", "max(_seconds(retry_after), delay or 0.0)", "0.0"),
+    Edit(Standing, "_again_after", "max(seconds(retry_after) or 0.0, delay or 0.0)", "0.0"),
 )
 mutant(
     "patient for ever",
@@ -708,7 +708,7 @@ mutant(
     "ids in use",
     "An id is used again though the question before it may still be answered.",
     "X7 S4",
-    Edit(Ledger, "allot", "if identity(form(id)) not in self._by_id:", "if True:"),
+    Edit(Ledger, "peek", "if identity(form(self._next)) not in self._by_id:", "if True:"),
     Edit(Ledger, "open", "if (other := self._by_id.get(id)) is not None:", "if False:"),
 )
 mutant(
@@ -730,7 +730,7 @@ mutant(
     "deaf to complaints",
     "That we send too fast is read, and changes nothing.",
     "R6",
-    Edit(Intake, "_is_taken", "self._outbound.limiter.slow_down(retry_after)", "pass"),
+    Edit(Intake, "_is_taken", "self._outbound.limiter.slow_down(seconds(retry_after))", "pass"),
 )
 mutant(
     "stubborn link",
@@ -792,7 +792,13 @@ mutant(
     "filled twice",
     "What a store has brought is delivered though it is known.",
     "D1 D3",
-    Edit(Subscription, "fill", "if self.tracker is None or step is None or step.last is None:", "if True:"),
+    Edit(Subscription, "fill", "not self.tracker.is_ahead(step)", "False"),
+    Edit(
+        Subscription,
+        "fill",
+        "self.deliver(data, None, None, trio.current_time(), carrier)",
+        "self._put(data, None, None, trio.current_time(), carrier)",
+    ),
 )
 mutant(
     "one page",

@@ -492,7 +492,8 @@ def block(world: World) -> AbstractAsyncContextManager[Connection]:
 
 def block_greeted(world: World) -> AbstractAsyncContextManager[Connection]:
     world.service.greet()
-    return open_connection(URL, **{**world.own_options, "auth_handler": Greeted})
+    options: dict[str, Any] = {**world.own_options, "auth_handler": Greeted}
+    return open_connection(URL, **options)
 
 
 def block_retrying(world: World) -> AbstractAsyncContextManager[Connection]:

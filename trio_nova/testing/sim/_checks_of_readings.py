@@ -75,8 +75,8 @@ def _ended(history: History) -> Found:
                 continue
             for record in history.all("server.ended"):
                 link = history.links[record["link"]]
-                asked = [at for each, at in history.asked_by_link[link.number] if feed.channel in each["channels"]]
-                is_last = not any(at > record.at for at in asked)
+                wishes = [at for each, at in history.asked_by_link[link.number] if feed.channel in each["channels"]]
+                is_last = not any(at > record.at for at in wishes)
                 if (
                     link.owner == feed.owner
                     and link.lives_at(rest.at)

@@ -107,12 +107,15 @@ def fault_kind(
 def draw_schedule(seed: int, scenario: Scenario) -> tuple[Fault, ...]:
     """Return what goes wrong in the run of a seed: of few kinds, and in one seed of five of a single one.
 
-    Where clients lag, floods are always among them.
+    Where clients lag, floods are always among them. Those that only this kind of service has come often.
     """
     dice = random.Random(f"{seed}:faults")
     possible = [kind for kind in FAULTS.values() if not kind.servers or scenario.server in kind.servers]
-    enabled = [kind for kind in possible if dice.random() < 0.25] if dice.random() < 0.8 else []
+    several = dice.random() < 0.8
+    enabled = [kind for kind in possible if dice.random() < 0.25] if several else []
     enabled = enabled or [dice.choice(possible)]
+    if several:
+        enabled += 3 * [kind for kind in possible if kind.servers and not kind.is_fatal and dice.random() < 0.5]
     if scenario.lags and FAULTS["flood"] not in enabled:
         enabled.append(FAULTS["flood"])
     count = dice.randint(1, max(1, round(scenario.length / 8)))
