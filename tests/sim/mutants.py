@@ -678,7 +678,7 @@ mutant(
 mutant(
     "patient for ever",
     "What is refused for now is not asked for again.",
-    "U1",
+    "U6",
     Edit(Standing, "apply", "None if answer.retry_after is None else", "None if True else"),
 )
 mutant(
@@ -803,7 +803,7 @@ mutant(
 mutant(
     "one page",
     "Only the first page of what was missed is asked for.",
-    "D2",
+    "B3",
     Edit(Fills, "_fetch_pages", "if page.more is None:", "if True:"),
 )
 

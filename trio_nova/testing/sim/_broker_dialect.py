@@ -18,7 +18,7 @@ from trio_nova.testing.sim._scenario import CANARY, ServerKind
 
 __all__ = ["LAST_ID", "BrokerDialect"]
 
-LAST_ID = 12
+LAST_ID = 5
 """Ids of questions go from 1 to this, and begin again."""
 
 

@@ -270,6 +270,7 @@ class ExchangeServer(SimServer):
         await self._wait()
         states = self._states(channel)
         number, book = states[-min(len(states), STALE + 1)] if self.mood == "behind" else states[-1]
+        await self._wait()  # for the answer: what happens meanwhile is not in it
         return {"number": number, "book": [[price, amount] for price, amount in sorted(book.items())]}
 
     async def fetch_page(self, channel: str, after: int, before: int | None, start: int | None) -> tuple[Any, Any]:
@@ -293,8 +294,8 @@ class ExchangeServer(SimServer):
         return self._books.get(channel) or [(self.first_number - 1, {})]
 
     async def _wait(self) -> None:
-        """Take as long as the store takes."""
-        await trio.sleep({"slow": 2.5, "silent": 60.0}.get(self.mood, 2 * self.scenario.latency))
+        """Take as long as a question takes to the store, or its answer from there."""
+        await trio.sleep({"slow": 1.5, "silent": 60.0}.get(self.mood, max(0.2, 2 * self.scenario.latency)))
         if self.mood == "failing":
             raise StoreFailed("503")
 

@@ -76,7 +76,9 @@ class _Exchange(Adapter):
             return Page()
         trades, more = await self.store.fetch_page(hole.channel.name, hole.after, hole.before, hole.start)
         numbers = [trade["number"] for trade in trades]
-        self.note("client.page", channel=hole.channel.name, after=hole.after, before=hole.before, numbers=numbers)
+        self.note(
+            "client.page", channel=hole.channel.name, after=hole.after, before=hole.before, numbers=numbers, more=more
+        )
         return Page([Data(hole.channel.name, trade, trade["number"]) for trade in trades], more)
 
 
