@@ -117,7 +117,7 @@ def _completed(history: History, feed: FeedHistory) -> Found:
 def _asked_later(history: History) -> Found:
     for busy in history.all("server.busy"):
         until = busy.at + busy["retry_after"] - SLACK
-        anew = [f.began for f in history.feeds if f.channel == busy["channel"] and busy.at - LATE < f.began < until]
+        anew = [f.began for f in history.feeds if f.channel == busy["channel"] and busy.at < f.began < until]
         for record, at in history.asked_by_link[busy["link"]]:
             is_of_it = record["verb"] == "subscribe" and busy["channel"] in record["channels"]
             if is_of_it and busy.at < at < until and not anew:
