@@ -21,7 +21,7 @@ from trio_nova.testing.sim._servers import ERA_STRIDE, SimServer
 
 __all__ = ["BrokerServer"]
 
-MOST_IN_FLIGHT = 1_000
+MOST_IN_FLIGHT = 300
 """Messages that a client may have, and not have acknowledged."""
 TEXT = 120 * "x"
 """In each message: so that they have some weight where they wait."""
