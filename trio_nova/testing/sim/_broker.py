@@ -52,7 +52,7 @@ class _Subscriber:
     """Packet ids of messages that the client has given up with their filter, and may acknowledge still."""
     link: VenueLink | None = None
     """The last one."""
-    pids: Iterator[int] = attrs.field(factory=lambda: itertools.cycle(range(1, 2 * MOST_IN_FLIGHT)))
+    pids: Iterator[int] = attrs.field(factory=lambda: itertools.cycle(range(1, 65_536)))
 
     def take_back(self) -> None:
         """Let all that is in flight be delivered again, before what waits: the link has gone."""
