@@ -44,6 +44,7 @@ from trio_nova.links import Transport
 from trio_nova.messages import (
     Action,
     Allow,
+    Answered,
     Close,
     Decision,
     Ping,
@@ -268,7 +269,7 @@ GOODBYE = ClosePayload(1000, "")
 class Effect:
     """What an action makes the session do."""
 
-    action: Action
+    action: Answered
     replies: list[FromClient] = attrs.field(factory=list)
     goodbye: ClosePayload = GOODBYE
     """How the first link is closed, if it is up: sooner or later, by this action or by the user."""
@@ -279,6 +280,8 @@ class Effect:
     raised: Exception | None = None
 
     def __str__(self) -> str:
+        if isinstance(self.action, list):
+            return "+".join(type(each).__name__ for each in self.action)
         return type(self.action).__name__
 
 
@@ -290,6 +293,7 @@ EFFECTS = [
     Effect(Stop(TROUBLE), over=True, raised=TROUBLE),
     Effect(Reconnect("elsewhere"), goodbye=ClosePayload(1000, "elsewhere"), redial=BACKOFF),
     Effect(Retry(7.0), redial=7.0),
+    Effect([Reply("one"), ReplyMany(["two", "three"])], replies=["one", "two", "three"]),
 ]
 
 
@@ -314,6 +318,18 @@ async def test_every_action_of_every_hook_is_done(
         assert isinstance(story.raised, SessionOver)  # the block is entered ready, or not at all
     else:
         assert story.raised is effect.raised
+
+
+@pytest.mark.parametrize(
+    "hook", [hook for hook in ACTING if hook.when == "up" and hook.name != "handle_connect"], ids=str
+)
+async def test_what_stands_before_a_close_in_one_answer_is_sent_before_it(
+    hook: Hook, transport: Transport, autojump_clock: MockClock
+) -> None:
+    story = await play(hook, lambda: [Reply("one"), Close(4321, "enough")], transport=transport)
+    assert story.said == [["one", ClosePayload(4321, "enough")]]
+    assert not story.lasted
+    assert story.raised is None
 
 
 @pytest.mark.parametrize("action", [Retry(7.0), Reconnect()], ids=["Retry", "Reconnect"])

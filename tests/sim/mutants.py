@@ -24,16 +24,20 @@ from typing import Any
 import attrs
 
 from trio_nova import _outbound, _supervisor
-from trio_nova._feeds import Subscription
+from trio_nova._feeds import Delivery, Feed, Subscription
 from trio_nova._link import LiveLink
 from trio_nova._link.answers import Answers
+from trio_nova._link.fills import Fills
 from trio_nova._link.grant import Grant
 from trio_nova._link.heartbeat import Heartbeat
+from trio_nova._link.life import LinkLife
 from trio_nova._link.reader import Intake, Reader
+from trio_nova._link.readings import Readings
 from trio_nova._link.standing import Standing
 from trio_nova._link.subscriber import Subscriber
 from trio_nova._link.writer import Writer
 from trio_nova._requests import Requests
+from trio_nova._route import Route
 from trio_nova._session import Session
 from trio_nova._subscriptions import Subscriptions
 from trio_nova._supervisor import Supervisor
@@ -42,6 +46,7 @@ from trio_nova.core.ledger import Ledger
 from trio_nova.core.limits import RollingWindow
 from trio_nova.core.outbox import Outgoing
 from trio_nova.core.pulse import Pulse
+from trio_nova.core.sequence import Tracker
 from trio_nova.core.subscriptions import Book
 from trio_nova.core.verdict import Attempts
 from trio_nova.links import _block, _handshake, wire
@@ -599,6 +604,207 @@ mutant(
         "self.tell(StateChanged(old=old.value, new=new.value))",
         "new is State.AUTHENTICATING or self.tell(StateChanged(old=old.value, new=new.value))",
     ),
+)
+
+# --------------------------------------------------------------------------- acknowledgements
+
+mutant(
+    "early acknowledgement",
+    "A delivery is acknowledged when it comes, and not when its consumer says so.",
+    "A1",
+    Edit(
+        Feed,
+        "_give",
+        "self._put(payload, self._delivery(data, payload, now, carrier), charge)",
+        "item = self._delivery(data, payload, now, carrier)\nself._put(payload, item, charge)\nitem.ack()",
+    ),
+)
+mutant(
+    "acknowledged elsewhere",
+    "What acknowledges a delivery is sent on whatever link is up.",
+    "X7",
+    Edit(
+        Delivery,
+        "ack",
+        "acknowledge(ack, self._carrier)",
+        "current = self._carrier._life.session.current\n"
+        "acknowledge(ack, self._carrier if current is None else current.writer)",
+    ),
+)
+mutant(
+    "never acknowledged",
+    "No delivery is ever acknowledged.",
+    "A2",
+    Edit(Delivery, "ack", "if ack is not None and", "if False and"),
+)
+
+# --------------------------------------------------------------------------- filters, ends, farewells, positions
+
+mutant(
+    "stale filters",
+    "Of a channel it is remembered for ever whose filters match it.",
+    "A2 D5",
+    Edit(Standing, "look_at", "self._matched.clear()", "pass"),
+)
+mutant(
+    "deaf to the end",
+    "That a channel has ended is not told to those who read it.",
+    "U5",
+    Edit(Standing, "ended", "subscription.complete(shown)", "subscription.is_complete = True"),
+)
+mutant(
+    "asked for again",
+    "A channel that has ended is asked for again on the next link.",
+    "U5",
+    Edit(Standing, "want", "and subscription.refusal is None", ""),
+)
+mutant(
+    "early end",
+    "What waits in a feed is dropped where its channel ends.",
+    "U5",
+    Edit(
+        Feed,
+        "_source_ended",
+        "self._sources.discard(id)",
+        "self._sources.discard(id)\nself._mailbox.items and self._mailbox.pop_all()",
+    ),
+)
+mutant(
+    "impatient subscriber",
+    "What is refused for now is asked for again at once.",
+    "U6",
+    Edit(Standing, "_again_after", "max(seconds(retry_after) or 0.0, delay or 0.0)", "0.0"),
+)
+mutant(
+    "patient for ever",
+    "What is refused for now is not asked for again.",
+    "U6",
+    Edit(Standing, "apply", "None if answer.retry_after is None else", "None if True else"),
+)
+mutant(
+    "silent leave",
+    "A link is left without a farewell.",
+    "F1",
+    Edit(LiveLink, "_say_farewell", "if hook is None:", "if True:"),
+)
+mutant(
+    "farewell to the lost",
+    "The farewell is said on a link that is given up as well.",
+    "F1",
+    Edit(
+        LiveLink,
+        "_leave",
+        "self.stream.abort()",
+        "with trio.move_on_after(1.0):\n    life.lost is None or await self._say_farewell()\nself.stream.abort()",
+    ),
+)
+mutant(
+    "position forgotten",
+    "A session is resumed from the first position that the service ever gave.",
+    "P1",
+    Edit(Route, "keep_position", "self.position = token", "self.position = self.position or token"),
+)
+mutant(
+    "ids in use",
+    "An id is used again though the question before it may still be answered.",
+    "X7 S4",
+    Edit(Ledger, "peek", "if identity(form(self._next)) not in self._by_id:", "if True:"),
+    Edit(Ledger, "open", "if (other := self._by_id.get(id)) is not None:", "if False:"),
+)
+mutant(
+    "joint memory",
+    "All links of a session decode with what the first one remembers.",
+    "D2 D5 A2 L2 U1 E2",
+    Edit(
+        LinkLife,
+        "__attrs_post_init__",
+        "self.coder = open_link_codec(config.codec, config.max_message_size)",
+        "made = open_link_codec(config.codec, config.max_message_size)\n"
+        "self.coder = made and vars(open_link_codec).setdefault('made', made)",
+    ),
+)
+
+# --------------------------------------------------------------------------- wishes, snapshots, back-fills
+
+mutant(
+    "deaf to complaints",
+    "That we send too fast is read, and changes nothing.",
+    "R6",
+    Edit(Intake, "_is_taken", "self._outbound.limiter.slow_down(seconds(retry_after))", "pass"),
+)
+mutant(
+    "stubborn link",
+    "That the service wants another link is told, and not done.",
+    "G1",
+    Edit(Intake, "_move", "session.go_elsewhere(Reconnect(), life.epoch)", "pass"),
+)
+mutant(
+    "moved for ever",
+    "An address that the service has named once is dialled for ever.",
+    "G1",
+    Edit(Route, "take_address", "address, self._address = self._address, None", "address = self._address"),
+)
+mutant(
+    "read twice",
+    "A message is shown to the dialect a second time where it is data.",
+    "K1",
+    Edit(Readings, "_read_with", "if reading is not None:", "read(message)\nif reading is not None:"),
+)
+mutant(
+    "unprepared",
+    "A channel is asked for as it is, and not as it was prepared.",
+    "X7",
+    Edit(
+        Subscriber,
+        "_prepare",
+        "prepared[channel.key] = attrs.evolve(found, key=channel.key)",
+        "prepared[channel.key] = channel",
+    ),
+)
+mutant(
+    "old snapshot",
+    "A snapshot is believed that is too old for what is held back.",
+    "B1 D2",
+    Edit(Tracker, "_is_too_old", "if held.entries:", "return False\nif held.entries:"),
+)
+mutant(
+    "forgotten changes",
+    "What was held back for a snapshot is not delivered behind it.",
+    "B1 D2",
+    Edit(
+        Tracker, "_resume_from", "return BackInStep((message, *following), gap)", "return BackInStep((message,), gap)"
+    ),
+)
+mutant(
+    "hasty fill",
+    "What comes while a hole is filled is delivered at once.",
+    "D2 B2",
+    Edit(
+        Fills,
+        "hold",
+        "fill = self._fills[subscription]",
+        "fill = self._fills[subscription]\n"
+        "subscription.deliver(data, frame, charge, trio.current_time(), self._writer)\n"
+        "return True",
+    ),
+)
+mutant(
+    "filled twice",
+    "What a store has brought is delivered though it is known.",
+    "D1 D3",
+    Edit(Subscription, "fill", "not self.tracker.is_ahead(step)", "False"),
+    Edit(
+        Subscription,
+        "fill",
+        "self.deliver(data, None, None, trio.current_time(), carrier)",
+        "self._put(data, None, None, trio.current_time(), carrier)",
+    ),
+)
+mutant(
+    "one page",
+    "Only the first page of what was missed is asked for.",
+    "B3",
+    Edit(Fills, "_fetch_pages", "if page.more is None:", "if True:"),
 )
 
 # --------------------------------------------------------------------------- security

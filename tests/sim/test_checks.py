@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import pytest
 
+from tests.sim import test_checks_of_readings
 from trio_nova.testing import sim
 from trio_nova.testing._frames import encode_frame
 from trio_nova.testing.sim._scenario import CANARY, ELSEWHERE, ILLEGAL_NUMBER
@@ -492,7 +493,7 @@ def test_an_honest_journal_is_found_so(honest: sim.Run) -> None:
 
 
 def test_every_rule_has_a_forgery() -> None:
-    assert set(FORGERIES) == set(sim.CHECKS)
+    assert {*FORGERIES, *test_checks_of_readings.FORGERIES} == set(sim.CHECKS)
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,22 @@ from trio_nova import (
     AuthFailed,
     AuthHandler,
     AuthOk,
+    Channel,
     ConnectFailed,
     Connection,
+    Data,
+    Hole,
     LinkLost,
     NotSent,
     NovaError,
     OutcomeUnknown,
+    Page,
     Registry,
     SessionOver,
     State,
+    Step,
+    SubscriptionHandler,
+    Tracker,
     open_connection,
     run_connection,
 )
@@ -54,12 +61,16 @@ class InSession:
     ends: bool = False
     """Whether it ends the session."""
     finish: Play = nothing
+    greets: bool = False
+    """Whether the service says something first."""
     rpc: bool = False
     """Whether it is one of a JSON-RPC client."""
     options: Mapping[str, Any] = attrs.field(factory=dict)
     """What the session is opened with, besides what all are."""
 
     async def __call__(self, world: World) -> None:
+        if self.greets:
+            world.service.greet()
         if self.rpc:
             async with JsonRpcClient.open(**world.rpc_options) as client:
                 world.client = client
@@ -250,6 +261,80 @@ async def feed_iterate(world: World) -> None:
             break
 
 
+async def feed_deliveries(world: World) -> None:
+    receiver = world.feed.deliveries()
+    for _ in range(NEWS):
+        delivery = await receiver.receive()
+        world.read(delivery.payload)
+        delivery.ack()
+
+
+async def read_deliveries(world: World) -> None:
+    """Take from a feed by deliveries what it still has to bring."""
+    receiver = world.feed.deliveries()
+    while f"{len(world.ends)}:{NEWS - 1}" not in world.news:
+        world.read((await receiver.receive()).payload)
+
+
+class Prepared(SubscriptionHandler):
+    """Asks for channels with what it has asked for elsewhere."""
+
+    async def prepare(self, channel: Channel) -> Channel:
+        await trio.sleep(0.002)
+        return attrs.evolve(channel, params={"token": "of this link"})
+
+
+class Filling(SubscriptionHandler):
+    """Brings what was missed over the loss of a link, in two pages."""
+
+    async def backfill(self, hole: Hole) -> Page:
+        await trio.sleep(0.002)
+        missed = Data("news", {"news": "missed" if hole.start is None else "missed as well"})
+        return Page([missed], "the second" if hole.start is None else None)
+
+
+class Booked(SubscriptionHandler):
+    """Joins the news to a snapshot: that of a link stands before the news of the link."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.newest = 0
+
+    def read(self, message: Any) -> Data | None:
+        match message:
+            case {"channel": channel, "news": str(news)}:
+                link, number = map(int, news.split(":"))
+                self.newest = max(link, self.newest)
+                return Data(channel, message, 10 * link + number + 1)
+            case _:
+                return None
+
+    def tracker(self, channel: Channel) -> Tracker:
+        return Tracker(resync=True)
+
+    async def snapshot(self, channel: Channel) -> Data:
+        await trio.sleep(0.002)
+        return Data(channel.key, {"news": "snapshot"}, Step(10 * self.newest, snapshot=True))
+
+
+async def subscribe_and_lose_the_link(world: World) -> None:
+    """Arrange: a channel is subscribed to, and its link has just been lost."""
+    await subscribe_enter(world)
+    await world.read_on()
+    await cut_link(world)
+
+
+async def feed_filled(world: World) -> None:
+    while "missed as well" not in world.news:
+        world.read(await world.feed.receive())
+
+
+async def feed_joined(world: World) -> None:
+    await subscribe_enter(world)
+    while "snapshot" not in world.news:
+        world.read(await world.feed.receive())
+
+
 # --------------------------------------------------------------------------- the session
 
 
@@ -270,6 +355,15 @@ class InSteps(AuthHandler):
         assert reply["type"] == "auth_success"
         await exchange.send({"type": "hello again"})
         return AuthOk()
+
+
+class Greeted(AuthHandler):
+    """Authenticates once the service has said something."""
+
+    async def authenticate(self, exchange: AuthExchange, credentials: Any) -> AuthOk:
+        if not exchange.refresh:
+            assert "hello" in await exchange.receive()
+        return await super().authenticate(exchange, credentials)
 
 
 async def authenticate_anew(world: World) -> None:
@@ -396,6 +490,12 @@ def block(world: World) -> AbstractAsyncContextManager[Connection]:
     return open_connection(URL, **world.own_options)
 
 
+def block_greeted(world: World) -> AbstractAsyncContextManager[Connection]:
+    world.service.greet()
+    options: dict[str, Any] = {**world.own_options, "auth_handler": Greeted}
+    return open_connection(URL, **options)
+
+
 def block_retrying(world: World) -> AbstractAsyncContextManager[Connection]:
     return open_connection(URL, retry_first_connect=True, **world.own_options)
 
@@ -486,6 +586,16 @@ CALLS: dict[str, Play] = {
     "feed.receive": InSession(feed_receive, subscribe_enter, finish=read_if_subscribed),
     "feed.receive_batch": InSession(feed_receive_batch, subscribe_enter, finish=read_if_subscribed),
     "feed iteration": InSession(feed_iterate, subscribe_enter, finish=read_if_subscribed),
+    "feed.deliveries": InSession(feed_deliveries, subscribe_enter, finish=read_deliveries),
+    "feed, of a prepared channel": InSession(
+        subscribe_enter, finish=read_if_subscribed, options={"subscription_handler": Prepared}
+    ),
+    "feed, filled": InSession(
+        feed_filled, subscribe_and_lose_the_link, finish=read_if_subscribed, options={"subscription_handler": Filling}
+    ),
+    "feed, joined with a snapshot": InSession(
+        feed_joined, finish=read_if_subscribed, options={"subscription_handler": Booked}
+    ),
     "listen": InSession(listen),
     "listen, in batches": InSession(listen_in_batches),
     "listen, iteration": InSession(listen_iterating),
@@ -499,11 +609,13 @@ CALLS: dict[str, Play] = {
     "wait_closed": InSession(wait_closed, ends=True),
     "reconnect": InSession(reconnect),
     "reconnect, while down": InSession(reconnect, cut_link),
+    "reconnect, to be greeted": InSession(reconnect, greets=True, options={"auth_handler": Greeted}),
     "drain": InSession(drain, ends=True),
     "drain, with two under way": InSession(drain, send_two, ends=True),
     "aclose": InSession(aclose, ends=True),
     "open_connection, entering": Enter(block),
     "open_connection, entering, retried": Enter(block_retrying, raises=()),
+    "open_connection, entering, greeted": Enter(block_greeted),
     "open_connection, leaving": Leave(block),
     "run_connection, starting": Run(start_run_connection),
     "run_connection, ending": EndRun(start_run_connection),

@@ -40,11 +40,19 @@ class Service:
     tokens: dict[int, list[str]] = attrs.field(factory=dict)
     """By link: those it was authenticated with."""
     breaches: list[str] = attrs.field(factory=list)
+    greets: bool = False
+    """Whether it says `{"hello": link}` on each link, before anything else."""
+
+    def greet(self) -> None:
+        """Greet on each link from now on."""
+        self.greets = True
 
     async def __call__(self, peer: Peer) -> None:
         number = peer.dialled.number
         self.said[number], self.published[number], self.subscribed[number] = [], [], []
         await peer.accept()
+        if self.greets:
+            await peer.send_json({"hello": number})
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._count, peer)
             goodbye = await self._read(peer, nursery)

@@ -6,7 +6,7 @@ import enum
 import heapq
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
 import attrs
@@ -16,7 +16,7 @@ from trio_nova.messages import Frame
 from trio_nova.testing._frames import ClosePayload
 from trio_nova.testing._peer import Disconnected, Peer
 
-__all__ = ["CUT", "Asked", "Cut", "Said", "VenueLink", "Verb"]
+__all__ = ["CUT", "Asked", "Cut", "Said", "VenueLink", "Verb", "as_json"]
 
 PATIENCE = 5.0
 """Seconds for which a venue that hangs up waits for its client to read what was said before."""
@@ -65,6 +65,11 @@ class Said:
     """How many messages of the client had been read by then."""
 
 
+def as_json(message: Any) -> Sequence[str | bytes]:
+    """Return the frame of a message: a `str` as it is, all else as JSON."""
+    return (message if isinstance(message, str) else json.dumps(message, separators=(",", ":")),)
+
+
 @attrs.define(eq=False)
 class VenueLink:
     """A link as the venue sees it; its public fields are the books."""
@@ -74,6 +79,8 @@ class VenueLink:
     peer: Peer = attrs.field(repr=False)
     max_backlog: int = attrs.field(default=20_000, repr=False)
     """Messages that may wait for a client that does not read; one more and the link is dropped, as venues do."""
+    encode: Callable[[Any], Sequence[str | bytes]] = attrs.field(default=as_json, repr=False)
+    """Makes the frames of a message, in the order in which they are said."""
     journal: list[Asked] = attrs.field(factory=list, repr=False)
     """Everything the client asked, in order."""
     said: list[Said] = attrs.field(factory=list, repr=False)
@@ -87,7 +94,7 @@ class VenueLink:
     """Why the venue ended the link; empty where it did not."""
     _fate: Literal["", "close", "drop", "reset"] = ""
     _goodbye: ClosePayload = attrs.field(factory=ClosePayload)
-    _backlog: list[str] = attrs.field(factory=list, repr=False)
+    _backlog: list[str | bytes] = attrs.field(factory=list, repr=False)
     _later: list[tuple[float, int, Any]] = attrs.field(factory=list, repr=False)
     """A heap of what is due in the future; the number in the middle keeps the order of what is due together."""
     _serial: itertools.count[int] = attrs.field(factory=itertools.count, repr=False)
@@ -213,7 +220,7 @@ class VenueLink:
             frames, self._backlog = self._backlog, []
             await self._send(frames)
 
-    async def _send(self, frames: list[str]) -> None:
+    async def _send(self, frames: list[str | bytes]) -> None:
         self._writing = True
         try:
             await self.peer.send(*frames)
@@ -231,6 +238,6 @@ class VenueLink:
         self.said.append(Said(at, message, len(self.journal)))
         if self.muted:
             return
-        self._backlog.append(message if isinstance(message, str) else json.dumps(message, separators=(",", ":")))
+        self._backlog.extend(self.encode(message))
         if len(self._backlog) > self.max_backlog:
             self.drop("the client does not read")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import json
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -21,7 +21,7 @@ from trio_nova.testing._rates import Counter, RateLimit, worst_window
 from trio_nova.testing._server import Listening, Script, ScriptedServer
 from trio_nova.testing._twists import Later, Twist
 from trio_nova.testing._upgrade import HeadersLike
-from trio_nova.testing._venue_link import Asked, VenueLink
+from trio_nova.testing._venue_link import Asked, VenueLink, as_json
 
 __all__ = ["VenueServer", "decode_json"]
 
@@ -269,7 +269,7 @@ class VenueServer(abc.ABC):
             await self._dial_scripts.popleft()(peer)
             return
         await peer.accept()
-        link = VenueLink(len(self.links) + 1, peer, self.max_backlog)
+        link = VenueLink(len(self.links) + 1, peer, self.max_backlog, self._encoder())
         self.links.append(link)
         self._changed.unpark_all()
         try:
@@ -277,6 +277,10 @@ class VenueServer(abc.ABC):
         finally:
             self._lose(link)
             self._changed.unpark_all()
+
+    def _encoder(self) -> Callable[[Any], Sequence[str | bytes]]:
+        """Return what makes the frames of a new link's messages."""
+        return as_json
 
     def _hear(self, link: VenueLink, payload: Frame) -> None:
         self._take(link, payload)

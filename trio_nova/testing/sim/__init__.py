@@ -14,6 +14,7 @@ to a `Journal`; `CHECKS` judge it, `SIGHTS` say whether there was anything to se
 same journal in every process. Your own session code runs in it as well: `sim.run(17, session=main)`.
 """
 
+from trio_nova.testing.sim import _checks_of_readings as _checks_of_readings  # which puts its rules into the table
 from trio_nova.testing.sim._campaign import Outcome as Outcome
 from trio_nova.testing.sim._campaign import Report as Report
 from trio_nova.testing.sim._campaign import campaign as campaign
@@ -32,6 +33,7 @@ from trio_nova.testing.sim._faults import fault_kind as fault_kind
 from trio_nova.testing.sim._journal import Journal as Journal
 from trio_nova.testing.sim._journal import Record as Record
 from trio_nova.testing.sim._journal import read_journal as read_journal
+from trio_nova.testing.sim._kinds import SERVERS as SERVERS
 from trio_nova.testing.sim._net import DirectSimStream as DirectSimStream
 from trio_nova.testing.sim._net import Host as Host
 from trio_nova.testing.sim._net import SimLink as SimLink
@@ -44,7 +46,6 @@ from trio_nova.testing.sim._scenario import CANARY as CANARY
 from trio_nova.testing.sim._scenario import Scenario as Scenario
 from trio_nova.testing.sim._scenario import ServerKind as ServerKind
 from trio_nova.testing.sim._scenario import draw_scenario as draw_scenario
-from trio_nova.testing.sim._servers import SERVERS as SERVERS
 from trio_nova.testing.sim._servers import SimServer as SimServer
 from trio_nova.testing.sim._shrink import replay_test as replay_test
 from trio_nova.testing.sim._shrink import shrink as shrink

@@ -25,6 +25,7 @@ from trio_nova.messages import Ping, Pong
 from trio_nova.testing._frames import ClientFrames, ClosePayload, FromClient, ProtocolBreach
 from trio_nova.testing._rates import worst_window
 from trio_nova.testing.sim._journal import Record
+from trio_nova.testing.sim._packets import PacketReader
 from trio_nova.testing.sim._scenario import (
     BACKOFF_CAP,
     BUDGET_PERIOD,
@@ -133,6 +134,8 @@ class LinkHistory:
     opened: float
     sent: list[Sent] = attrs.field(factory=list)
     """The client's frames, in order."""
+    messages: list[Sent] = attrs.field(factory=list)
+    """The client's messages, in order: of packets, which need not be frames, the JSON."""
     request: str = ""
     """The head of its upgrade request."""
     breach: tuple[float, str] | None = None
@@ -176,6 +179,8 @@ class FeedHistory:
     began: float
     confirmed: float = math.inf
     ended: float = math.inf
+    completed: float = math.inf
+    """When it came to its end in good order, though its session lived and its block was not left."""
     items: list[Record] = attrs.field(factory=list)
     """What was delivered, and the notices between, in order."""
 
@@ -221,7 +226,8 @@ class History:
             match record.what:
                 case "net.open":
                     links[record["link"]] = LinkHistory(record["link"], record["owner"], record["host"], record.at)
-                    readers[record["link"]] = _ClientReader(links[record["link"]])
+                    packets = PacketReader() if self.scenario.server == "broker" else None
+                    readers[record["link"]] = _ClientReader(links[record["link"]], packets)
                 case "net.write" if record["end"] == "client":
                     readers[record["link"]].read(record)
                 case "net.write":
@@ -247,6 +253,27 @@ class History:
                     pass
         return links
 
+    @cached_property
+    def said(self) -> dict[int, bytearray]:
+        """All that servers have written, by link."""
+        found: dict[int, bytearray] = defaultdict(bytearray)
+        for record in self.all("net.write"):
+            if record["end"] == "server":
+                found[record["link"]] += record["data"]
+        return found
+
+    def heard(self, pattern: bytes) -> Iterator[tuple[LinkHistory, float, re.Match[bytes]]]:
+        """Yield what servers said that fits a pattern, with its link, and when the client had read it.
+
+        What came while the client had paused reading it need not have looked at.
+        """
+        for number, text in self.said.items():
+            link = self.links[number]
+            for found in re.finditer(pattern, bytes(text)):
+                read_at = link.when_read(found.end())
+                if read_at is not None and not self.is_held(link.owner, read_at - LATE, read_at):
+                    yield link, read_at, found
+
     def link_of(self, owner: str, at: float) -> LinkHistory | None:
         """Return the link that a session holds open at a time; None where it holds none, or is closing one."""
         living = [link for link in self.links.values() if link.owner == owner and link.lives_at(at)]
@@ -267,6 +294,8 @@ class History:
                     found[key].confirmed = record.at
                 case "client.unsubscribed":
                     found[key].ended = record.at
+                case "client.completed":
+                    found[key].completed = record.at
                 case _:
                     found[key].items.append(record)
         return list(found.values())
@@ -293,10 +322,7 @@ class History:
     def asked_by_link(self) -> dict[int, list[tuple[Record, float]]]:
         """What the service was asked, by link; each with the time at which it was written."""
         found: dict[int, list[tuple[Record, float]]] = defaultdict(list)
-        messages = {
-            number: iter([sent.since for sent in link.sent if isinstance(sent.frame, str | bytes)])
-            for number, link in self.links.items()
-        }
+        messages = {number: iter([sent.since for sent in link.messages]) for number, link in self.links.items()}
         for record in self.all("server.asked"):
             found[record["link"]].append((record, next(messages[record["link"]], record.at)))
         return found
@@ -312,6 +338,17 @@ class History:
                 if record.at >= feed.began and record["verb"] == "subscribe" and feed.channel in record["channels"]
             ),
             math.inf,
+        )
+
+    def has_asked(self, feed: FeedHistory, since: float) -> bool:
+        """Return whether the client has written that it wants a channel, before a block was entered."""
+        return any(
+            since <= sent.since <= feed.confirmed
+            and '"subscribe"' in str(sent.frame)
+            and feed.channel in str(sent.frame)
+            for link in self.links.values()
+            if link.owner == feed.owner
+            for sent in link.messages
         )
 
     @cached_property
@@ -391,10 +428,9 @@ class History:
         """Every message with the name of an operation that a client handed to the network, by that name."""
         found: dict[str, list[tuple[LinkHistory, Sent]]] = defaultdict(list)
         for link in self.links.values():
-            for sent in link.sent:
-                if isinstance(sent.frame, str):
-                    for op in _OP.findall(sent.frame):
-                        found[op].append((link, sent))
+            for sent in link.messages:
+                for op in _OP.findall(str(sent.frame)):
+                    found[op].append((link, sent))
         return found
 
     @cached_property
@@ -408,10 +444,16 @@ class History:
         return Counter(record["op"] for record in self.all("server.asked") if record["op"] and not record["done"])
 
 
-_CONFIRMATIONS = {"json": '"auth_success"', "deribit": '"access_token"', "gateway": '"op":"(ready|resumed)"'}
+_CONFIRMATIONS = {
+    "json": '"auth_success"',
+    "deribit": '"access_token"',
+    "gateway": '"op":"(ready|resumed)"',
+    "broker": '"op":"connected"',
+    "exchange": '"op":"login","ok"',
+}
 """How each kind of service says that a client is authenticated."""
 _LONGEST_CONFIRMATION = 20
-_PROOFS = ('"auth"', '"public/auth"', '"identify"', '"resume"')
+_PROOFS = ('"auth"', '"public/auth"', '"identify"', '"resume"', '"connect"', '"login"')
 """What is in a message that authenticates."""
 
 
@@ -420,6 +462,8 @@ class _ClientReader:
     """Reads the frames of one client out of what it wrote."""
 
     link: LinkHistory
+    packets: PacketReader | None = None
+    """Where messages are packets: reads them out of the frames."""
     frames: ClientFrames = attrs.field(factory=ClientFrames)
     head: bytearray | None = attrs.field(factory=bytearray)
     """The request, while it is not whole."""
@@ -439,9 +483,18 @@ class _ClientReader:
         try:
             for frame, mask in self.frames.feed(data):
                 self.end = self.end + _size(frame)
-                self.link.sent.append(Sent(record.at, record["since"], frame, self.end, mask))
+                sent = Sent(record.at, record["since"], frame, self.end, mask)
+                self.link.sent.append(sent)
+                self._read_messages(sent)
         except ProtocolBreach as breach:
             self.link.breach = record.at, str(breach)
+
+    def _read_messages(self, sent: Sent) -> None:
+        if self.packets is not None and isinstance(sent.frame, bytes):
+            packets = self.packets.feed(sent.frame)
+            self.link.messages += [attrs.evolve(sent, frame=packet.decode()) for packet in packets]
+        elif isinstance(sent.frame, str | bytes):
+            self.link.messages.append(sent)
 
 
 def _owner(record: Record) -> str:
@@ -554,18 +607,19 @@ def _answers(history: History) -> Found:
 def _once(history: History) -> Found:
     repeated = Counter((record["channel"], record["number"]) for record in history.all("server.repeat"))
     for feed in history.feeds:
-        seen: Counter[int] = Counter()
+        seen: Counter[tuple[int, int]] = Counter()
         announced = False
         for record in feed.items:
             if record.what == "client.notice":
                 announced |= record["event"] == "Gap"
             elif not record.get("snapshot"):
                 number = record["number"]
-                seen[number] += 1
+                place = record.get("epoch", 0), number  # what is not acknowledged, a new link brings again
+                seen[place] += 1
                 # A number that a new link begins with, and that is known, is announced as a count begun anew.
                 known = repeated[feed.channel, number] if announced or not feed.tracked else 0
-                if seen[number] > 1 + known:
-                    yield record.at, f"{feed}: {number} came {seen[number]} times"
+                if seen[place] > 1 + known:
+                    yield record.at, f"{feed}: {number} came {seen[place]} times"
                 announced = False
 
 
@@ -602,12 +656,14 @@ def _ordered(history: History) -> Found:
     repeated = {(record["channel"], record["number"]) for record in history.all("server.repeat")}
     for feed in history.feeds:
         last: int | None = None
-        announced = False
+        announced, epoch = False, 0
         for record in feed.items:
             if record.what == "client.notice":
                 announced |= record["event"] in ("Gap", "Resynced")
                 continue
             number = record["number"]
+            if record.get("epoch", epoch) != epoch:
+                epoch, last = record["epoch"], None
             known = not feed.tracked and (feed.channel, number) in repeated
             known |= number == last and bool(record.get("snapshot"))  # the same state once more
             if last is not None and number <= last and not announced and not known:
@@ -717,7 +773,10 @@ def _confirmed(history: History) -> Found:
         if feed.confirmed == math.inf:
             continue
         up_since = max((at for at in opened[feed.owner] if at <= feed.confirmed), default=math.inf)
-        if not any(
+        if history.scenario.server == "broker":  # it confirms nothing: to have asked is enough
+            if not history.has_asked(feed, up_since):
+                yield feed.confirmed, f"{feed} was entered, and the service had not been asked"
+        elif not any(
             up_since <= record.at < feed.confirmed
             and record["verb"] == "subscribe"
             and feed.channel in record["channels"]
@@ -839,12 +898,15 @@ def _heartbeats(history: History) -> Found:
                         yield after, f"link {link.number}: no ping for {after - before:.3f} s"
     for record in history.events("AuthStarted"):
         on = history.link_of(_owner(record), record.at)
-        proofs = [sent for sent in on.sent if _is_proof(sent.frame) and sent.at >= record.at] if on else []
-        if on and proofs and (first := proofs[0].since) > record.at + 1.0:
+        proofs = [sent for sent in on.messages if _is_proof(sent.frame) and sent.at >= record.at] if on else []
+        asked = max([record.at, *(at for link, at, _ in history.heard(rb'"op":"welcome"') if link is on)])
+        if on and proofs and (first := proofs[0].since) > asked + 1.0:
             ends = {r.at for r in history.events("AuthUnsuccessful") + history.events("Authenticated")}
             is_of_another = any(record.at <= end < first for end in ends)
             is_stalled = any(sent.since < first and sent.at > record.at and sent.at > sent.since for sent in on.sent)
-            if not (is_of_another or is_stalled):
+            # What the service says first must be read first.
+            is_deaf = history.scenario.server == "exchange" and history.is_held(on.owner, record.at, first)
+            if not (is_of_another or is_stalled or is_deaf):
                 yield first, f"link {on.number}: the authentication of {record.at:.3f} was written at {first:.3f}"
 
 
@@ -950,7 +1012,9 @@ def _queues(history: History) -> Found:
     yield from _unread(history)
     most_calls = history.most_calls
     for record in history.all("client.peaks"):
-        if record["outbox"] > (most := most_calls[_owner(record)] + MOST_WAITING):
+        acked = [each.at for each in history.all("client.acked") if _owner(each) == _owner(record)]
+        acks = worst_window(acked, PING_INTERVAL + 2 * PONG_TIMEOUT)  # a write that stalls has so long
+        if record["outbox"] > (most := most_calls[_owner(record)] + MOST_WAITING + acks):
             yield record.at, f"{record['outbox']} messages waited to be sent, and {most} may"
 
 
@@ -959,20 +1023,27 @@ def _unread(history: History) -> Found:
 
     A read begins only while less waits than the bound. So what waits exceeds it by what one read brought, at most: the
     last one, or that before, where a pause keeps the last one back. But while a link is set up there is more room; what
-    was held back for a snapshot, or for the name of a subscription, comes all at once; and what then waits may stay.
+    was held back for a snapshot, a back-fill, or the name of a subscription, comes all at once; and what then waits may
+    stay.
     """
     reads: dict[str, list[int]] = defaultdict(list)
+    states: dict[str, str] = {}
     for record in history.records:
+        if record.get("event") in ("StateChanged", "Listening"):
+            states[_owner(record)] = record.get("new", record.get("state"))
         match record.what, record.get("event"):
             case "net.read", _ if record["end"] == "client":
                 reads[history.links[record["link"]].owner].append(record["size"])
-            case "client.event", "StateChanged" | "Listening" | "Resynced" | "SubscriptionConfirmed":
+            case ("client.event", "StateChanged" | "Listening" | "Resynced" | "SubscriptionConfirmed" | "Gap") | (
+                "client.page",
+                _,
+            ):
                 reads[_owner(record)].clear()
             case "client.waiting", _:
                 since = reads[_owner(record)]
                 waiting = record["inbox"] + LEAST_CHARGE * (record["feeds"] - record["ahead"])
                 most = INBOX_BYTES + CHARGE_PER_BYTE * max(since[-2:], default=0) + LONGEST_CHARGE
-                if len(since) < 3:
+                if len(since) < 3 or states.get(_owner(record)) != "ready":
                     most += SETUP_ROOM
                 if waiting > most:
                     yield record.at, f"{waiting} bytes and more waited to be received, and {most} may"
@@ -1007,7 +1078,7 @@ def _documented(history: History) -> Found:
         if outcome not in OUTCOMES[call] | {"ok", "cancelled", "ended"}:
             yield record.at, f"{call} raised {outcome}"
     for record in history.all("client.unsubscribed"):
-        if record["outcome"] not in ("left", "cancelled", "ended", "SubscriptionRejected", "SessionOver"):
+        if record["outcome"] not in ("left", "cancelled", "ended", "completed", "SubscriptionRejected", "SessionOver"):
             yield record.at, f"subscribe raised {record['outcome']}"
     for record in history.all("run.crashed"):
         yield record.at, f"{record['error']} left the clients"

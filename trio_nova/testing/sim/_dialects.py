@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import attrs
@@ -29,8 +29,9 @@ from trio_nova.handlers.auth import reveal
 from trio_nova.handlers.subscription import SubscriptionAnswer
 from trio_nova.readings import AuthOk, AuthRefused, Data, Granted, Other, Reading
 from trio_nova.testing.sim._scenario import BACKUP, CANARY, Scenario, ServerKind
+from trio_nova.testing.sim._servers import SimServer
 
-__all__ = ["DIALECTS", "DeribitDialect", "Dialect", "JsonDialect"]
+__all__ = ["DeribitDialect", "Dialect", "GatewayDialect", "JsonDialect", "NodeDialect"]
 
 
 @attrs.define(eq=False)
@@ -52,9 +53,15 @@ class Dialect(abc.ABC):
     kind: ClassVar[ServerKind]
     sends: ClassVar[bool] = True
     """Whether messages may be sent that nobody answers."""
+    acknowledges: ClassVar[bool] = False
+    """Whether what feeds deliver is acknowledged, once it has been processed."""
 
     host: str
     scenario: Scenario
+    server: SimServer
+    """What stands behind the host."""
+    note: Callable[..., object]
+    """Writes down what the client does."""
 
     @abc.abstractmethod
     def target(self) -> Target:
@@ -87,6 +94,10 @@ class Dialect(abc.ABC):
     def is_tracked(self, channel: str) -> bool:
         """Return whether the client notices what is missing from a channel."""
         return self.scenario.tracked
+
+    def book(self, feed: int, channel: str, item: Any) -> str | None:
+        """Return the book of a feed, once what it delivered is in there; None where it has none."""
+        return None
 
 
 class _Numbered(SubscriptionHandler):
@@ -317,9 +328,3 @@ class GatewayDialect(Dialect):
 
     def is_tracked(self, channel: str) -> bool:
         return True
-
-
-DIALECTS: Mapping[ServerKind, type[Dialect]] = {
-    dialect.kind: dialect for dialect in (JsonDialect, DeribitDialect, NodeDialect, GatewayDialect)
-}
-"""How each kind of service is spoken to, by `Scenario.server`."""

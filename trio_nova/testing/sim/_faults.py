@@ -22,8 +22,9 @@ from trio_nova.testing import _twists as twists
 from trio_nova.testing._frames import Opcode, encode_frame
 from trio_nova.testing._peer import Disconnected, Peer
 from trio_nova.testing._venue_link import VenueLink
+from trio_nova.testing.sim._exchange import ExchangeServer, StoreMood
 from trio_nova.testing.sim._net import DialFate, Host, Way, Weather
-from trio_nova.testing.sim._scenario import DETOUR, ELSEWHERE, ILLEGAL_NUMBER, MAX_MESSAGE, Scenario
+from trio_nova.testing.sim._scenario import BACKUP, DETOUR, ELSEWHERE, ILLEGAL_NUMBER, MAX_MESSAGE, Scenario
 from trio_nova.testing.sim._servers import SimServer
 from trio_nova.testing.sim._world import World
 
@@ -106,12 +107,15 @@ def fault_kind(
 def draw_schedule(seed: int, scenario: Scenario) -> tuple[Fault, ...]:
     """Return what goes wrong in the run of a seed: of few kinds, and in one seed of five of a single one.
 
-    Where clients lag, floods are always among them.
+    Where clients lag, floods are always among them. Those that only this kind of service has come often.
     """
     dice = random.Random(f"{seed}:faults")
     possible = [kind for kind in FAULTS.values() if not kind.servers or scenario.server in kind.servers]
-    enabled = [kind for kind in possible if dice.random() < 0.25] if dice.random() < 0.8 else []
+    several = dice.random() < 0.8
+    enabled = [kind for kind in possible if dice.random() < 0.25] if several else []
     enabled = enabled or [dice.choice(possible)]
+    if several:
+        enabled += 3 * [kind for kind in possible if kind.servers and not kind.is_fatal and dice.random() < 0.5]
     if scenario.lags and FAULTS["flood"] not in enabled:
         enabled.append(FAULTS["flood"])
     count = dice.randint(1, max(1, round(scenario.length / 8)))
@@ -165,7 +169,7 @@ def heal(world: World) -> None:
             way.release()
             way.changed.unpark_all()
     for server in world.servers.values():
-        server.venue.behave()
+        server.calm_down()
     world.healed.set()
 
 
@@ -530,6 +534,47 @@ def _flood(world: World, fault: Fault) -> None:
     for _ in range(fault.args["count"]):
         for channel in server.channels():
             server.emit(channel)
+
+
+_MOODS: tuple[StoreMood, ...] = ("slow", "silent", "failing", "too much", "too little", "behind")
+
+
+@fault_kind("refused for now", servers=("broker", "exchange"), count=(1, 4))
+def _refuse_for_now(world: World, fault: Fault) -> None:
+    _server(world).refuse_for_now(fault.args["count"])
+    _drop_links(world)
+
+
+@fault_kind("streams ended", servers=("broker",), drop=(True, False, False))
+def _end_streams(world: World, fault: Fault) -> None:
+    server = _server(world)
+    for channel in server.channels():
+        server.end_stream(channel)
+    if fault.args["drop"]:
+        world.net.call_at(trio.current_time() + 2.0, partial(_drop_links, world))
+
+
+@fault_kind("too fast", servers=("exchange",), retry_after=(2.0, 6.0))
+def _slow_down(world: World, fault: Fault) -> None:
+    _server(world).venue.send({"op": "slow", "retry_after": fault.args["retry_after"]})
+
+
+@fault_kind("go away", servers=("exchange",), to=("", "/moved", BACKUP), within=(None, 5.0))
+def _go_away(world: World, fault: Fault) -> None:
+    server, to, within = _server(world), fault.args["to"], fault.args["within"]
+    url = f"ws://{server.name}{to}" if to.startswith("/") else f"ws://{to}/" if to in server.addresses else None
+    for link in server.venue.live_links:
+        link.say({"op": "goaway", "url": url, "within": within})
+        if within is not None:
+            world.net.call_at(trio.current_time() + within, partial(link.close, 1001, "maintenance"))
+
+
+@fault_kind("store", lasts=(2.0, 30.0), servers=("exchange",), mood=_MOODS)
+def _upset_store(world: World, fault: Fault) -> Undo:
+    server = _server(world)
+    assert isinstance(server, ExchangeServer)
+    server.set_mood(fault.args["mood"])
+    return partial(server.set_mood, "fine")
 
 
 _ILLEGAL: Mapping[str, tuple[int, Callable[[bytes], bytes]]] = {

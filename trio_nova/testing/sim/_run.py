@@ -18,9 +18,9 @@ from trio_nova.testing.sim._checks import MOST_TEXT, History, Violation, check
 from trio_nova.testing.sim._determinism import deterministic
 from trio_nova.testing.sim._faults import Fault, draw_schedule, make_fair, play_schedule
 from trio_nova.testing.sim._journal import Journal
+from trio_nova.testing.sim._kinds import SERVERS
 from trio_nova.testing.sim._net import SimNet
 from trio_nova.testing.sim._scenario import BACKUP, CANARY, ELSEWHERE, Scenario, draw_scenario
-from trio_nova.testing.sim._servers import SERVERS
 from trio_nova.testing.sim._sights import look
 from trio_nova.testing.sim._workload import drive
 from trio_nova.testing.sim._world import World

@@ -38,9 +38,10 @@ BUDGET_RESERVE = 0.6
 INBOX_BYTES = 16_384
 """That may wait to be received: few, so that a flood fills it."""
 
-ServerKind: TypeAlias = Literal["json", "deribit", "node", "gateway"]
+ServerKind: TypeAlias = Literal["json", "deribit", "node", "gateway", "broker", "exchange"]
 """A plain JSON service; one like Deribit; one like an Ethereum node, with a new id for each subscription; a gateway
-that resumes sessions, and replays what was missed."""
+that resumes sessions, and replays what was missed; a broker, which delivers until it is told that all was processed; an
+exchange with a store beside it."""
 
 
 @attrs.frozen(kw_only=True)
@@ -70,7 +71,7 @@ class Scenario:
     batch: int = 1
     """Channels that one message asks for."""
     limit: int | None = None
-    """Messages that the client may send in any 10 s; None: any number."""
+    """Messages that the client may send in any 10 s; None: any number. Not for a broker's."""
     budget: int | None = None
     """Dials that all clients together may begin in any 10 s; None: any number."""
     has_backup: bool = False
@@ -91,8 +92,8 @@ def draw_scenario(seed: int) -> Scenario:
     """Return the set-up of a seed."""
     rng = random.Random(f"{seed}:scenario")
     tracked = rng.random() < 0.6
-    return Scenario(
-        server=rng.choice(("json", "json", "json", "deribit", "node", "gateway")),
+    drawn = Scenario(
+        server=rng.choice(("json", "json", "json", "deribit", "node", "gateway", "broker", "exchange")),
         clients=2 if rng.random() < 0.2 else 1,
         channels=rng.choice((1, 3, 3, 6)),
         length=float(rng.choice((60, 100, 100, 140))),
@@ -114,3 +115,5 @@ def draw_scenario(seed: int) -> Scenario:
         direct=rng.random() < 0.5,
         lags=rng.random() < 0.25,
     )
+    # Each acknowledgement counts: a limit would hold back more and more of them.
+    return attrs.evolve(drawn, limit=None) if drawn.server == "broker" else drawn

@@ -1,7 +1,7 @@
 """The services of a simulation: venues that enforce their rules, told by the seed when something happens.
 
 Each `SimServer` wraps a venue of `trio_nova.testing` and adds what a simulation needs of it: data by the
-clock, restarts with and without their memory, and the journal. `SERVERS` lists them; what their clients
+clock, restarts with and without their memory, and the journal. `_kinds` lists them; what their clients
 need is in `_dialects`.
 """
 
@@ -26,7 +26,7 @@ from trio_nova.testing.sim._net import Host, SimNet, SimStream
 from trio_nova.testing.sim._scenario import CANARY, Scenario, ServerKind
 from trio_nova.testing.venue import Venue
 
-__all__ = ["SERVERS", "DeribitServer", "GatewayServer", "JsonServer", "NodeServer", "SimServer", "find_op"]
+__all__ = ["ERA_STRIDE", "DeribitServer", "GatewayServer", "JsonServer", "NodeServer", "SimServer", "find_op"]
 
 ERA_STRIDE = 100_000
 """By which a service that has lost its memory begins its numbers elsewhere: nobody can take them for a continuation."""
@@ -103,6 +103,22 @@ class SimServer(abc.ABC):
     @abc.abstractmethod
     def has_executed(self, asked: Asked, op: str) -> bool:
         """Return whether what was asked last, an operation of this name, was done, and not refused."""
+
+    def refuse_for_now(self, count: int) -> None:
+        """Refuse the next subscriptions, for now; only asked of services that can."""
+        raise NotImplementedError
+
+    def end_stream(self, channel: str) -> None:
+        """Say that there is no more to come of a channel, to those who hear it; only asked of services that can."""
+        raise NotImplementedError
+
+    def calm_down(self) -> None:
+        """Take back what misbehaviour was ordered and has not happened yet."""
+        self.venue.behave()
+
+    def unacked(self) -> dict[str, list[tuple[str, int]]]:
+        """Return channel and number of what was delivered and is not acknowledged, by the network's number of links."""
+        return {}
 
     @property
     def first_number(self) -> int:
@@ -615,9 +631,3 @@ class GatewayServer(SimServer):
 
     def _note_resume(self, link: VenueLink, session: str, accepted: bool) -> None:
         self.net.journal.add("server.resume", link=self.net_link(link), channel=session, accepted=accepted)
-
-
-SERVERS: Mapping[ServerKind, type[SimServer]] = {
-    server.kind: server for server in (JsonServer, DeribitServer, NodeServer, GatewayServer)
-}
-"""What may stand behind a host, by `Scenario.server`."""

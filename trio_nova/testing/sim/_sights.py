@@ -52,6 +52,46 @@ def _not_resumed(history: History) -> bool:
     return any(not record["accepted"] for record in history.all("server.resume"))
 
 
+@sight("a message delivered again, as it was not acknowledged")
+def _again(history: History) -> bool:
+    return any(record.get("again") for record in history.all("client.data"))
+
+
+@sight("an acknowledgement whose link was gone")
+def _too_late(history: History) -> bool:
+    return bool(history.all("client.unacked"))
+
+
+@sight("a channel that ended")
+def _completed(history: History) -> bool:
+    return bool(history.all("client.completed"))
+
+
+@sight("a link that ended without a farewell")
+def _will(history: History) -> bool:
+    return bool(history.all("server.will"))
+
+
+@sight("a subscription refused for now")
+def _busy(history: History) -> bool:
+    return bool(history.all("server.busy"))
+
+
+@sight("a hole filled from elsewhere")
+def _filled(history: History) -> bool:
+    return any(record["numbers"] for record in history.all("client.page"))
+
+
+@sight("a hole filled page by page")
+def _pages(history: History) -> bool:
+    return any(record["more"] is not None for record in history.all("client.page"))
+
+
+@sight("a wish of the service's to move")
+def _moved(history: History) -> bool:
+    return bool(history.events("MoveAsked"))
+
+
 @sight("a gap notice")
 def _gap(history: History) -> bool:
     return any(record["event"] == "Gap" for record in history.all("client.notice"))

@@ -25,7 +25,16 @@ import attrs
 import msgspec
 import trio
 
-from trio_nova import Buffer, Connection, ExponentialBackoff, Feed, FeedOptions, RateLimitHandler, open_connection
+from trio_nova import (
+    Buffer,
+    Connection,
+    Delivery,
+    ExponentialBackoff,
+    Feed,
+    FeedOptions,
+    RateLimitHandler,
+    open_connection,
+)
 from trio_nova.core.limits import RollingWindow
 from trio_nova.core.session import State
 from trio_nova.errors import NovaError
@@ -40,7 +49,8 @@ from trio_nova.events import (
     SessionEnded,
 )
 from trio_nova.observe.logging import LoggingHandler, describe_event
-from trio_nova.testing.sim._dialects import DIALECTS, Dialect
+from trio_nova.testing.sim._dialects import Dialect
+from trio_nova.testing.sim._kinds import DIALECTS
 from trio_nova.testing.sim._scenario import (
     BACKOFF_CAP,
     CLOSE_TIMEOUT,
@@ -73,6 +83,7 @@ AWAKE = (1.0, 10.0)
 """Seconds that it takes messages in between."""
 
 _NOTICES = (Gap, Resynced, Dropped, FeedStale)
+_OVER = (State.CLOSING, State.CLOSED, State.FAILED)
 
 
 async def drive(world: World) -> None:
@@ -81,10 +92,7 @@ async def drive(world: World) -> None:
     ops = itertools.count(1)
     async with trio.open_nursery() as nursery:
         for number in range(1, world.scenario.clients + 1):
-            dialect = DIALECTS[world.scenario.server](host, world.scenario)
-            nursery.start_soon(
-                Client(world, number, dialect, world.servers[host], ops).run, name=f"sim:client {number}"
-            )
+            nursery.start_soon(Client(world, number, world.servers[host], ops).run, name=f"sim:client {number}")
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -105,7 +113,6 @@ class Client:
 
     world: World
     number: int
-    dialect: Dialect
     server: SimServer
     """Only looked at: which channels there are, and what was granted in the end."""
     ops: Iterator[int]
@@ -115,12 +122,15 @@ class Client:
     dials_at: float = 0.0
     """When the session dials again, as it said last."""
     feeds: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
-    open_feeds: dict[int, Feed] = attrs.field(factory=dict)
+    open_feeds: dict[int, Feed[Any]] = attrs.field(factory=dict)
     """Those of the present session whose blocks are entered, by their number."""
     dice: random.Random = attrs.field(init=False)
+    dialect: Dialect = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.dice = self.world.dice(f"client {self.number}")
+        scenario = self.world.scenario
+        self.dialect = DIALECTS[scenario.server](self.server.name, scenario, self.server, self.note)
 
     def note(self, what: str, **fields: Any) -> None:
         self.world.journal.add(what, client=self.number, session=self.sessions, **fields)
@@ -223,6 +233,7 @@ class Client:
             outbox=statistics.outbox_messages,
             links=statistics.links,
             granted={str(link): names for link, names in self.server.granted().items()},
+            **({"unacked": self.server.unacked()} if self.dialect.acknowledges else {}),
         )
 
     # ------------------------------------------------------------------- watching
@@ -281,10 +292,12 @@ class Client:
                     async with conn.subscribe(channel, feed=FeedOptions(notices=True)) as items:
                         self.note("client.subscribed", **about)
                         self.open_feeds[feed] = items
-                        async for item in items:
-                            self._note_item(about, item)
-                            await naps.nap_if_tired()
-                if scope.cancelled_caught:
+                        await self._take_all(about, items, naps)
+                        if conn.state not in _OVER:  # the service says that there is no more to come
+                            self.note("client.completed", **about)
+                            outcome = "completed"
+                            await trio.sleep(dice.uniform(0.0, 20.0))
+                if scope.cancelled_caught and outcome != "completed":
                     outcome = "cancelled"
             except NovaError as error:
                 outcome = _kind(error)
@@ -295,12 +308,39 @@ class Client:
                 self.open_feeds.pop(feed, None)
                 self.note("client.unsubscribed", **about, outcome=outcome)
 
+    async def _take_all(self, about: dict[str, Any], feed: Feed[Any], naps: _Naps) -> None:
+        """Take all that a feed delivers, until its end; acknowledge it, where that is wanted."""
+        if not self.dialect.acknowledges:
+            async for item in feed:
+                self._note_item(about, item)
+                await naps.nap_if_tired()
+            return
+        async for delivery in feed.deliveries():
+            if isinstance(delivery, Delivery):
+                await self._process(about, delivery, naps.dice)
+            else:
+                self._note_item(about, delivery)
+            await naps.nap_if_tired()
+
+    async def _process(self, about: dict[str, Any], delivery: Delivery[Any], dice: random.Random) -> None:
+        number, again = self.dialect.number(about["channel"], delivery.payload), delivery.payload["again"]
+        self.note("client.data", **about, number=number, epoch=delivery.epoch, again=again)
+        if not self.world.healed.is_set():
+            await trio.sleep(dice.choice((0.0, 0.0, 0.0, 0.05, 0.3)))
+        self.note("client.acked", channel=about["channel"], number=number, epoch=delivery.epoch)
+        try:
+            delivery.ack()
+        except NovaError as error:
+            self.note("client.unacked", channel=about["channel"], number=number, error=_kind(error))
+
     def _note_item(self, about: dict[str, Any], item: Any) -> None:
         if isinstance(item, _NOTICES):
             self.note("client.notice", **{**describe_event(item), **about})
         else:
             number, snapshot = self.dialect.number(about["channel"], item), self.dialect.is_snapshot(item)
-            self.note("client.data", **about, number=number, **({"snapshot": True} if snapshot else {}))
+            book = self.dialect.book(about["feed"], about["channel"], item)
+            known = {"snapshot": True} if snapshot else {}
+            self.note("client.data", **about, number=number, **known, **({} if book is None else {"book": book}))
 
     # ------------------------------------------------------------------- operations
 
