@@ -164,11 +164,9 @@ class Readings:
         if is_mapping and message.get("type") not in ANSWERS:
             channel = message.get("channel")
             if channel is not None and isinstance(channel, (str, Hashable)):
-                if (
-                    self._reads_grants
-                    and self._standing.awaits_answers
-                    and (grants := self._read_grants(message)) is not None
-                ):
+                # A hook that reads grants may know one that has the form of data, and is of nothing we have asked for.
+                grants = self._read_grants(message) if self._reads_grants else None
+                if grants is not None:
                     return grants
                 return Data(channel, message)
         return self._read_grants(message)

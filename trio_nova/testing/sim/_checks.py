@@ -687,6 +687,8 @@ def _illegal(history: History) -> Found:
             continue  # it never arrived, or never left
         if link.broken is not None and link.broken <= read_at + CLOSE_TIMEOUT:
             continue
+        if history.is_held(link.owner, read_at - LATE, read_at):
+            continue  # nobody has looked at it yet: reading stands still
         closed = math.inf if link.client_closed is None else link.client_closed
         said = [s.frame.code for s in link.sent if isinstance(s.frame, ClosePayload) and s.at >= read_at]
         if said and said[0] != record["code"] and history.left_at(link) > read_at:
