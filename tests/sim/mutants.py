@@ -433,10 +433,10 @@ mutant(
     "Pings wait behind the messages of the application.",
     "R3 L1",
     Edit(
-        Writer,
-        "control",
-        'lane=Lane.CONTROL, purpose="control"',
-        'lane=Lane.APPLICATION, purpose="message"',
+        Heartbeat,
+        "_outgoing",
+        'outgoing_message(message, lane=Lane.CONTROL, purpose="control")',
+        'outgoing_message(message, lane=Lane.APPLICATION, purpose="message")',
     ),
 )
 mutant(
