@@ -145,7 +145,7 @@ class Connection(Generic[M_co]):
 
     @property
     def url(self) -> str:
-        """Where it connects to, without secrets: the target, or that of the `failover` addresses which is in use."""
+        """The address that it connects to, without secrets: the target's, or the one of `failover` that is in use."""
         return str(self._session.route.stand_by or self._session.url)
 
     @property

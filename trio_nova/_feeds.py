@@ -100,7 +100,7 @@ class Carrier(Protocol):
 
 
 class SharedAck:
-    """What acknowledges a message to the service that several read: it leaves when the last of them is done with it."""
+    """The acknowledgement of a message that several read: it leaves when the last of them is done with the message."""
 
     __slots__ = ("_message", "_readers")
 
@@ -141,9 +141,9 @@ class Delivery(msgspec.Struct, Generic[M_co]):
     channel: str
     """The channel of the feed that it belongs to; "" for an ordinary message."""
     step: Step | None
-    """Where it stands in the channel's sequence; None: it does not say."""
+    """Its place in the channel's sequence; None: it does not say."""
     id: Hashable | None
-    """What tells it from others; None: nothing does."""
+    """Its name, by which repetitions are told; None: it has none."""
     epoch: int
     """The number of the link that brought it; 0: it was asked for elsewhere."""
     at: float
@@ -188,7 +188,7 @@ class Feed(Receiver[M_co]):
     """Of each conflation key, the serial number of its message in the queue."""
     _session: Session = attrs.field(kw_only=True, alias="session")
     _type: Any = attrs.field(kw_only=True, alias="type")
-    """What payloads are converted to; None: they stay as they are."""
+    """The type to which payloads are converted; None: they stay as they are."""
     _sources: set[int] = attrs.field(factory=set, init=False)
     """The ids of its subscriptions that have not ended."""
 
@@ -362,7 +362,7 @@ class Subscription:
 
     @property
     def label(self) -> str:
-        """What it is called, in events and errors: the channel, and the params where there are some."""
+        """Its name in events and errors: the channel, and the params where there are some."""
         if not self.params:
             return self.channel
         try:

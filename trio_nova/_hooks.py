@@ -117,7 +117,7 @@ class Handlers:
     correlation: Correlation
     heartbeat: Heartbeat
     dialects: tuple[Dialect, ...] = ()
-    """What speaks for them: that of the link, and the adapter."""
+    """The dialects that speak for them: that of the link, and the adapter."""
     _given: frozenset[str] = attrs.field(default=frozenset(), alias="given")
     """The strategies that were given at the call, by the name of their option."""
     _plain: Handlers | None = attrs.field(default=None, alias="plain")

@@ -57,7 +57,7 @@ class Mailbox(BoundedQueue[T]):
     plain: bool = attrs.field(default=True, init=False)
     """Whether taking an item is no more than that: nobody is to be told."""
     mode: Mode = "payloads"
-    """How its items are taken; undecided until the first is: meanwhile all that is known of each is kept."""
+    """The way in which its items are taken; undecided until the first is: until then all that is known is kept."""
     strip: Callable[[T], T] | None = None
     """Makes of an item that is kept with all that is known of it the one that is received as a payload."""
     turns: int = attrs.field(default=_FULL_CHECKPOINT_EVERY, init=False)

@@ -1,4 +1,4 @@
-"""Where the next link is dialled, and what it resumes: by what failed, and what the service said, before."""
+"""The way to the next link: its address, and what it resumes, by what failed and what the service said before."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Route"]
 
 @attrs.define(eq=False, repr=False)
 class Route:
-    """What is known about the next link before it is dialled."""
+    """The facts about the next link that are known before it is dialled."""
 
     stand_by: Url | None = attrs.field(default=None, init=False)
     """The one of the `failover` addresses that is in use; None: the target is."""

@@ -1,4 +1,4 @@
-"""What each message of a link is: said once, by the first that has a word for it."""
+"""The reading of messages on a link: each is read once, by the first that has a word for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from trio_nova._link.grant import Grant
 from trio_nova._link.life import LinkLife
 from trio_nova._link.standing import Standing
 from trio_nova.errors import BadMessage
-from trio_nova.handlers import SubscriptionHandler, overrides
 from trio_nova.handlers.subscription import ANSWERS, SubscriptionAnswer
 from trio_nova.readings import Answer, AuthOk, AuthRefused, Data, Many, Other, Reading
 
@@ -39,16 +38,23 @@ class Readings:
     _reads_channels: Read | None = attrs.field(init=False)
     _reads_grants: bool = attrs.field(init=False)
     """Whether a hook may read a grant in any message; else its type says that it is one."""
+    _has_read_grants: bool = attrs.field(init=False)
+    """Whether that hook has been asked about every message that is read by default."""
     _field: str = attrs.field(init=False)
     """The name under which a mapping bears an id."""
 
     def __attrs_post_init__(self) -> None:
         handlers, hooks = self._life.handlers, self._life.hooks
         self._first = tuple(self._given_readers()) + (() if hooks.reads is None else (hooks.reads,))
-        self._reads_heartbeats = handlers.heartbeat.read if hooks.reads_heartbeats else None
+        # What was given at the call has been asked already: by default it is not asked again.
+        is_asked = handlers.is_given
+        reads_heartbeats = hooks.reads_heartbeats and not is_asked("heartbeat")
+        self._reads_heartbeats = handlers.heartbeat.read if reads_heartbeats else None
         self._reads_answers = handlers.correlation.read if hooks.reads_answers else None
-        self._reads_channels = handlers.subscription.read if hooks.reads_channels else None
+        reads_channels = hooks.reads_channels and not is_asked("subscription_handler")
+        self._reads_channels = handlers.subscription.read if reads_channels else None
         self._reads_grants = hooks.reads_grants
+        self._has_read_grants = hooks.reads_grants and is_asked("subscription_handler")
         self._field = handlers.correlation.field
 
     def _given_readers(self) -> Sequence[Read]:
@@ -64,7 +70,7 @@ class Readings:
         if handlers.is_given("subscription_handler"):
             if hooks.reads_channels:
                 given.append(handlers.subscription.read)
-            if overrides(handlers.subscription, SubscriptionHandler, "handle_subscription_response"):
+            if hooks.reads_grants:
                 given.append(self._read_grants)
         return given
 
@@ -165,11 +171,9 @@ class Readings:
             channel = message.get("channel")
             if channel is not None and isinstance(channel, (str, Hashable)):
                 # A hook that reads grants may know one that has the form of data, and is of nothing we have asked for.
-                grants = self._read_grants(message) if self._reads_grants else None
-                if grants is not None:
-                    return grants
-                return Data(channel, message)
-        return self._read_grants(message)
+                asks = self._reads_grants and not self._has_read_grants
+                return (self._read_grants(message) if asks else None) or Data(channel, message)
+        return None if self._has_read_grants else self._read_grants(message)
 
     def _read_grants(self, message: Any) -> Reading | None:
         handler = self._life.handlers.subscription

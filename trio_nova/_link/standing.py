@@ -150,11 +150,6 @@ class Standing:
             or self.link_tracker is not None
         )
 
-    @property
-    def awaits_answers(self) -> bool:
-        """Whether the service is still to say what it grants, in messages of their own."""
-        return bool(self.book.requested) and not self._life.handlers.subscription.correlated
-
     def knows(self, reading: Reading) -> bool:
         """Whether a reading is of a channel of ours, or one given up a moment ago, or grants what is asked for."""
         match reading:

@@ -29,7 +29,7 @@ class Writer:
     _stream: Link
     _outbound: Outbound
     _answers: object
-    """What encodes messages when they leave, and writes questions down."""
+    """The encoder of messages that leave, where questions are written down too."""
     outbox: Outbox = attrs.field(init=False)
     _changed: Signal = attrs.field(factory=Signal, init=False)
     """Wakes the task."""
