@@ -1867,3 +1867,22 @@ async def test_the_groups_of_a_split_may_be_iterators(autojump_clock: trio.abc.C
     service = Service(grant_all)
     async with ScriptedServer(service) as server, connect(server, Splits()) as conn, conn.subscribe(["a", "b"]):
         assert service.told == [[{"subs": ["a"]}, {"subs": ["b"]}]]
+
+
+async def test_a_correlation_given_at_the_call_takes_no_data_that_bear_an_id_for_answers(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    class ByNumber(Correlation):
+        def tag(self, message: Any, id: Any) -> Any:
+            return {**message, "number": id}
+
+        def read(self, message: Any) -> Answer | None:
+            return Answer(message, message["number"]) if "number" in message else None
+
+    def says(message: Any) -> list[Any]:
+        return grant(message) or [{"is": "data", "of": "a", "x": 1, "number": 7}, {"number": message["number"]}]
+
+    async with ScriptedServer(Service(says)) as server, connect(server, Plain(), correlation=ByNumber()) as conn:
+        async with conn.subscribe("a") as feed:
+            assert await soon(conn.request({"op": 1})) == {"number": 1}
+            assert await soon(feed.receive()) == 1

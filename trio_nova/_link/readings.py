@@ -66,7 +66,7 @@ class Readings:
         if handlers.is_given("auth_handler"):
             given.append(self._read_login)
         if handlers.is_given("correlation") and hooks.reads_answers:
-            given.append(self._read_answer)
+            given.append(self._read_awaited)
         if handlers.is_given("subscription_handler"):
             if hooks.reads_channels:
                 given.append(handlers.subscription.read)
@@ -162,6 +162,11 @@ class Readings:
             return None
         id = message.get(self._field)
         return Unjudged(message, id) if id is not None and isinstance(id, (str, int, Hashable)) else None
+
+    def _read_awaited(self, message: Any) -> Answer | None:
+        """Return a message as an answer where that is awaited: else it may be data that bear an id."""
+        answer = self._read_answer(message) if self._answers.expecting else None
+        return answer if answer is not None and self._answers.awaits(answer.id) else None
 
     def _read_channel(self, message: Any) -> Reading | None:
         if self._reads_channels is not None and (reading := self._reads_channels(message)) is not None:
